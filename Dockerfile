@@ -1,0 +1,30 @@
+# The kernel: one image for every command (api, worker, migrate, serve, …).
+#   docker build --tag tabulum-kernel .
+#   docker run --publish 127.0.0.1:8080:8080 --volume tabulum:/data tabulum-kernel   # one process on embedded storage
+
+FROM node:26.7.0-trixie-slim AS dependencies
+WORKDIR /app
+COPY package.json package-lock.json ./
+# No package's scripts run. The only one that has any brings a Node along, and the image has its own.
+RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
+
+FROM node:26.7.0-trixie-slim
+ENV NODE_ENV=production DATA_DIR=/data
+# For embedded storage only. A volume takes the owner from here; nothing else is ever written.
+RUN install --directory --owner=node --group=node --mode=0700 /data
+WORKDIR /app
+COPY --from=dependencies /app/node_modules node_modules
+COPY package.json LICENSE ./
+COPY migrations migrations
+COPY src src
+# The user `node`, as a number so that Kubernetes can see that it is not root.
+USER 1000:1000
+VOLUME /data
+EXPOSE 8080 9090
+# Says no while the process starts and while it drains, as for a load balancer.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --start-interval=1s --retries=3 \
+  CMD ["node", "--eval", "fetch(`http://127.0.0.1:${process.env.INTERNAL_PORT || 9090}/readyz`).then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
+# Without a shell in between, so that SIGTERM reaches the program, which handles it as the first process too.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["node", "src/main.ts"]
+CMD ["serve"]

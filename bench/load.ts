@@ -1,0 +1,108 @@
+/** A closed loop of requests against one server: so many connections, each asking again as soon as it is answered. */
+import { readFileSync } from 'node:fs'
+import { Pool } from 'undici'
+
+/** Connections, and so requests under way. More than one process has threads for, few enough that latency is not all queueing. */
+export const CONNECTIONS = 32
+const WARM_UP_S = 0.5
+const DEADLINE_MS = 30_000
+/** Of Linux, in which /proc counts CPU time; 100 on every platform that Node runs on. */
+const TICKS_PER_S = 100
+
+export interface Ask {
+  method: 'GET' | 'POST' | 'PUT' | 'DELETE'
+  path: string
+  token?: string
+  json?: unknown
+}
+
+export interface Figures {
+  requests: number
+  /** Answers other than 2xx: more than 0 means that the figures are of something else. */
+  failed: number
+  perSecond: number
+  p50Ms: number
+  p99Ms: number
+  /** CPU milliseconds of each process a request. */
+  cpuMsPerRequest: Record<string, number>
+}
+
+/**
+ * Sends what `next` gives, for so many seconds after a warm-up, or until it gives undefined. `next` is called with the number of the
+ * request, from 0. `pids` names the processes whose CPU time is counted.
+ */
+export async function load(
+  baseUrl: string,
+  seconds: number,
+  next: (index: number) => Ask | undefined,
+  pids: Readonly<Record<string, number>> = {},
+): Promise<Figures> {
+  const pool = new Pool(baseUrl, { connections: CONNECTIONS, headersTimeout: DEADLINE_MS, bodyTimeout: DEADLINE_MS })
+  const latencies: number[] = []
+  let failed = 0
+  let index = 0
+  let warmUntil = performance.now() + WARM_UP_S * 1_000
+  let cpuBefore = cpuTimes(pids)
+  let begin = performance.now()
+  let warm = true
+  const end = warmUntil + seconds * 1_000
+  const loop = async () => {
+    while (performance.now() < end) {
+      const ask = next(index++)
+      if (ask === undefined) return
+      const sent = performance.now()
+      const { statusCode, body } = await pool.request({
+        method: ask.method,
+        path: ask.path,
+        headers: {
+          ...(ask.token === undefined ? {} : { authorization: `Bearer ${ask.token}` }),
+          ...(ask.json === undefined ? {} : { 'content-type': 'application/json' }),
+        },
+        body: ask.json === undefined ? null : JSON.stringify(ask.json),
+      })
+      await body.dump()
+      const now = performance.now()
+      if (warm && now >= warmUntil) {
+        warm = false
+        warmUntil = now
+        begin = now
+        cpuBefore = cpuTimes(pids)
+        latencies.length = 0
+        failed = 0
+        continue
+      }
+      if (statusCode >= 300) failed++
+      latencies.push(now - sent)
+    }
+  }
+  await Promise.all(Array.from({ length: CONNECTIONS }, loop))
+  const elapsed = (performance.now() - begin) / 1_000
+  const cpuAfter = cpuTimes(pids)
+  await pool.close()
+  latencies.sort((one, other) => one - other)
+  const at = (share: number) => latencies[Math.min(latencies.length - 1, Math.floor(latencies.length * share))] ?? 0
+  return {
+    requests: latencies.length,
+    failed,
+    perSecond: latencies.length / elapsed,
+    p50Ms: at(0.5),
+    p99Ms: at(0.99),
+    cpuMsPerRequest: Object.fromEntries(
+      Object.keys(pids).map((name) => [
+        name,
+        ((cpuAfter[name] ?? 0) - (cpuBefore[name] ?? 0)) / Math.max(1, latencies.length),
+      ]),
+    ),
+  }
+}
+
+/** CPU milliseconds that each process has used, user and system. */
+function cpuTimes(pids: Readonly<Record<string, number>>): Record<string, number> {
+  return Object.fromEntries(
+    Object.entries(pids).map(([name, pid]) => {
+      // The name of the program, in brackets, may hold blanks; the fields that follow do not. See proc_pid_stat(5).
+      const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)?.split(' ') ?? []
+      return [name, ((Number(fields[11]) + Number(fields[12])) * 1_000) / TICKS_PER_S]
+    }),
+  )
+}

@@ -1,0 +1,80 @@
+/** The port that each request passes: is there a live session for its token, and is there a request left in its bucket. */
+import type { PresentedToken } from './tokens.ts'
+
+export const CATEGORIES = ['message', 'state_read', 'state_write', 'registry_read'] as const
+export type Category = (typeof CATEGORIES)[number]
+
+/** Who a verified token belongs to: an agent's address or an operator's id. */
+export interface Session {
+  identity: string
+}
+
+/** A token bucket's size and the time in which an empty one fills. */
+export interface Allowance {
+  limit: number
+  periodMs: number
+}
+
+export interface BucketState {
+  allowed: boolean
+  limit: number
+  /** Whole requests left. */
+  remaining: number
+  /** When the bucket is full again, unix time in ms. */
+  fullAtMs: number
+  /** Until the next request may come; 0 if allowed. */
+  retryAfterMs: number
+}
+
+export interface Admission {
+  /**
+   * Finds the session of a token and, if there is one, takes one request from the agent's bucket of the category; without
+   * a category takes nothing. One round trip.
+   */
+  admit(token: PresentedToken, category?: Category): Promise<{ session: Session; bucket?: BucketState } | undefined>
+
+  /**
+   * Remembers a session that was just verified, for the session TTL at most, then admits it as `admit` does. Undefined if it was
+   * revoked meanwhile.
+   */
+  open(
+    token: PresentedToken,
+    session: Session,
+    category?: Category,
+  ): Promise<{ session: Session; bucket?: BucketState } | undefined>
+
+  /** Takes one request from the bucket of a client address for registering operators. */
+  admitClient(clientAddress: string): Promise<BucketState>
+
+  /** Ends the session of the token that is looked up by `lookup`, on every node. */
+  revoke(lookup: Buffer): Promise<void>
+}
+
+/**
+ * The generic cell rate algorithm (ITU-T I.371): a bucket as one number, the time at which it is full again. Returns the state and
+ * the number to keep. The Lua script of the cluster does the same.
+ */
+export function takeFrom(
+  fullAt: number | undefined,
+  { limit, periodMs }: Allowance,
+  now: number,
+): { state: BucketState; fullAtMs: number } {
+  const interval = periodMs / limit
+  const current = Math.max(fullAt ?? now, now)
+  const next = current + interval
+  const allowed = next <= now + periodMs + TOLERANCE * interval
+  const kept = allowed ? next : current
+  return {
+    fullAtMs: kept,
+    state: {
+      allowed,
+      limit,
+      remaining: Math.max(0, Math.floor((now + periodMs - kept) / interval + TOLERANCE)),
+      fullAtMs: kept,
+      retryAfterMs: allowed ? 0 : next - now - periodMs,
+    },
+  }
+}
+
+/** Sums of intervals are not exact in floating point; this share of one interval is more than what thousands of them are off by. */
+const TOLERANCE = 0.02

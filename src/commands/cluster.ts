@@ -1,0 +1,180 @@
+/** The cluster's storage: connections to the three servers, checked at start, and the capabilities' adapters on them. */
+import { randomUUID } from 'node:crypto'
+import { hostname } from 'node:os'
+import { sql } from 'kysely'
+import { RedisAdmission } from '../access/redis-admission.ts'
+import { type ClusterServers, type Config, ConfigError } from '../config.ts'
+import type { LoggedEvent } from '../events/event.ts'
+import { JetStreamEventLog } from '../events/jetstream-event-log.ts'
+import { Progress } from '../events/progress.ts'
+import { isToBePushed } from '../messaging/messages-of-log.ts'
+import { type QueueGeneration, RedisMessageQueue } from '../messaging/redis-message-queue.ts'
+import { type Database, openPostgres, roundTrip } from '../platform/database.ts'
+import type { ReadinessCheck } from '../platform/internal-server.ts'
+import type { Logger } from '../platform/logger.ts'
+import { checkSchema, SchemaTooOld } from '../platform/migrate.ts'
+import { connectNats } from '../platform/nats.ts'
+import { RedisClient } from '../platform/redis.ts'
+import { StartupError } from '../platform/startup-error.ts'
+import { DatabaseProjection } from '../projector/database-projection.ts'
+import { type Projection, runProjector } from '../projector/projector.ts'
+import { QueueProjection } from '../projector/queue-projection.ts'
+import { Doorbell } from '../webhooks/doorbell.ts'
+import { allowances, type Storage, stores } from './node.ts'
+
+export interface Cluster {
+  storage: Storage
+  redis: RedisClient
+  checks: Record<string, ReadinessCheck>
+  /** Stops the projectors and closes the connections. */
+  close(): Promise<void>
+}
+
+/** What the projector tells everybody after each batch, and now and then. */
+interface Announcement {
+  applied: number
+  queues?: QueueGeneration
+}
+
+const ANNOUNCEMENTS = 'tabulum.projection'
+/** Said when there are new messages to push. */
+const PUSHES = 'tabulum.pushes'
+const HEARD_WITHIN_MS = 2_000
+
+export function clusterServers(config: Config, command: string): ClusterServers {
+  if (config.cluster) return config.cluster
+  throw new ConfigError(
+    `${command} needs a cluster: set DATABASE_URL, REDIS_URL and NATS_URL (serve needs none of them)`,
+  )
+}
+
+/** Opens Postgres and checks that it can be used. Throws `StartupError`. */
+export async function connectDatabase(config: Config, url: string): Promise<Database> {
+  const database = openPostgres({
+    url,
+    poolMode: config.DATABASE_POOL_MODE,
+    maxConnections: config.DATABASE_MAX_CONNECTIONS,
+  })
+  try {
+    await roundTrip(database, 'connect', () => sql`select 1`.execute(database), 5_000)
+  } catch (error) {
+    await database.destroy().catch(() => {})
+    const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error
+    const { host, pathname } = new URL(url)
+    throw new StartupError(
+      `DATABASE_URL: cannot use Postgres at ${host}${pathname}: ${cause instanceof Error ? cause.message : cause}`,
+    )
+  }
+  return database
+}
+
+/**
+ * Opens all three servers. `patienceMs`: how long a projector must be silent before this process offers to lead; workers are quicker, so
+ * that API nodes lead only where there is no worker.
+ */
+export async function openCluster(
+  config: Config,
+  command: string,
+  patienceMs: number,
+  logger: Logger,
+): Promise<Cluster> {
+  const servers = clusterServers(config, command)
+  const database = await connectDatabase(config, servers.databaseUrl)
+  try {
+    await checkSchema(database)
+  } catch (error) {
+    await database.destroy()
+    throw error instanceof SchemaTooOld ? new StartupError(error.message) : error
+  }
+  const redis = await RedisClient.open(servers.redisUrl, config.REDIS_MODE, logger)
+  const holder = `${command}-${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
+  const nats = await connectNats(servers.natsUrls, holder, logger)
+  const log = await JetStreamEventLog.open(nats, config.EVENTS_REPLICAS)
+
+  const databaseProgress = new Progress()
+  const queueProgress = new Progress()
+  let queues: QueueGeneration | undefined
+  const hear = (name: string, progress: Progress) => {
+    nats.subscribe(`${ANNOUNCEMENTS}.${name}`, {
+      callback: (error, message) => {
+        if (error) return
+        const { applied, queues: announced } = message.json<Announcement>()
+        if (name === 'queues') queues = announced
+        progress.advance(applied)
+      },
+    })
+  }
+  hear('database', databaseProgress)
+  hear('queues', queueProgress)
+  const pushes = new Doorbell()
+  nats.subscribe(PUSHES, {
+    callback: (error) => {
+      if (!error) pushes.ring()
+    },
+  })
+
+  const stop = new AbortController()
+  const project = (projection: Projection, progress: Progress, details: () => Partial<Announcement>) =>
+    runProjector(
+      {
+        projection,
+        log,
+        progress,
+        logger,
+        holder,
+        patienceMs,
+        ...(projection.name === 'database' && {
+          onApplied: (events: readonly LoggedEvent[]) => {
+            if (events.some(isToBePushed)) nats.publish(PUSHES)
+          },
+        }),
+        broadcast: (applied) => {
+          const announcement: Announcement = { applied, ...details() }
+          if (projection.name === 'queues') queues = announcement.queues
+          nats.publish(`${ANNOUNCEMENTS}.${projection.name}`, JSON.stringify(announcement))
+        },
+      },
+      stop.signal,
+    )
+  const maxQueue = config.MESSAGE_MAX_QUEUE_PER_AGENT
+  const queueProjection = new QueueProjection(redis, database, { maxQueue })
+  const projecting = [
+    project(
+      new DatabaseProjection(database, stores(database, config), { maxQueue, exclusive: false }),
+      databaseProgress,
+      () => ({}),
+    ),
+    project(queueProjection, queueProgress, () =>
+      queueProjection.announced ? { queues: queueProjection.announced } : {},
+    ),
+  ]
+
+  return {
+    storage: {
+      database,
+      log,
+      queue: new RedisMessageQueue(redis, log, () => queues),
+      admission: new RedisAdmission(redis, { sessionTtlMs: config.SESSION_TTL, allowances: allowances(config) }),
+      databaseProgress,
+      queueProgress,
+      pushes,
+    },
+    redis,
+    checks: {
+      postgres: () => roundTrip(database, 'check', () => sql`select 1`.execute(database)).then(() => undefined),
+      redis: async () => (redis.available ? undefined : 'Redis does not answer'),
+      nats: async () => (nats.isClosed() ? 'the connection is closed' : nats.rtt().then(() => undefined)),
+      projector: async () =>
+        databaseProgress.silenceMs() < HEARD_WITHIN_MS
+          ? undefined
+          : 'no projector has been heard of: changes are not applied',
+    },
+    close: async () => {
+      stop.abort()
+      await Promise.all(projecting)
+      await log.close()
+      await redis.close()
+      await database.destroy()
+    },
+  }
+}

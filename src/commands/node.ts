@@ -1,0 +1,164 @@
+/** An API node on given storage: the capabilities put together, behind HTTP. The same for embedded and cluster storage. */
+import type { Admission, Allowance, Category } from '../access/admission.ts'
+import { Credentials } from '../access/credentials.ts'
+import { createApp } from '../api/app.ts'
+import { clientAddressReader } from '../api/client-address.ts'
+import { createEndpoints } from '../api/endpoints.ts'
+import { ApiError, ERROR_CODES } from '../api/errors.ts'
+import type { Config } from '../config.ts'
+import { formatEvent } from '../events/event.ts'
+import { type EventLog, LogUnavailable, readEvents } from '../events/event-log.ts'
+import type { Progress } from '../events/progress.ts'
+import type { MessageQueue } from '../messaging/message-queue.ts'
+import { Messaging } from '../messaging/messaging.ts'
+import { CursorSeal } from '../platform/cursor.ts'
+import type { Database } from '../platform/database.ts'
+import { startHttpServer } from '../platform/http-server.ts'
+import { type ReadinessCheck, startInternalServer } from '../platform/internal-server.ts'
+import type { Logger } from '../platform/logger.ts'
+import { Registry } from '../registry/registry.ts'
+import { RegistryStore } from '../registry/registry-store.ts'
+import { State } from '../state/state.ts'
+import { StateStore } from '../state/state-store.ts'
+import type { Doorbell } from '../webhooks/doorbell.ts'
+import { parseCidr } from '../webhooks/public-address.ts'
+import { createHostResolver } from '../webhooks/resolve-host.ts'
+import { WebhookSecrets } from '../webhooks/webhook-secrets.ts'
+import { checkWebhookUrl, parseWebhookUrl } from '../webhooks/webhook-url.ts'
+
+export interface Storage {
+  database: Database
+  log: EventLog
+  queue: MessageQueue
+  admission: Admission
+  /** Of the projection in the database, which registry and state are read from. */
+  databaseProgress: Progress
+  /** Rings when there are new messages to push. */
+  pushes: Doorbell
+  /** Of the projection that messages are received from. */
+  queueProgress: Progress
+}
+
+export function stores(database: Database, config: Config): { registry: RegistryStore; state: StateStore } {
+  return { registry: new RegistryStore(database), state: new StateStore(database, config.STATE_CAPACITY_BYTES) }
+}
+
+const MINUTE_MS = 60_000
+
+export function allowances(config: Config): Record<Category | 'operator_registration', Allowance> {
+  const perMinute = (limit: number) => ({ limit, periodMs: MINUTE_MS })
+  return {
+    message: perMinute(config.RATE_LIMIT_MESSAGE_PER_MIN),
+    state_read: perMinute(config.RATE_LIMIT_STATE_READ_PER_MIN),
+    state_write: perMinute(config.RATE_LIMIT_STATE_WRITE_PER_MIN),
+    registry_read: perMinute(config.RATE_LIMIT_REGISTRY_READ_PER_MIN),
+    operator_registration: { limit: config.RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP, periodMs: 60 * MINUTE_MS },
+  }
+}
+
+export interface Node {
+  port: number
+  internalPort: number
+  /** `/readyz` says no from now on. */
+  drain(): void
+  /** Finishes the requests under way, and what they left to be recorded. */
+  close(): Promise<void>
+}
+
+export async function startNode(
+  config: Config,
+  storage: Storage,
+  checks: Record<string, ReadinessCheck>,
+  logger: Logger,
+): Promise<Node> {
+  const { database, log, admission, queue } = storage
+  const { registry: registryStore, state: stateStore } = stores(database, config)
+  const cursors = await CursorSeal.load(database)
+  const webhookSecrets = await WebhookSecrets.load(database, config.WEBHOOK_SECRET_KEY)
+  const credentials = new Credentials({
+    verifier: config.AUTH_VERIFIER,
+    hmacKey: config.AUTH_HMAC_KEY,
+    bcryptCost: config.BCRYPT_COST,
+  })
+  const registry = new Registry(
+    { store: registryStore, credentials, log, progress: storage.databaseProgress, cursors },
+    {
+      gate: config.VERIFICATION_GATE,
+      challengeTtlMs: config.VERIFICATION_TTL,
+      newWebhookSecret: (address) => webhookSecrets.create(address),
+    },
+  )
+  const state = new State(
+    { store: stateStore, log, progress: storage.databaseProgress, cursors },
+    { capacityBytes: config.STATE_CAPACITY_BYTES },
+  )
+  const messaging = new Messaging({ registry, log, queue, progress: storage.queueProgress })
+  const allow = config.WEBHOOK_ALLOW_CIDRS.map(parseCidr)
+  const resolve = createHostResolver()
+
+  const endpoints = createEndpoints({
+    registry,
+    messaging,
+    state,
+    checkWebhookUrl: async (text) => {
+      const url = parseWebhookUrl(text)
+      await checkWebhookUrl(url, { allow, resolve })
+      return url.href
+    },
+    rememberSession: async (token, identity) => {
+      await admission.open(token, { identity })
+    },
+    recordRegistryRead: (reader) => {
+      const event = {
+        ts: new Date().toISOString(),
+        type: 'registry_read',
+        agent: reader,
+        data: { read_by: reader },
+      } as const
+      log.append(event).catch((error: unknown) => {
+        if (!(error instanceof LogUnavailable)) throw error
+      })
+    },
+    limits: {
+      stateMaxKeyBytes: config.STATE_MAX_KEY_BYTES,
+      stateMaxValueBytes: config.STATE_MAX_VALUE_BYTES,
+      messageMaxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES,
+    },
+  })
+  const app = createApp({
+    endpoints,
+    admission,
+    registry,
+    clientAddress: clientAddressReader(config.TRUSTED_PROXIES),
+    logger,
+  })
+  const internal = await startInternalServer({
+    host: config.HOST,
+    port: config.INTERNAL_PORT,
+    checks,
+    readEvents: async function* (since, limit) {
+      for await (const event of readEvents(log, since, limit)) yield formatEvent(event)
+    },
+  })
+  const server = await startHttpServer({
+    fetch: (request, bindings) => app.fetch(request, bindings),
+    onError: () => errorResponse(new ApiError('bad_request', 'the request line or the Host header is not valid')),
+    host: config.HOST,
+    port: config.PORT,
+  })
+  return {
+    port: server.port,
+    internalPort: internal.port,
+    drain: internal.drain,
+    close: async () => {
+      await server.close()
+      await messaging.drain()
+      await credentials.close()
+      await internal.close()
+    },
+  }
+}
+
+function errorResponse(error: ApiError): Response {
+  return Response.json({ error: error.code, message: error.message }, { status: ERROR_CODES[error.code] })
+}

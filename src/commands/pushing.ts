@@ -1,0 +1,67 @@
+/** Pushing to webhooks, put together from the settings: in `worker`, and in `serve`. */
+import { randomUUID } from 'node:crypto'
+import { hostname } from 'node:os'
+import type { Config } from '../config.ts'
+import type { Logger } from '../platform/logger.ts'
+import { StartupError } from '../platform/startup-error.ts'
+import { RETRY_POLICY } from '../webhooks/back-off.ts'
+import { parseCidr } from '../webhooks/public-address.ts'
+import { createWebhookClient, type WebhookClient } from '../webhooks/webhook-client.ts'
+import { WebhookLanes } from '../webhooks/webhook-lanes.ts'
+import { WebhookSecrets } from '../webhooks/webhook-secrets.ts'
+import { runWebhookWorker } from '../webhooks/webhook-worker.ts'
+import type { Storage } from './node.ts'
+
+const MINUTE_MS = 60_000
+
+/** Begins to push what there is to push. `stop` lets the deliveries in flight finish and begins no new ones. Throws `StartupError`. */
+export async function startPushing(
+  config: Config,
+  { database, log, databaseProgress, pushes }: Storage,
+  logger: Logger,
+): Promise<{ stop(): Promise<void> }> {
+  if (config.cluster && config.WEBHOOK_SECRET_KEY === undefined) {
+    logger.warn('WEBHOOK_SECRET_KEY is not set: the key of the webhook secrets is in the database that they are in')
+  }
+  const client = openClient(config)
+  const stop = new AbortController()
+  const pushing = runWebhookWorker(
+    {
+      lanes: new WebhookLanes(database),
+      log,
+      client,
+      secrets: await WebhookSecrets.load(database, config.WEBHOOK_SECRET_KEY),
+      progress: databaseProgress,
+      pushes,
+      logger,
+      holder: `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`,
+      concurrency: config.WEBHOOK_CONCURRENCY,
+      retry: { ...RETRY_POLICY, maxAttempts: config.WEBHOOK_MAX_RETRIES + 1 },
+      circuit: { threshold: config.WEBHOOK_CIRCUIT_THRESHOLD, duration: config.WEBHOOK_CIRCUIT_DURATION },
+      outbound: { limit: config.RATE_LIMIT_WEBHOOK_PER_MIN, periodMs: MINUTE_MS },
+      maxBacklog: config.MESSAGE_MAX_QUEUE_PER_AGENT,
+    },
+    stop.signal,
+  )
+  return {
+    async stop() {
+      stop.abort()
+      await pushing
+      client.close()
+    },
+  }
+}
+
+function openClient(config: Config): WebhookClient {
+  try {
+    return createWebhookClient({
+      allow: config.WEBHOOK_ALLOW_CIDRS.map(parseCidr),
+      ...(config.WEBHOOK_CA_FILE !== undefined && { caFile: config.WEBHOOK_CA_FILE }),
+      connectTimeoutMs: config.WEBHOOK_CONNECT_TIMEOUT,
+      totalTimeoutMs: config.WEBHOOK_TOTAL_TIMEOUT,
+      maxIdleConnections: Math.max(256, config.WEBHOOK_CONCURRENCY),
+    })
+  } catch (error) {
+    throw new StartupError(`WEBHOOK_CA_FILE cannot be used: ${error instanceof Error ? error.message : error}`)
+  }
+}

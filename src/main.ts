@@ -1,0 +1,127 @@
+/** The command line: one command per role, and the operator's commands. */
+import { parseArgs } from 'node:util'
+import { type Config, ConfigError, loadConfig } from './config.ts'
+
+interface Command {
+  summary: string
+  help: string
+  /** Needs just one of the cluster's servers. */
+  partOfCluster?: boolean
+  run: (config: Config, args: string[]) => Promise<void>
+}
+
+const COMMANDS: Record<string, Command> = {
+  serve: {
+    summary: 'run everything in one process on embedded storage',
+    help: `Usage: serve
+
+Serves the agent API from one process. Needs no server; data is kept in DATA_DIR (./data).
+Settings: PORT (8080), HOST (0.0.0.0), INTERNAL_PORT (9090), DATA_DIR (./data); all are in the README.`,
+    run: async (config) => (await import('./commands/serve.ts')).serve(config),
+  },
+  api: {
+    summary: 'run an API node of a cluster',
+    help: `Usage: api
+
+Serves the agent API from a cluster's storage. Any number of nodes, behind any HTTP load balancer.
+Needs DATABASE_URL, REDIS_URL and NATS_URL; PORT (8080) for agents, INTERNAL_PORT (9090) for /livez, /readyz and /metrics.`,
+    run: async (config) => (await import('./commands/api.ts')).api(config),
+  },
+  worker: {
+    summary: 'run a worker of a cluster',
+    help: `Usage: worker
+
+Applies the event log to Postgres and Redis, and pushes messages to webhooks. Any number; they share the work.
+Needs DATABASE_URL, REDIS_URL and NATS_URL; INTERNAL_PORT (9090) for /livez, /readyz and /metrics.`,
+    run: async (config) => (await import('./commands/worker.ts')).worker(config),
+  },
+  migrate: {
+    summary: "bring a cluster's database schema up to date",
+    help: `Usage: migrate
+
+Applies the steps in migrations/ that the database lacks, each once, under a lock: safe to start on several machines.
+Needs DATABASE_URL of the role that owns the schema.`,
+    partOfCluster: true,
+    run: async (config) => (await import('./commands/migrate.ts')).migrate(config),
+  },
+  verify: {
+    summary: 'compare state, registry and queues with the event log',
+    help: `Usage: verify
+
+Replays the event log and prints each difference from what the API reads. Exits 0 if there is none, 1 otherwise.
+Works on a running cluster; on embedded storage (DATA_DIR) while no kernel runs.`,
+    run: async (config) => (await import('./commands/verify.ts')).verify(config),
+  },
+  revoke: {
+    summary: 'revoke the token of an agent or operator',
+    help: `Usage: revoke <address or operator id>
+
+The token is refused from now on, on every node; while Redis is out, within SESSION_TTL (30s).
+On embedded storage (DATA_DIR) while no kernel runs.`,
+    run: async (config, [identity]) => (await import('./commands/revoke.ts')).revoke(config, identity),
+  },
+  tail: {
+    summary: 'print the event log as it happens',
+    help: `Usage: tail [since]
+
+Prints each event after the place \`since\` (0), a JSON object a line, and waits for more.
+On embedded storage it asks the running kernel on INTERNAL_PORT (9090).`,
+    run: async (config, [since]) => (await import('./commands/tail.ts')).tail(config, since),
+  },
+}
+
+const USAGE = `Usage: node src/main.ts <command> [--help]
+
+Commands:
+${Object.entries(COMMANDS)
+  .map(([name, { summary }]) => `  ${name.padEnd(9)} ${summary}`)
+  .join('\n')}
+
+Settings are environment variables; the README lists them.`
+
+/** Errors whose message is all that the person who started the program needs. */
+const EXPECTED = new Set([
+  'ConfigError',
+  'DirectoryInUse',
+  'CannotListen',
+  'SchemaTooOld',
+  'UsageError',
+  'StartupError',
+])
+
+async function main(args: string[]): Promise<void> {
+  const [name, ...rest] = args
+  if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
+    console.log(USAGE)
+    return
+  }
+  const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined
+  if (!command) {
+    console.error(`There is no command ${JSON.stringify(name)}.\n\n${USAGE}`)
+    process.exitCode = 2
+    return
+  }
+  const { values, positionals } = parseArgs({
+    args: rest,
+    options: { help: { type: 'boolean', short: 'h' } },
+    allowPositionals: true,
+  })
+  if (values.help) {
+    console.log(command.help)
+    return
+  }
+  await command.run(loadConfig(process.env, { partOfCluster: command.partOfCluster ?? false }), positionals)
+}
+
+try {
+  await main(process.argv.slice(2))
+} catch (error) {
+  if (!(error instanceof Error)) throw error
+  const known =
+    EXPECTED.has(error.name) ||
+    error instanceof ConfigError ||
+    ('code' in error && String(error.code).startsWith('ERR_PARSE_ARGS'))
+  console.error(known ? error.message : error)
+  // Open handles (threads, connections) must not keep a program that could not start.
+  process.exit(known ? 2 : 1)
+}

@@ -1,0 +1,40 @@
+/** The port of the pull queues: messages on their way to agents who fetch them. */
+
+export interface Message {
+  message_id: string
+  from: string
+  to: string
+  content: string
+  timestamp: string
+}
+
+export interface LeasedMessage extends Message {
+  /** The place of its `message_sent` event in the log. */
+  seq: number
+}
+
+export interface Lease {
+  /** In the order of the log. Nobody else gets them while the lease lasts. */
+  messages: LeasedMessage[]
+  /** Queued messages that are not leased to anybody. */
+  remaining: number
+}
+
+/** How long messages stay out of sight when the process that leased them died with them. */
+export const LEASE_MS = 30_000
+
+/** The queues cannot be read now. */
+export class QueueUnavailable extends Error {
+  override name = 'QueueUnavailable'
+}
+
+export interface MessageQueue {
+  /** Leases the oldest messages of an agent, at most `limit`. */
+  lease(recipient: string, limit: number): Promise<Lease>
+
+  /** The leased messages have been delivered, and their delivery is in the log or on its way there: they are gone. */
+  remove(recipient: string, messages: readonly LeasedMessage[]): Promise<void>
+
+  /** The leased messages have not been delivered: they are back in the queue, in their places. */
+  release(recipient: string, messages: readonly LeasedMessage[]): Promise<void>
+}

@@ -1,0 +1,202 @@
+/** Sending messages and fetching them. */
+import { createHash, randomUUID } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Counter, Gauge } from 'prom-client'
+import type { NewEvent } from '../events/event.ts'
+import { type EventLog, LogUnavailable } from '../events/event-log.ts'
+import { type Progress, ProjectionBehind } from '../events/progress.ts'
+import type { Registry } from '../registry/registry.ts'
+import { type LeasedMessage, type Message, type MessageQueue, QueueUnavailable } from './message-queue.ts'
+import { toLeasedMessage } from './messages-of-log.ts'
+
+/** Nobody has that address. */
+export class UnknownRecipient extends Error {
+  override name = 'UnknownRecipient'
+}
+
+/** The idempotency key was used for another message. */
+export class IdempotencyKeyReused extends Error {
+  override name = 'IdempotencyKeyReused'
+}
+
+/** Messages that a response is about to carry. One of the two must be called when its fate is known. */
+export interface Receipt {
+  messages: Message[]
+  remaining: number
+  /** The response has been written: the messages are gone and their delivery is recorded. Never throws. */
+  delivered(): Promise<void>
+  /** The response could not be written: the messages go back. Never throws. */
+  undelivered(): Promise<void>
+}
+
+/** Deliveries that wait for the log at most, while it is out; past that nothing more is handed out. */
+const MAX_UNRECORDED = 10_000
+const RECORD_RETRY_MS = 250
+/** A projector that has been silent for so long is not waited for: the message is in the log, and follows. */
+const PROJECTOR_SILENCE_MS = 500
+/** Admission and append may have taken over a second; the whole stays within 2 s. */
+const QUEUED_TIMEOUT_MS = 500
+
+const unrecordedGauge = new Gauge({
+  name: 'tabulum_deliveries_unrecorded',
+  help: `Deliveries that are not in the event log yet; at ${MAX_UNRECORDED} no more messages are handed out.`,
+})
+const lost = new Counter({
+  name: 'tabulum_lease_failures_total',
+  help: 'Leases that could not be settled at once; their messages become visible again when the lease runs out.',
+})
+
+export class Messaging {
+  readonly #registry: Pick<Registry, 'findRecipient'>
+  readonly #log: EventLog
+  readonly #queue: MessageQueue
+  readonly #progress: Progress
+  readonly #now: () => number
+  /** Deliveries under way to the log. */
+  readonly #recording = new Set<Promise<void>>()
+  #unrecorded = 0
+
+  constructor(
+    parts: { registry: Pick<Registry, 'findRecipient'>; log: EventLog; queue: MessageQueue; progress: Progress },
+    options: { now?: () => number } = {},
+  ) {
+    this.#registry = parts.registry
+    this.#log = parts.log
+    this.#queue = parts.queue
+    this.#progress = parts.progress
+    this.#now = options.now ?? Date.now
+  }
+
+  /**
+   * Sends a message. With an idempotency key, a retry within two minutes returns the first message and sends nothing again.
+   * Throws `UnknownRecipient`, `IdempotencyKeyReused`, `LogUnavailable`.
+   */
+  async send(from: string, to: string, content: string, idempotencyKey?: string): Promise<Omit<Message, 'content'>> {
+    const recipient = await this.#registry.findRecipient(to)
+    if (!recipient) throw new UnknownRecipient()
+    const message: Message = {
+      message_id: randomUUID(),
+      from,
+      to,
+      content,
+      timestamp: new Date(this.#now()).toISOString(),
+    }
+    const event: NewEvent = {
+      ts: message.timestamp,
+      type: 'message_sent',
+      agent: from,
+      data: { message_id: message.message_id, from, to, content, content_length: Buffer.byteLength(content) },
+    }
+    const { seq, duplicate } = await this.#log.append(event, {
+      via: recipient.hasWebhook ? 'webhook' : 'queue',
+      id: idempotencyKey === undefined ? message.message_id : idempotencyId(from, idempotencyKey),
+    })
+    const accepted = duplicate ? await this.#first(seq, message) : message
+    // A worker takes what is to be pushed from here; nobody waits for it.
+    if (!recipient.hasWebhook) await this.#queued(seq)
+    return { message_id: accepted.message_id, from, to, timestamp: accepted.timestamp }
+  }
+
+  /** The message that was sent first under an idempotency key. */
+  async #first(seq: number, again: Message): Promise<Message> {
+    const [event] = await this.#log.get([seq])
+    const first = event && toLeasedMessage(event)
+    if (!first || first.from !== again.from || first.to !== again.to || first.content !== again.content) {
+      throw new IdempotencyKeyReused()
+    }
+    return first
+  }
+
+  /** Waits until the recipient can fetch the message, so that what is acknowledged is there; but not for a projector that is away. */
+  async #queued(seq: number): Promise<void> {
+    if (this.#progress.silenceMs() > PROJECTOR_SILENCE_MS) return
+    try {
+      await this.#progress.reached(seq, QUEUED_TIMEOUT_MS)
+    } catch (error) {
+      if (!(error instanceof ProjectionBehind)) throw error
+    }
+  }
+
+  /** Takes the oldest queued messages of an agent, at most `limit`. Throws `QueueUnavailable`, `LogUnavailable`. */
+  async receive(recipient: string, limit: number): Promise<Receipt> {
+    if (this.#unrecorded >= MAX_UNRECORDED) throw new QueueUnavailable('too many deliveries wait to be recorded')
+    const { messages, remaining } = await this.#queue.lease(recipient, limit)
+    return {
+      messages: messages.map(({ message_id, from, to, content, timestamp }) => ({
+        message_id,
+        from,
+        to,
+        content,
+        timestamp,
+      })),
+      remaining,
+      delivered: () => this.#settle(messages.length, () => this.#recordAndRemove(recipient, messages)),
+      undelivered: () => this.#settle(0, () => this.#queue.release(recipient, messages)),
+    }
+  }
+
+  async #settle(unrecorded: number, run: () => Promise<void>): Promise<void> {
+    this.#unrecorded += unrecorded
+    unrecordedGauge.set(this.#unrecorded)
+    const settling = run()
+      .catch(() => lost.inc())
+      .finally(() => {
+        this.#recording.delete(settling)
+        this.#unrecorded -= unrecorded
+        unrecordedGauge.set(this.#unrecorded)
+      })
+    this.#recording.add(settling)
+    await settling
+  }
+
+  async #recordAndRemove(recipient: string, messages: readonly LeasedMessage[]): Promise<void> {
+    if (messages.length === 0) return
+    let unrecorded = messages
+    let removed = false
+    for (;;) {
+      unrecorded = await this.#record(unrecorded)
+      // The queue may be out as well; the projector removes what the log says was delivered.
+      if (!removed)
+        removed = await this.#queue.remove(recipient, messages).then(
+          () => true,
+          () => false,
+        )
+      if (unrecorded.length === 0) return
+      await sleep(RECORD_RETRY_MS)
+    }
+  }
+
+  /** Appends the deliveries to the log; returns those that it did not take. */
+  async #record(messages: readonly LeasedMessage[]): Promise<readonly LeasedMessage[]> {
+    const results = await Promise.all(
+      messages.map(async (message) => {
+        try {
+          const { seq } = await this.#log.append(
+            {
+              ts: new Date(this.#now()).toISOString(),
+              type: 'message_delivered',
+              agent: message.to,
+              data: { message_id: message.message_id, to: message.to, delivery_method: 'pull' },
+            },
+            { via: 'pull', about: message.seq, id: `delivered-${message.message_id}` },
+          )
+          return seq
+        } catch (error) {
+          if (error instanceof LogUnavailable) return undefined
+          throw error
+        }
+      }),
+    )
+    await this.#queued(Math.max(0, ...results.flatMap((seq) => seq ?? [])))
+    return messages.filter((_, index) => results[index] === undefined)
+  }
+
+  /** Resolves when all deliveries so far are in the log. For an orderly stop. */
+  async drain(): Promise<void> {
+    while (this.#recording.size > 0) await Promise.all(this.#recording)
+  }
+}
+
+function idempotencyId(sender: string, key: string): string {
+  return `idempotency-${createHash('sha256').update(`${sender}\0${key}`).digest('hex')}`
+}

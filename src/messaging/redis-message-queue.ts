@@ -1,0 +1,161 @@
+/**
+ * Pull queues in Redis: a stream for each agent, read through a consumer group, so that what is leased to one response is not given to
+ * another, and comes back when the lease runs out.
+ *
+ * Streams belong to a generation. When Redis has lost or forgotten something, the projector builds a new generation from the database
+ * and the log, and announces it when it is whole; until then nothing is handed out.
+ */
+import type { EventLog } from '../events/event-log.ts'
+import { callScript, loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
+import { LEASE_MS, type Lease, type LeasedMessage, type MessageQueue, QueueUnavailable } from './message-queue.ts'
+import { toLeasedMessage } from './messages-of-log.ts'
+
+const leaseScript = loadScript('lease', new URL('./lua/lease.lua', import.meta.url), 1)
+const removeScript = loadScript('remove', new URL('./lua/remove.lua', import.meta.url), 1)
+
+/** An empty queue is forgotten after this; a projector that was frozen for longer would find its lease gone. */
+export const EMPTY_QUEUE_TTL_MS = 600_000
+/** Contents up to this many bytes are kept in the queue; larger ones are fetched from the log when they are delivered. */
+export const INLINE_CONTENT_BYTES = 1_024
+
+/** What the projector announces: which generation is whole, in which running servers. */
+export interface QueueGeneration {
+  generation: string
+  incarnation: string
+}
+
+export function queueKey(generation: string, recipient: string): string {
+  return `queue:${generation}:{${recipient}}`
+}
+
+/** What a queue keeps of a message beside its place: nothing where the content is large. */
+export function toPayload(message: LeasedMessage): string {
+  const { message_id, from, to, content, timestamp } = message
+  return Buffer.byteLength(content) > INLINE_CONTENT_BYTES
+    ? ''
+    : JSON.stringify([message_id, from, to, content, timestamp])
+}
+
+export class RedisMessageQueue implements MessageQueue {
+  readonly #redis: RedisClient
+  readonly #log: EventLog
+  readonly #current: () => QueueGeneration | undefined
+
+  /** `current` gives what the projector announced last. */
+  constructor(redis: RedisClient, log: EventLog, current: () => QueueGeneration | undefined) {
+    this.#redis = redis
+    this.#log = log
+    this.#current = current
+  }
+
+  async lease(recipient: string, limit: number): Promise<Lease> {
+    const key = queueKey(this.#generation(), recipient)
+    const [entries, remaining] = await this.#run(
+      async () => (await this.#redis.script(leaseScript, [key], [limit, LEASE_MS])) as [Entry[], number],
+    )
+    try {
+      return { messages: await this.#contents(entries), remaining }
+    } catch (error) {
+      await this.#release(
+        key,
+        entries.map(([id]) => id),
+      ).catch(() => {})
+      throw error
+    }
+  }
+
+  #generation(): string {
+    const current = this.#current()
+    if (!current || current.incarnation !== this.#redis.incarnation)
+      throw new QueueUnavailable('the queues are being rebuilt')
+    return current.generation
+  }
+
+  async #contents(entries: readonly Entry[]): Promise<LeasedMessage[]> {
+    const large = entries.filter(([, [, payload]]) => payload === '').map(([id]) => placeOf(id))
+    const fetched = new Map((await this.#log.get(large)).map((event) => [event.seq, toLeasedMessage(event)]))
+    return entries.flatMap(([id, [, payload = '']]) => {
+      const seq = placeOf(id)
+      if (payload === '') return fetched.get(seq) ?? []
+      const [message_id, from, to, content, timestamp] = JSON.parse(payload) as [string, string, string, string, string]
+      return [{ seq, message_id, from, to, content, timestamp }]
+    })
+  }
+
+  async remove(recipient: string, messages: readonly LeasedMessage[]): Promise<void> {
+    if (messages.length === 0) return
+    const key = queueKey(this.#generation(), recipient)
+    await this.#run(() => this.#redis.script(removeScript, [key], [EMPTY_QUEUE_TTL_MS, ...messages.map(idOf)]))
+  }
+
+  async release(recipient: string, messages: readonly LeasedMessage[]): Promise<void> {
+    if (messages.length > 0) await this.#release(queueKey(this.#generation(), recipient), messages.map(idOf))
+  }
+
+  /** Ages the leases to their end, so that the next one to ask claims them. */
+  async #release(key: string, ids: readonly string[]): Promise<void> {
+    await this.#run(() =>
+      this.#redis.run('release', (connection) =>
+        connection.call('XCLAIM', [key, 'agents', 'responses', '0', ...ids, 'IDLE', String(LEASE_MS), 'JUSTID']),
+      ),
+    )
+  }
+
+  async #run<T>(command: () => Promise<T>): Promise<T> {
+    try {
+      return await command()
+    } catch (error) {
+      if (error instanceof RedisUnavailable) throw new QueueUnavailable('Redis is out', { cause: error })
+      throw error
+    }
+  }
+}
+
+type Entry = [id: string, fields: [name: string, payload: string]]
+
+function placeOf(id: string): number {
+  return Number(id.slice(0, id.indexOf('-')))
+}
+
+function idOf({ seq }: LeasedMessage): string {
+  return `${seq}-0`
+}
+
+const enqueueScript = loadScript('enqueue', new URL('./lua/enqueue.lua', import.meta.url), 1)
+
+/** What a batch of events does to one queue, in order. */
+export interface QueueChange {
+  recipient: string
+  /** Place and payload of each message to add. */
+  added: [seq: number, payload: string][]
+  /** Places of the messages to take out, after the adding. */
+  removed: number[]
+}
+
+/** Messages that one call of the script adds at most. */
+const ENQUEUE_AT_ONCE = 200
+
+/** Applies changes to the queues of a generation, in one pipeline. Returns how many messages were dropped. For the projector. */
+export async function changeQueues(
+  redis: RedisClient,
+  generation: string,
+  changes: readonly QueueChange[],
+  maxQueue: number,
+): Promise<number> {
+  return redis.run('change_queues', async (connection) => {
+    const calls = changes.flatMap(({ recipient, added, removed }) => {
+      const key = queueKey(generation, recipient)
+      const adding = Array.from({ length: Math.ceil(added.length / ENQUEUE_AT_ONCE) }, (_, index) => {
+        const part = added.slice(index * ENQUEUE_AT_ONCE, (index + 1) * ENQUEUE_AT_ONCE)
+        return callScript(connection, enqueueScript, [key], [maxQueue, ...part.flat()])
+      })
+      if (removed.length > 0) {
+        const ids = removed.map((seq) => `${seq}-0`)
+        void adding.push(callScript(connection, removeScript, [key], [EMPTY_QUEUE_TTL_MS, ...ids]).then(() => 0))
+      }
+      return adding
+    })
+    const dropped = await Promise.all(calls)
+    return dropped.reduce<number>((sum, count) => sum + Number(count), 0)
+  })
+}

@@ -1,0 +1,68 @@
+/** Turns many single calls into few calls with many items: what arrives while one is under way goes together in the next. */
+
+export interface BatchOptions<Item> {
+  /** Items in one call at most. */
+  maxItems: number
+  /** Sum of `size` in one call at most; a single larger item goes alone. */
+  maxSize?: number
+  size?: (item: Item) => number
+  /** Items waiting at most; past that a call is refused with `BatchQueueFull`. */
+  maxWaiting: number
+}
+
+export class BatchQueueFull extends Error {
+  override name = 'BatchQueueFull'
+}
+
+/**
+ * Returns a function that hands its item to `run` together with others, one call of `run` at a time, in the order of arrival.
+ * `run` takes the items and returns a result for each, in their order; when it throws, each of its items' calls throws the same.
+ * Nothing waits for a timer: an item that comes while nothing is under way goes at once.
+ */
+export function batched<Item, Result>(
+  run: (items: Item[]) => Promise<Result[]>,
+  { maxItems, maxSize = Number.POSITIVE_INFINITY, size = () => 0, maxWaiting }: BatchOptions<Item>,
+): (item: Item) => Promise<Result> {
+  interface Waiting extends PromiseWithResolvers<Result> {
+    item: Item
+  }
+  let waiting: Waiting[] = []
+  let running = false
+
+  function takeBatch(): Waiting[] {
+    let count = 0
+    let total = 0
+    for (const { item } of waiting) {
+      total += size(item)
+      if (count > 0 && (count >= maxItems || total > maxSize)) break
+      count++
+    }
+    const batch = waiting.slice(0, count)
+    waiting = waiting.slice(count)
+    return batch
+  }
+
+  async function drain(): Promise<void> {
+    running = true
+    // Lets the rest of this turn's arrivals in.
+    await Promise.resolve()
+    while (waiting.length > 0) {
+      const batch = takeBatch()
+      try {
+        const results = await run(batch.map(({ item }) => item))
+        for (const [index, { resolve }] of batch.entries()) resolve(results[index] as Result)
+      } catch (error) {
+        for (const { reject } of batch) reject(error)
+      }
+    }
+    running = false
+  }
+
+  return (item) => {
+    if (waiting.length >= maxWaiting) return Promise.reject(new BatchQueueFull(`over ${maxWaiting} calls are waiting`))
+    const deferred = { item, ...Promise.withResolvers<Result>() }
+    waiting.push(deferred)
+    if (!running) void drain()
+    return deferred.promise
+  }
+}

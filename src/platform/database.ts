@@ -1,0 +1,138 @@
+/** The SQL database: Postgres in a cluster, PGlite embedded. Same schema, same statements. */
+import { type Generated, Kysely, type Transaction } from 'kysely'
+import { Counter, Histogram } from 'prom-client'
+import { openPGlite, PGliteDialect } from './pglite-dialect.ts'
+import { PostgresDialect, type PostgresOptions, PostgresPool } from './postgres-dialect.ts'
+
+export interface Schema {
+  operators: {
+    operator_id: string
+    token_lookup: Buffer
+    token_hash: string
+    staged_at: Generated<Date>
+    seq: number | null
+    revoked_at: Date | null
+  }
+  agents: {
+    address: string
+    operator_id: string
+    token_lookup: Buffer
+    token_hash: string
+    webhook_url: string | null
+    webhook_secret: string | null
+    staged_at: Generated<Date>
+    seq: number | null
+    registered_at: Date | null
+    revoked_at: Date | null
+  }
+  registry_totals: { agents: number; last_registered_at: Date }
+  challenges: { challenge_id: string; operator_id: string; answer_hash: Buffer | null; expires_at: Date }
+  signing_keys: { name: string; key: Buffer }
+  projections: { name: string; applied_seq: number; holder: string | null; lease_expires_at: Date | null }
+  state: { key: Buffer; value: Buffer; size: number; seq: number; modified_by: string; modified_at: Date }
+  state_usage: { used_bytes: number; reserved_bytes: number; key_count: number }
+  state_reservations: { id: string; key: Buffer; kind: 'write' | 'delete'; size: number; reserved_at: Generated<Date> }
+  queued_messages: { message_id: string; recipient: string; seq: number; pushed: boolean }
+  queues: { recipient: string; length: number; dropped: number }
+  webhook_lanes: {
+    recipient: string
+    last_seq: number
+    pending: number
+    next_at: Date | null
+    holder: string | null
+    claim: Generated<number>
+    done_seq: Generated<number>
+    retried_seq: Generated<number>
+    attempts: Generated<number>
+    standing: Generated<string>
+    failures: Generated<number>
+    open_until: Date | null
+    bucket_full_at: Date | null
+  }
+  events: {
+    seq: number
+    id: string | null
+    ts: string
+    type: string
+    agent: string | null
+    data: string
+    via: string | null
+    about: number | null
+  }
+}
+
+export type Database = Kysely<Schema>
+export type DatabaseTransaction = Transaction<Schema>
+
+/** The database did not answer, refused the connection, or is shutting down. Nothing is known of what it did. */
+export class DatabaseUnavailable extends Error {
+  override name = 'DatabaseUnavailable'
+}
+
+/** How long one statement may take before the request is answered 503. The contract's clients retry. */
+export const STATEMENT_TIMEOUT_MS = 1_000
+
+const pools = new WeakMap<Database, PostgresPool>()
+
+/** Opens Postgres. Connects on first use. */
+export function openPostgres(options: PostgresOptions): Database {
+  const pool = new PostgresPool(options)
+  const database = new Kysely<Schema>({ dialect: new PostgresDialect(pool, options.poolMode === 'session') })
+  pools.set(database, pool)
+  return database
+}
+
+/** Opens the embedded database in a directory, which it creates. One process at a time: the caller holds the directory's lock. */
+export async function openEmbedded(directory: string): Promise<Database> {
+  return new Kysely<Schema>({ dialect: new PGliteDialect(await openPGlite(directory)) })
+}
+
+const duration = new Histogram({
+  name: 'tabulum_database_seconds',
+  help: 'Time of one round trip to the database, by what it was for.',
+  labelNames: ['operation'] as const,
+  buckets: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2],
+})
+const failures = new Counter({
+  name: 'tabulum_database_unavailable_total',
+  help: 'Round trips to the database that failed because it could not be reached in time.',
+  labelNames: ['operation'] as const,
+})
+
+/**
+ * Runs one round trip with a deadline and a name for its metrics. Throws `DatabaseUnavailable` when the database is out; lets
+ * errors of the statement itself through, as those are defects.
+ */
+export async function roundTrip<T>(
+  database: Database,
+  operation: string,
+  run: () => Promise<T>,
+  timeoutMs = STATEMENT_TIMEOUT_MS,
+): Promise<T> {
+  const stop = duration.startTimer({ operation })
+  let timer: NodeJS.Timeout | undefined
+  try {
+    const deadline = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(new DatabaseUnavailable(`the database took over ${timeoutMs} ms`)), timeoutMs)
+    })
+    return await Promise.race([run(), deadline])
+  } catch (error) {
+    if (error instanceof DatabaseUnavailable || isOutage(error)) {
+      failures.inc({ operation })
+      pools.get(database)?.replace()
+      throw new DatabaseUnavailable('the database cannot be reached', { cause: error })
+    }
+    throw error
+  } finally {
+    clearTimeout(timer)
+    stop()
+  }
+}
+
+/** SQLSTATE classes 08 (connection), 53 (resources), 57 (operator intervention), 25P03/25006; and the driver's and the socket's codes. */
+function isOutage(error: unknown): boolean {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+  return /^(08|53|57)|^(25P03|25006|55P03)$|^(CONNECTION_|CONNECT_|ECONN|EPIPE|ETIMEDOUT|ENOTFOUND|EHOSTUNREACH|EAI_AGAIN)/.test(
+    code,
+  )
+}

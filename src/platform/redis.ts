@@ -1,0 +1,200 @@
+/** The connection to Redis (or Redis Cluster), its scripts, and a breaker that keeps requests from waiting for a Redis that is out. */
+import { readFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Cluster, Redis, type RedisOptions } from 'ioredis'
+import { Counter, Gauge, Histogram } from 'prom-client'
+import type { Logger } from './logger.ts'
+import { StartupError } from './startup-error.ts'
+
+/** Redis did not answer in time. Nothing is known of what it did. */
+export class RedisUnavailable extends Error {
+  override name = 'RedisUnavailable'
+}
+
+const COMMAND_TIMEOUT_MS = 500
+const CONNECT_TIMEOUT_MS = 1_000
+const PROBE_MS = 200
+
+const seconds = new Histogram({
+  name: 'tabulum_redis_seconds',
+  help: 'Time of one round trip to Redis, by what it was for.',
+  labelNames: ['operation'] as const,
+  buckets: [0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5],
+})
+const failures = new Counter({
+  name: 'tabulum_redis_unavailable_total',
+  help: 'Round trips to Redis that failed because it did not answer.',
+  labelNames: ['operation'] as const,
+})
+const up = new Gauge({ name: 'tabulum_redis_up', help: '1 while Redis answers.' })
+
+export type RedisConnection = Redis | Cluster
+
+/** A Lua script in a file; the number of its keys is fixed. */
+export interface Script {
+  name: string
+  lua: string
+  keys: number
+}
+
+export function loadScript(name: string, url: URL, keys: number): Script {
+  return { name, lua: readFileSync(url, 'utf8'), keys }
+}
+
+export class RedisClient {
+  readonly connection: RedisConnection
+  #out = false
+  #closed = false
+  /** Identifies the running servers: changes when one of them was restarted or replaced. Empty while not known. */
+  #incarnation = ''
+
+  private constructor(connection: RedisConnection) {
+    this.connection = connection
+  }
+
+  /** Connects and checks that the server keeps what it is given. Throws `StartupError`. */
+  static async open(url: string, mode: 'single' | 'cluster', logger: Logger): Promise<RedisClient> {
+    const options = {
+      commandTimeout: COMMAND_TIMEOUT_MS,
+      connectTimeout: CONNECT_TIMEOUT_MS,
+      enableOfflineQueue: false,
+      maxRetriesPerRequest: 0,
+      autoResendUnfulfilledCommands: false,
+      retryStrategy: () => PROBE_MS,
+      lazyConnect: true,
+    } satisfies RedisOptions
+    const { hostname, port, username, password, protocol } = new URL(url)
+    const credentials = {
+      ...(username && { username: decodeURIComponent(username) }),
+      ...(password && { password: decodeURIComponent(password) }),
+      ...(protocol === 'rediss:' && { tls: {} }),
+    }
+    const connection =
+      mode === 'single'
+        ? new Redis(url, options)
+        : new Cluster([{ host: hostname, port: Number(port || 6379) }], {
+            redisOptions: {
+              commandTimeout: COMMAND_TIMEOUT_MS,
+              connectTimeout: CONNECT_TIMEOUT_MS,
+              maxRetriesPerRequest: 0,
+              ...credentials,
+            },
+            enableOfflineQueue: false,
+            clusterRetryStrategy: () => PROBE_MS,
+            lazyConnect: true,
+          })
+    const client = new RedisClient(connection)
+    // What `connect` fails with says only that the connection closed; why it did came as an event.
+    let reason: unknown
+    connection.on('error', (error: Error) => {
+      reason = error
+      client.#markOut(error, logger)
+    })
+    connection.on('close', () => client.#markOut(new Error('connection closed'), logger))
+    try {
+      await connection.connect()
+      await client.#identify()
+      const [, policy] = (await connection.config('GET', 'maxmemory-policy')) as string[]
+      if (policy !== 'noeviction') {
+        throw new StartupError(`Redis may throw queues away: set maxmemory-policy to noeviction (it is ${policy})`)
+      }
+    } catch (error) {
+      connection.disconnect()
+      if (error instanceof StartupError) throw error
+      throw new StartupError(`REDIS_URL: cannot use Redis at ${hostname}:${port || 6379}: ${reason ?? error}`)
+    }
+    client.#out = false
+    up.set(1)
+    return client
+  }
+
+  /** Whether requests may count on Redis now. */
+  get available(): boolean {
+    return !this.#out && !this.#closed
+  }
+
+  /** Names the running servers; differs after a restart. Undefined while Redis is out. */
+  get incarnation(): string | undefined {
+    return this.available && this.#incarnation !== '' ? this.#incarnation : undefined
+  }
+
+  /** One round trip. Throws `RedisUnavailable` at once while Redis is known to be out. */
+  async run<T>(operation: string, command: (connection: RedisConnection) => Promise<T>): Promise<T> {
+    if (!this.available) throw new RedisUnavailable('Redis is out')
+    const stop = seconds.startTimer({ operation })
+    try {
+      return await command(this.connection)
+    } catch (error) {
+      if (isReply(error)) throw error
+      failures.inc({ operation })
+      this.#markOut(error)
+      throw new RedisUnavailable('Redis did not answer', { cause: error })
+    } finally {
+      stop()
+    }
+  }
+
+  /** Runs a script, by its hash; sends it whole where the server does not have it. Keys must be of one slot. */
+  async script(script: Script, keys: readonly string[], args: readonly (string | number)[]): Promise<unknown> {
+    return this.run(script.name, (connection) => callScript(connection, script, keys, args))
+  }
+
+  #markOut(error: unknown, logger?: Logger): void {
+    if (this.#out || this.#closed) return
+    this.#out = true
+    this.#incarnation = ''
+    up.set(0)
+    logger?.warn({ error: String(error) }, 'redis is out')
+    void this.#probe()
+  }
+
+  async #probe(): Promise<void> {
+    while (!this.#closed) {
+      await sleep(PROBE_MS, undefined, { ref: false })
+      try {
+        await this.#identify()
+        this.#out = false
+        up.set(1)
+        return
+      } catch {
+        // Still out.
+      }
+    }
+  }
+
+  async #identify(): Promise<void> {
+    const servers = this.connection instanceof Cluster ? this.connection.nodes('master') : [this.connection]
+    const infos = await Promise.all(servers.map((server) => server.info('server')))
+    const ids = infos.map((info) => /^run_id:(\w+)/m.exec(info)?.[1] ?? '')
+    if (ids.length === 0) throw new Error('no servers known')
+    this.#incarnation = ids.sort().join('-')
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true
+    this.connection.disconnect()
+  }
+}
+
+/** Calls a script on a connection or in a pipeline. */
+export function callScript(
+  target: Pick<RedisConnection, 'defineCommand'>,
+  { name, lua, keys: numberOfKeys }: Script,
+  keys: readonly string[],
+  args: readonly (string | number)[],
+): Promise<unknown> {
+  const commands = target as unknown as Record<string, ((...args: (string | number)[]) => Promise<unknown>) | undefined>
+  if (!Object.hasOwn(target, name)) target.defineCommand(name, { lua, numberOfKeys })
+  const command = commands[name]
+  if (!command) throw new TypeError(`the script ${name} is not defined`)
+  return command.call(target, ...keys, ...args)
+}
+
+/** An error that Redis answered with, apart from those of one that is starting or stopping. */
+function isReply(error: unknown): boolean {
+  return (
+    error instanceof Error &&
+    error.name === 'ReplyError' &&
+    !/^(LOADING|MASTERDOWN|CLUSTERDOWN|READONLY|TRYAGAIN|MISCONF|OOM)/.test(error.message)
+  )
+}

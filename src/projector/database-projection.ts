@@ -1,0 +1,95 @@
+/** The projection that the database holds: registry, state, and the index of messages not delivered yet. */
+import { sql } from 'kysely'
+import { Counter } from 'prom-client'
+import type { LoggedEvent } from '../events/event.ts'
+import { messageChanges } from '../messaging/messages-of-log.ts'
+import { type Database, roundTrip } from '../platform/database.ts'
+import { type RegistryStore, registryChanges } from '../registry/registry-store.ts'
+import { type StateStore, stateChanges } from '../state/state-store.ts'
+import { LeaseLost, type Projection } from './projector.ts'
+
+const NAME = 'database'
+/** A batch may hold megabytes of values; a statement of the API never waits so long for it. */
+const APPLY_TIMEOUT_MS = 10_000
+/** What was reserved or staged so long ago and is not in a log that has been read to its end never will be. */
+const ABANDONED_MS = 60_000
+
+const dropped = new Counter({
+  name: 'tabulum_queue_dropped_total',
+  help: 'Messages dropped from full pull queues, the oldest first. They stay in the event log.',
+})
+
+export class DatabaseProjection implements Projection {
+  readonly name = NAME
+  readonly #database: Database
+  readonly #stores: { registry: RegistryStore; state: StateStore }
+  readonly #options: { maxQueue: number; exclusive: boolean }
+
+  /** With `exclusive` this process is the only one there can be, so a lease left by a killed one is taken over at once. */
+  constructor(
+    database: Database,
+    stores: { registry: RegistryStore; state: StateStore },
+    options: { maxQueue: number; exclusive: boolean },
+  ) {
+    this.#database = database
+    this.#stores = stores
+    this.#options = options
+  }
+
+  async acquire(holder: string, leaseMs: number): Promise<number | undefined> {
+    const { rows } = await roundTrip(this.#database, 'acquire_projection', () =>
+      sql<{ applied_seq: number }>`
+        update projections
+        set holder = ${holder}, lease_expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
+        where name = ${NAME}
+          and (holder = ${holder} or holder is null or lease_expires_at < clock_timestamp() or ${this.#options.exclusive})
+        returning applied_seq`.execute(this.#database),
+    )
+    return rows[0]?.applied_seq
+  }
+
+  async renew(holder: string, leaseMs: number): Promise<void> {
+    if ((await this.acquire(holder, leaseMs)) === undefined) throw new LeaseLost()
+  }
+
+  async apply(holder: string, from: number, events: readonly LoggedEvent[]): Promise<void> {
+    const last = events.at(-1)
+    if (!last) return
+    const { rows } = await roundTrip(
+      this.#database,
+      'apply_projection',
+      () =>
+        sql<{ dropped: number | null }>`
+          select apply_events(
+            ${holder}, ${from}, ${last.seq},
+            ${JSON.stringify(registryChanges(events))}::json,
+            ${JSON.stringify(stateChanges(events))}::json,
+            ${JSON.stringify(messageChanges(events))}::json,
+            ${this.#options.maxQueue}
+          ) as dropped`.execute(this.#database),
+      APPLY_TIMEOUT_MS,
+    )
+    const result = rows[0]?.dropped ?? null
+    if (result === null) throw new LeaseLost(`the projection is not at ${from} any more`)
+    dropped.inc(result)
+  }
+
+  async release(holder: string): Promise<void> {
+    await roundTrip(this.#database, 'release_projection', () =>
+      this.#database
+        .updateTable('projections')
+        .set({ holder: null })
+        .where('name', '=', NAME)
+        .where('holder', '=', holder)
+        .execute(),
+    )
+  }
+
+  /** Gives back what dead nodes left reserved and staged. Safe here alone: the whole log has just been applied. */
+  async tidy(): Promise<void> {
+    const now = new Date()
+    const before = new Date(now.getTime() - ABANDONED_MS)
+    await this.#stores.state.releaseAbandoned(before)
+    await this.#stores.registry.removeAbandoned(now, before)
+  }
+}

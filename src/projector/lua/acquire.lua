@@ -1,0 +1,10 @@
+-- Takes or prolongs the lease of the projector of the queues.
+--
+-- KEYS[1] lease (string: the holder)   KEYS[2] queues (hash: generation, incarnation, position)
+-- ARGV[1] holder   ARGV[2] length of the lease, ms
+--
+-- Returns nil if another process holds the lease, else {generation, incarnation, position}, with false for what is not there.
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return nil end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return redis.call('HMGET', KEYS[2], 'generation', 'incarnation', 'position')

@@ -1,0 +1,13 @@
+-- Moves the position of the queues, if nobody else has.
+--
+-- KEYS[1] lease   KEYS[2] queues   ARGV[1] holder   ARGV[2] generation   ARGV[3] incarnation
+-- ARGV[4] position it must have; empty: sets all of it anew   ARGV[5] its new position
+--
+-- Returns 1, or 0 if the lease is another's or the position is not ARGV[4].
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[4] ~= '' then
+  local present = redis.call('HMGET', KEYS[2], 'generation', 'position')
+  if present[1] ~= ARGV[2] or present[2] ~= ARGV[4] then return 0 end
+end
+redis.call('HSET', KEYS[2], 'generation', ARGV[2], 'incarnation', ARGV[3], 'position', ARGV[5])
+return 1

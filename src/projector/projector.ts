@@ -1,0 +1,157 @@
+/**
+ * Keeps a projection up with the event log. Many processes run this for one projection; a lease lets one of them work.
+ *
+ * Modes: *standing by* (another process holds the lease) → *leading* (got the lease) → standing by (lost it, or a part is out).
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Counter, Gauge, Histogram } from 'prom-client'
+import type { LoggedEvent } from '../events/event.ts'
+import type { EventLog } from '../events/event-log.ts'
+import type { Progress } from '../events/progress.ts'
+import type { Logger } from '../platform/logger.ts'
+
+/** Another process has the lease now; what this one wanted to apply was refused whole. */
+export class LeaseLost extends Error {
+  override name = 'LeaseLost'
+}
+
+/** A projection as its store keeps it: the data, the position in the log that they reflect, and the lease. */
+export interface Projection {
+  readonly name: string
+  /** Takes the lease. Returns the position, undefined if another process holds the lease. */
+  acquire(holder: string, leaseMs: number): Promise<number | undefined>
+  /** Prolongs the lease. Throws `LeaseLost` if it is another's now, or the store is not what this process left. */
+  renew(holder: string, leaseMs: number): Promise<void>
+  /**
+   * Applies events that follow position `from`; the last one's place becomes the position, in the same transaction.
+   * Throws `LeaseLost` if the position is not `from` or the lease another's.
+   */
+  apply(holder: string, from: number, events: readonly LoggedEvent[]): Promise<void>
+  /** Gives the lease back, so that another process need not wait for its end. */
+  release(holder: string): Promise<void>
+  /** Everything in the log has been applied for now. */
+  caughtUp?(): void
+  /** What can be tidied when the projection has caught up with the log; called now and then. */
+  tidy?(): Promise<void>
+}
+
+/** How long a process that died or froze holds the others up: the stall that agents see. */
+export const LEASE_MS = 1_000
+const RENEW_MS = 250
+/** A standby asks for the lease this often when no projector is heard of. */
+const STANDBY_MS = 200
+const BACK_OFF_MS = 250
+const TIDY_MS = 10_000
+
+const appliedGauge = new Gauge({
+  name: 'tabulum_projection_applied_seq',
+  help: 'Place of the last event that the projection has applied, as this process knows it.',
+  labelNames: ['projection'] as const,
+})
+const leadingGauge = new Gauge({
+  name: 'tabulum_projection_leading',
+  help: '1 in the process that applies the projection.',
+  labelNames: ['projection'] as const,
+})
+const lagHistogram = new Histogram({
+  name: 'tabulum_projection_lag_seconds',
+  help: 'Time from an event to its application; requests that change something wait for it.',
+  labelNames: ['projection'] as const,
+  buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300],
+})
+const failures = new Counter({
+  name: 'tabulum_projection_failures_total',
+  help: 'Times that a leading projector had to start over.',
+  labelNames: ['projection'] as const,
+})
+
+export interface ProjectorOptions {
+  projection: Projection
+  log: EventLog
+  progress: Progress
+  logger: Logger
+  /** A name of this process that no other has. */
+  holder: string
+  /** Tells other processes where the projection is; called after each batch and with each renewal. */
+  broadcast?: (seq: number) => void
+  /** Called with each batch that was applied. */
+  onApplied?: (events: readonly LoggedEvent[]) => void
+  /** Standing by, wait until no projector has been heard of for so long. */
+  patienceMs?: number
+}
+
+/** Runs until `signal` aborts; then gives the lease back. Never throws: it logs and starts over. */
+export async function runProjector(options: ProjectorOptions, signal: AbortSignal): Promise<void> {
+  const { projection, progress, logger, holder, patienceMs = 0 } = options
+  while (!signal.aborted) {
+    try {
+      const position = progress.silenceMs() < patienceMs ? undefined : await projection.acquire(holder, LEASE_MS)
+      if (position === undefined) {
+        await sleep(STANDBY_MS, undefined, { signal })
+        continue
+      }
+      logger.info({ projection: projection.name, position }, 'projector leads')
+      await lead(options, position, signal)
+    } catch (error) {
+      if (signal.aborted) break
+      failures.inc({ projection: projection.name })
+      logger.warn({ projection: projection.name, error: String(error) }, 'projector starts over')
+      await sleep(BACK_OFF_MS, undefined, { signal }).catch(() => {})
+    } finally {
+      leadingGauge.set({ projection: projection.name }, 0)
+    }
+  }
+  await projection.release(holder).catch(() => {})
+}
+
+async function lead(options: ProjectorOptions, start: number, signal: AbortSignal): Promise<void> {
+  const { projection, log, progress, holder, logger } = options
+  const labels = { projection: projection.name }
+  leadingGauge.set(labels, 1)
+  const lost = new AbortController()
+  const stop = AbortSignal.any([signal, lost.signal])
+  let position = start
+  let caughtUp = false
+
+  const announce = () => {
+    appliedGauge.set(labels, position)
+    progress.advance(position)
+    options.broadcast?.(position)
+  }
+  const renewing = (async () => {
+    let tidiedAt = performance.now()
+    while (!stop.aborted) {
+      await sleep(RENEW_MS, undefined, { signal: stop }).catch(() => {})
+      if (stop.aborted) return
+      await projection.renew(holder, LEASE_MS)
+      announce()
+      if (caughtUp && performance.now() - tidiedAt > TIDY_MS) {
+        tidiedAt = performance.now()
+        await projection.tidy?.()
+      }
+    }
+  })().catch((error: unknown) => {
+    logger.warn({ ...labels, error: String(error) }, 'projector could not prolong its lease')
+    lost.abort()
+  })
+
+  try {
+    announce()
+    for await (const events of log.follow(position, stop)) {
+      const last = events.at(-1)
+      caughtUp = last === undefined
+      if (last) {
+        await projection.apply(holder, position, events)
+        position = last.seq
+        options.onApplied?.(events)
+        lagHistogram.observe(labels, Math.max(0, Date.now() - Date.parse(last.ts)) / 1_000)
+      } else {
+        projection.caughtUp?.()
+      }
+      announce()
+    }
+  } finally {
+    lost.abort()
+    await renewing
+  }
+}

@@ -1,0 +1,215 @@
+/**
+ * The projection that Redis holds: a queue for each agent, and the position in the log that they reflect.
+ *
+ * Redis may lose everything, or come back as it was an hour ago. So the position says which running servers it was written in. Where
+ * that has changed, or there is none, the queues are built anew in a new generation: from the database's index of messages not
+ * delivered yet, then from the log since.
+ */
+import { randomUUID } from 'node:crypto'
+import { Counter } from 'prom-client'
+import type { LoggedEvent } from '../events/event.ts'
+import { toLeasedMessage } from '../messaging/messages-of-log.ts'
+import { changeQueues, type QueueChange, type QueueGeneration, toPayload } from '../messaging/redis-message-queue.ts'
+import { type Database, roundTrip } from '../platform/database.ts'
+import { loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
+import { LeaseLost, type Projection } from './projector.ts'
+
+const LEASE_KEY = '{queues}:lease'
+const POSITION_KEY = '{queues}:position'
+const acquireScript = loadScript('acquire', new URL('./lua/acquire.lua', import.meta.url), 2)
+const advanceScript = loadScript('advance', new URL('./lua/advance.lua', import.meta.url), 2)
+const releaseScript = loadScript('release', new URL('./lua/release.lua', import.meta.url), 1)
+
+/** Messages that one page of a rebuild holds. */
+const REBUILD_PAGE = 5_000
+const REBUILD_TIMEOUT_MS = 10_000
+const SWEEP_COUNT = 500
+/**
+ * Responses that were carrying messages when Redis was lost have recorded their deliveries in the log after this (an append takes 1.5 s
+ * at most); before, a message might be handed out a second time.
+ */
+const DELIVERIES_UNDER_WAY_MS = 2_000
+
+const rebuilds = new Counter({
+  name: 'tabulum_queue_rebuilds_total',
+  help: 'Times that the queues were built anew from database and log.',
+})
+const dropped = new Counter({
+  name: 'tabulum_redis_queue_dropped_total',
+  help: 'Messages dropped from full queues in Redis, the oldest first. They stay in the event log.',
+})
+
+export class QueueProjection implements Projection {
+  readonly name = 'queues'
+  readonly #redis: RedisClient
+  readonly #database: Database
+  readonly #maxQueue: number
+  /** What this process has built or taken over; nobody else's business until it leads. */
+  #current: QueueGeneration | undefined
+  #announced: QueueGeneration | undefined
+  #position = -1
+  #isCaughtUp = false
+  #rebuiltAt = 0
+  #sweepCursor: string | undefined
+
+  constructor(redis: RedisClient, database: Database, options: { maxQueue: number }) {
+    this.#redis = redis
+    this.#database = database
+    this.#maxQueue = options.maxQueue
+  }
+
+  /** The generation that agents may be served from; undefined until it is whole. */
+  get announced(): QueueGeneration | undefined {
+    if (this.#isCaughtUp && performance.now() - this.#rebuiltAt >= DELIVERIES_UNDER_WAY_MS)
+      this.#announced ??= this.#current
+    return this.#announced
+  }
+
+  async acquire(holder: string, leaseMs: number): Promise<number | undefined> {
+    const found = (await this.#redis.script(acquireScript, [LEASE_KEY, POSITION_KEY], [holder, leaseMs])) as
+      | [generation: string | null, incarnation: string | null, position: string | null]
+      | null
+    if (found === null) {
+      this.#current = undefined
+      this.#announced = undefined
+      return undefined
+    }
+    const incarnation = this.#redis.incarnation
+    if (incarnation === undefined) throw new RedisUnavailable('Redis has just come back')
+    const [generation, writtenIn, position] = found
+    if (generation === null || position === null) return this.#rebuild(holder, leaseMs, incarnation)
+    const known = this.#current?.generation === generation ? this.#position : -1
+    const isComplete = writtenIn === incarnation ? Number(position) >= known : Number(position) === known
+    if (!isComplete) return this.#rebuild(holder, leaseMs, incarnation)
+    this.#current = { generation, incarnation }
+    this.#position = Number(position)
+    this.#announced = this.#current
+    if (writtenIn !== incarnation) await this.#advance(holder, position, this.#position)
+    return this.#position
+  }
+
+  async renew(holder: string, leaseMs: number): Promise<void> {
+    const expected = this.#position
+    const found = (await this.#redis.script(acquireScript, [LEASE_KEY, POSITION_KEY], [holder, leaseMs])) as
+      | [generation: string | null, incarnation: string | null, position: string | null]
+      | null
+    if (found === null) throw new LeaseLost('another process has taken over')
+    if (found[0] !== this.#current?.generation || Number(found[2] ?? -1) < expected)
+      throw new LeaseLost('Redis has lost the queues')
+    if (this.#redis.incarnation !== this.#current.incarnation) throw new LeaseLost('Redis was restarted')
+  }
+
+  caughtUp(): void {
+    this.#isCaughtUp = true
+  }
+
+  async #rebuild(holder: string, leaseMs: number, incarnation: string): Promise<number> {
+    rebuilds.inc()
+    this.#announced = undefined
+    this.#isCaughtUp = false
+    const generation = randomUUID().slice(0, 8)
+    const { applied_seq: start } = await roundTrip(this.#database, 'rebuild_position', () =>
+      this.#database
+        .selectFrom('projections')
+        .select('applied_seq')
+        .where('name', '=', 'database')
+        .executeTakeFirstOrThrow(),
+    )
+    let after = { recipient: '', seq: 0 }
+    for (;;) {
+      const page = await roundTrip(
+        this.#database,
+        'rebuild_page',
+        () =>
+          this.#database
+            .selectFrom('queued_messages')
+            .select(['recipient', 'seq'])
+            .where('pushed', '=', false)
+            .where(({ eb, refTuple, tuple }) =>
+              eb(refTuple('recipient', 'seq'), '>', tuple(after.recipient, after.seq)),
+            )
+            .orderBy('recipient')
+            .orderBy('seq')
+            .limit(REBUILD_PAGE)
+            .execute(),
+        REBUILD_TIMEOUT_MS,
+      )
+      const changes = Map.groupBy(page, ({ recipient }) => recipient)
+      await changeQueues(
+        this.#redis,
+        generation,
+        [...changes].map(([recipient, rows]) => ({ recipient, added: rows.map(({ seq }) => [seq, '']), removed: [] })),
+        this.#maxQueue,
+      )
+      if ((await this.#redis.script(acquireScript, [LEASE_KEY, POSITION_KEY], [holder, leaseMs])) === null)
+        throw new LeaseLost()
+      const last = page.at(-1)
+      if (!last || page.length < REBUILD_PAGE) break
+      after = last
+    }
+    if (this.#redis.incarnation !== incarnation) throw new RedisUnavailable('Redis was restarted during the rebuild')
+    this.#current = { generation, incarnation }
+    await this.#advance(holder, '', start)
+    this.#position = start
+    this.#rebuiltAt = performance.now()
+    this.#sweepCursor = '0'
+    return start
+  }
+
+  async apply(holder: string, from: number, events: readonly LoggedEvent[]): Promise<void> {
+    const last = events.at(-1)
+    const current = this.#current
+    if (!last) return
+    if (!current || current.incarnation !== this.#redis.incarnation) throw new LeaseLost('Redis was restarted')
+    dropped.inc(await changeQueues(this.#redis, current.generation, changesOf(events), this.#maxQueue))
+    await this.#advance(holder, String(from), last.seq)
+    this.#position = last.seq
+  }
+
+  async #advance(holder: string, from: string, to: number): Promise<void> {
+    const { generation = '', incarnation = '' } = this.#current ?? {}
+    const moved = await this.#redis.script(
+      advanceScript,
+      [LEASE_KEY, POSITION_KEY],
+      [holder, generation, incarnation, from, to],
+    )
+    if (moved !== 1) throw new LeaseLost(`the queues are not at ${from || 'their start'} any more`)
+  }
+
+  async release(holder: string): Promise<void> {
+    await this.#redis.script(releaseScript, [LEASE_KEY], [holder])
+  }
+
+  /** Removes queues of earlier generations, some at a time. */
+  async tidy(): Promise<void> {
+    const { generation } = this.#current ?? {}
+    if (this.#sweepCursor === undefined || generation === undefined || 'nodes' in this.#redis.connection) return
+    const cursor = this.#sweepCursor
+    const [next, keys] = await this.#redis.run('sweep', (connection) =>
+      connection.scan(cursor, 'MATCH', 'queue:*', 'COUNT', SWEEP_COUNT),
+    )
+    const old = keys.filter((key) => !key.startsWith(`queue:${generation}:`))
+    if (old.length > 0) await this.#redis.run('sweep', (connection) => connection.unlink(old))
+    this.#sweepCursor = next === '0' ? undefined : next
+  }
+}
+
+function changesOf(events: readonly LoggedEvent[]): QueueChange[] {
+  const changes = new Map<string, QueueChange>()
+  const changeOf = (recipient: string) => {
+    const change = changes.get(recipient) ?? { recipient, added: [], removed: [] }
+    changes.set(recipient, change)
+    return change
+  }
+  for (const event of events) {
+    if (event.type === 'message_sent' && event.via !== 'webhook') {
+      changeOf(event.data.to).added.push([event.seq, toPayload(toLeasedMessage(event))])
+    } else if (event.type === 'message_queued' && event.about !== undefined) {
+      // Fetched from the log when it is delivered. Workers move an agent's messages in their order, so places grow here too.
+      changeOf(event.data.to).added.push([event.about, ''])
+    } else if (event.type === 'message_delivered' && event.about !== undefined) {
+      changeOf(event.data.to).removed.push(event.about)
+    }
+  }
+  return [...changes.values()]
+}

@@ -1,0 +1,193 @@
+/** The registry's tables. Rows are staged here with their credential and activated by the projector. */
+import { sql } from 'kysely'
+import type { Level } from '../access/tokens.ts'
+import type { LoggedEvent } from '../events/event.ts'
+import { type Database, roundTrip } from '../platform/database.ts'
+
+export interface Agent {
+  address: string
+  registeredAt: string
+}
+
+export interface Candidate {
+  identity: string
+  tokenHash: string
+}
+
+export interface RegistryPage {
+  agents: (Agent & { seq: number })[]
+  total: number
+}
+
+const HOLDERS = {
+  operator: { table: 'operators', identity: 'operator_id' },
+  agent: { table: 'agents', identity: 'address' },
+} as const
+
+export class RegistryStore {
+  readonly #database: Database
+
+  constructor(database: Database) {
+    this.#database = database
+  }
+
+  async stageOperator(row: { operatorId: string; lookup: Buffer; tokenHash: string }): Promise<void> {
+    await roundTrip(this.#database, 'stage_operator', () =>
+      this.#database
+        .insertInto('operators')
+        .values({ operator_id: row.operatorId, token_lookup: row.lookup, token_hash: row.tokenHash })
+        .execute(),
+    )
+  }
+
+  async stageAgent(row: {
+    address: string
+    operatorId: string
+    lookup: Buffer
+    tokenHash: string
+    webhook: { url: string; sealedSecret: string } | undefined
+  }): Promise<void> {
+    await roundTrip(this.#database, 'stage_agent', () =>
+      this.#database
+        .insertInto('agents')
+        .values({
+          address: row.address,
+          operator_id: row.operatorId,
+          token_lookup: row.lookup,
+          token_hash: row.tokenHash,
+          webhook_url: row.webhook?.url ?? null,
+          webhook_secret: row.webhook?.sealedSecret ?? null,
+        })
+        .execute(),
+    )
+  }
+
+  /** The active, unrevoked holders of tokens with this look-up: none or one, but for a chance of 2^-64. */
+  async findByToken(level: Level, lookup: Buffer): Promise<Candidate[]> {
+    const { table, identity } = HOLDERS[level]
+    return roundTrip(this.#database, 'find_by_token', () =>
+      this.#database
+        .selectFrom(table)
+        .select([sql<string>`${sql.ref(identity)}`.as('identity'), 'token_hash as tokenHash'])
+        .where('token_lookup', '=', lookup)
+        .where('seq', 'is not', null)
+        .where('revoked_at', 'is', null)
+        .execute(),
+    )
+  }
+
+  async findAgent(address: string): Promise<(Agent & { hasWebhook: boolean }) | undefined> {
+    const row = await roundTrip(this.#database, 'find_agent', () =>
+      this.#database
+        .selectFrom('agents')
+        .select(['address', 'registered_at', 'webhook_secret'])
+        .where('address', '=', address)
+        .where('seq', 'is not', null)
+        .executeTakeFirst(),
+    )
+    return row && { ...toAgent(row), hasWebhook: row.webhook_secret !== null }
+  }
+
+  /** Agents after the place `since`, oldest first, and how many there are in all. */
+  async page(since: number, limit: number): Promise<RegistryPage> {
+    const rows = await roundTrip(this.#database, 'registry_page', () =>
+      this.#database
+        .selectFrom('registry_totals')
+        .leftJoinLateral(
+          (join) =>
+            join
+              .selectFrom('agents')
+              .select(['address', 'registered_at', 'seq'])
+              .where('seq', '>', since)
+              .orderBy('seq')
+              .limit(limit)
+              .as('agent'),
+          (on) => on.onTrue(),
+        )
+        .select(['registry_totals.agents as total', 'address', 'registered_at', 'seq'])
+        .orderBy('seq')
+        .execute(),
+    )
+    const agents = rows.flatMap(({ address, registered_at, seq }) =>
+      address === null || seq === null ? [] : [{ ...toAgent({ address, registered_at }), seq }],
+    )
+    return { agents, total: rows[0]?.total ?? 0 }
+  }
+
+  async saveChallenge(row: {
+    challengeId: string
+    operatorId: string
+    answerHash: Buffer | undefined
+    expiresAt: Date
+  }): Promise<void> {
+    await roundTrip(this.#database, 'save_challenge', () =>
+      this.#database
+        .insertInto('challenges')
+        .values({
+          challenge_id: row.challengeId,
+          operator_id: row.operatorId,
+          answer_hash: row.answerHash ?? null,
+          expires_at: row.expiresAt,
+        })
+        .execute(),
+    )
+  }
+
+  /** Takes a challenge out: whoever asks first gets it, on whichever node. */
+  async takeChallenge(challengeId: string, operatorId: string) {
+    return roundTrip(this.#database, 'take_challenge', () =>
+      this.#database
+        .deleteFrom('challenges')
+        .where('challenge_id', '=', challengeId)
+        .where('operator_id', '=', operatorId)
+        .returning(['answer_hash', 'expires_at'])
+        .executeTakeFirst(),
+    )
+  }
+
+  /** Revokes the token of an agent (by address) or an operator (by id). Returns its look-up, undefined if there is no such holder. */
+  async revoke(level: Level, identity: string): Promise<Buffer | undefined> {
+    const holder = HOLDERS[level]
+    const { rows } = await roundTrip(this.#database, 'revoke', () =>
+      sql<{ token_lookup: Buffer }>`
+        update ${sql.table(holder.table)} set revoked_at = coalesce(revoked_at, now())
+        where ${sql.ref(holder.identity)}::text = ${identity}
+        returning token_lookup`.execute(this.#database),
+    )
+    return rows[0]?.token_lookup
+  }
+
+  /** Removes expired challenges, and rows staged before `stagedBefore` whose event was never appended. Returns how many rows went. */
+  async removeAbandoned(now: Date, stagedBefore: Date): Promise<number> {
+    const results = [
+      await this.#database.deleteFrom('challenges').where('expires_at', '<', now).execute(),
+      await this.#database
+        .deleteFrom('operators')
+        .where('seq', 'is', null)
+        .where('staged_at', '<', stagedBefore)
+        .execute(),
+      await this.#database
+        .deleteFrom('agents')
+        .where('seq', 'is', null)
+        .where('staged_at', '<', stagedBefore)
+        .execute(),
+    ]
+    return results.flat().reduce((sum, result) => sum + Number(result.numDeletedRows), 0)
+  }
+}
+
+/** What a batch of events registers, as the function `project_registry` takes it. */
+export function registryChanges(events: readonly LoggedEvent[]): { operators: object[]; agents: object[] } {
+  return {
+    operators: events.flatMap(({ seq, type, data }) =>
+      type === 'operator_created' ? [{ seq, id: data.operator_id }] : [],
+    ),
+    agents: events.flatMap(({ seq, ts, type, data }) =>
+      type === 'agent_registered' ? [{ seq, ts, address: data.address }] : [],
+    ),
+  }
+}
+
+function toAgent(row: { address: string; registered_at: Date | null }): Agent {
+  return { address: row.address, registeredAt: row.registered_at?.toISOString() ?? '' }
+}

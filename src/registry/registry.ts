@@ -1,0 +1,195 @@
+/** Operators and agents: registering them, knowing them by their tokens, listing them. */
+import { createHash, randomUUID, timingSafeEqual } from 'node:crypto'
+import { LRUCache } from 'lru-cache'
+import type { Credentials } from '../access/credentials.ts'
+import { type Level, newAddress, newToken, type PresentedToken } from '../access/tokens.ts'
+import { type EventLog, PREPARATION_USABLE_MS } from '../events/event-log.ts'
+import type { Progress } from '../events/progress.ts'
+import type { CursorSeal } from '../platform/cursor.ts'
+import { pipelineChallenge, stubChallenge } from './challenge.ts'
+import type { Agent, RegistryStore } from './registry-store.ts'
+
+/** The challenge is unknown, expired, used, or answered wrongly. */
+export class VerificationFailed extends Error {
+  override name = 'VerificationFailed'
+}
+
+export interface RegistryOptions {
+  gate: 'pipeline' | 'stub'
+  challengeTtlMs: number
+  /** Makes the secret of a new agent's webhook, and its form to be stored. */
+  newWebhookSecret: (address: string) => { secret: string; sealed: string }
+  now?: () => number
+}
+
+export interface Recipient {
+  hasWebhook: boolean
+}
+
+/** Addresses known to exist, which they do for ever: ~100 bytes each. */
+const MAX_KNOWN_RECIPIENTS = 200_000
+const CURSOR_LIST = 'registry'
+
+export class Registry {
+  readonly #store: RegistryStore
+  readonly #credentials: Credentials
+  readonly #log: EventLog
+  readonly #progress: Progress
+  readonly #cursors: CursorSeal
+  readonly #options: RegistryOptions
+  readonly #now: () => number
+  readonly #recipients = new LRUCache<string, Recipient>({ max: MAX_KNOWN_RECIPIENTS })
+  /** Checks under way by token digest, so that many requests with one cold token cost one check. */
+  readonly #verifying = new Map<string, Promise<string | undefined>>()
+
+  constructor(
+    parts: { store: RegistryStore; credentials: Credentials; log: EventLog; progress: Progress; cursors: CursorSeal },
+    options: RegistryOptions,
+  ) {
+    this.#store = parts.store
+    this.#credentials = parts.credentials
+    this.#log = parts.log
+    this.#progress = parts.progress
+    this.#cursors = parts.cursors
+    this.#options = options
+    this.#now = options.now ?? Date.now
+  }
+
+  /** Registers an operator. The token in the answer is the only copy. */
+  async registerOperator(contactHash: string): Promise<{ operatorId: string; token: PresentedToken }> {
+    const token = newToken('operator')
+    const operatorId = randomUUID()
+    const tokenHash = await this.#credentials.hash(token.secret)
+    const notAfter = performance.now() + PREPARATION_USABLE_MS
+    await this.#store.stageOperator({ operatorId, lookup: token.lookup, tokenHash })
+    const { seq } = await this.#log.append(
+      {
+        ts: new Date(this.#now()).toISOString(),
+        type: 'operator_created',
+        data: { operator_id: operatorId, contact_hash: contactHash, accepted_terms: true },
+      },
+      { notAfter },
+    )
+    await this.#progress.reached(seq)
+    return { operatorId, token }
+  }
+
+  /** A new challenge, good for one attempt of this operator. */
+  async issueChallenge(operatorId: string) {
+    const challenge = this.#options.gate === 'stub' ? stubChallenge() : pipelineChallenge()
+    const challengeId = randomUUID()
+    const expiresAt = new Date(this.#now() + this.#options.challengeTtlMs)
+    const answerHash = challenge.answer === undefined ? undefined : sha256(challenge.answer)
+    await this.#store.saveChallenge({ challengeId, operatorId, answerHash, expiresAt })
+    return { challengeId, type: challenge.type, data: challenge.data, expiresAt: expiresAt.toISOString() }
+  }
+
+  /**
+   * Registers an agent of an operator. `webhookUrl` has been checked by the caller. Throws `VerificationFailed`; the challenge is used
+   * up either way. The token and the webhook's secret in the answer are the only copies.
+   */
+  async registerAgent(
+    operatorId: string,
+    verification: { challengeId: string; response: string },
+    webhookUrl: string | undefined,
+  ): Promise<{ address: string; token: PresentedToken; webhookSecret: string | undefined }> {
+    await this.#passChallenge(operatorId, verification)
+    const token = newToken('agent')
+    const address = newAddress()
+    const tokenHash = await this.#credentials.hash(token.secret)
+    const webhook =
+      webhookUrl === undefined ? undefined : { url: webhookUrl, ...this.#options.newWebhookSecret(address) }
+    const notAfter = performance.now() + PREPARATION_USABLE_MS
+    await this.#store.stageAgent({
+      address,
+      operatorId,
+      lookup: token.lookup,
+      tokenHash,
+      webhook: webhook && { url: webhook.url, sealedSecret: webhook.sealed },
+    })
+    const { seq } = await this.#log.append(
+      {
+        ts: new Date(this.#now()).toISOString(),
+        type: 'agent_registered',
+        agent: address,
+        data: { address, operator_id: operatorId, has_webhook: webhookUrl !== undefined },
+      },
+      { notAfter },
+    )
+    await this.#progress.reached(seq)
+    return { address, token, webhookSecret: webhook?.secret }
+  }
+
+  async #passChallenge(
+    operatorId: string,
+    { challengeId, response }: { challengeId: string; response: string },
+  ): Promise<void> {
+    if (!UUID.test(challengeId)) throw new VerificationFailed('no such challenge')
+    const challenge = await this.#store.takeChallenge(challengeId, operatorId)
+    if (!challenge) throw new VerificationFailed('no such challenge: it is unknown, expired or already used')
+    if (challenge.expires_at.getTime() <= this.#now()) throw new VerificationFailed('the challenge has expired')
+    if (challenge.answer_hash !== null && !timingSafeEqual(sha256(response), challenge.answer_hash)) {
+      throw new VerificationFailed('the response is wrong; ask for a new challenge')
+    }
+  }
+
+  /**
+   * Who holds a token: an operator's id or an agent's address; undefined for a token that is unknown or revoked, which costs one index
+   * look-up. Throws `VerifierBusy`.
+   */
+  authenticate(token: PresentedToken): Promise<string | undefined> {
+    const underWay = this.#verifying.get(token.digest)
+    if (underWay) return underWay
+    const verifying = this.#verify(token).finally(() => this.#verifying.delete(token.digest))
+    this.#verifying.set(token.digest, verifying)
+    return verifying
+  }
+
+  async #verify(token: PresentedToken): Promise<string | undefined> {
+    for (const { identity, tokenHash } of await this.#store.findByToken(token.level, token.lookup)) {
+      if (await this.#credentials.verify(token.secret, tokenHash)) return identity
+    }
+    return undefined
+  }
+
+  /** Revokes the token of an agent or operator. Returns the look-up of its sessions, undefined if there is no such holder. */
+  revoke(level: Level, identity: string): Promise<Buffer | undefined> {
+    return this.#store.revoke(level, identity)
+  }
+
+  /** What a sender needs to know of a recipient; undefined if nobody has that address. */
+  async findRecipient(address: string): Promise<Recipient | undefined> {
+    const known = this.#recipients.get(address)
+    if (known) return known
+    const agent = ADDRESS.test(address) ? await this.#store.findAgent(address) : undefined
+    if (!agent) return undefined
+    const recipient = { hasWebhook: agent.hasWebhook }
+    this.#recipients.set(address, recipient)
+    return recipient
+  }
+
+  async findAgent(address: string): Promise<Agent | undefined> {
+    return this.#store.findAgent(address)
+  }
+
+  /** A page of all agents, oldest first. Throws `UnknownCursor`. */
+  async list(
+    limit: number,
+    cursor: string | undefined,
+  ): Promise<{ agents: Agent[]; nextCursor: string | null; total: number }> {
+    const since = cursor === undefined ? 0 : Number(this.#cursors.open(CURSOR_LIST, cursor).toString())
+    const { agents, total } = await this.#store.page(since, limit + 1)
+    const page = agents.slice(0, limit)
+    const last = page.at(-1)
+    const nextCursor =
+      agents.length > limit && last ? this.#cursors.seal(CURSOR_LIST, Buffer.from(String(last.seq))) : null
+    return { agents: page, nextCursor, total }
+  }
+}
+
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
+const ADDRESS = /^tab_[a-z0-9]{20}$/
+
+function sha256(text: string): Buffer {
+  return createHash('sha256').update(text).digest()
+}

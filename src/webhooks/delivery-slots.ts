@@ -1,0 +1,77 @@
+/**
+ * The slots of one worker: how many lanes it works on at once, and how many of them may be ones that hold a slot for long.
+ *
+ * An endpoint that accepts and never answers holds its slot for the whole time-out, thousands of times as long as a healthy one. Were they
+ * served alike, a few would soon hold all slots. So lanes whose last attempt failed or was slow get what the prompt ones leave: a quarter
+ * of the slots while twice the peak of the prompt ones fits into the rest, and never less than a tenth. Lanes that nothing is known of yet
+ * get, with these, half of the slots: each of them can turn out bad but once, and must not wait for long where many have.
+ */
+import type { Room, Standing } from './webhook-lanes.ts'
+
+const UNPROVEN_SHARE = 0.5
+const LEAST_DOUBTFUL_SHARE = 0.1
+const GREATEST_DOUBTFUL_SHARE = 0.25
+/** Slots kept free for prompt lanes, as a multiple of the most that they had in use lately. */
+const HEADROOM = 2
+/** What is left after a second of a peak that is not reached again. */
+const PEAK_DECAY = 0.9
+
+export class DeliverySlots {
+  readonly #total: number
+  readonly #now: () => number
+  #prompt = 0
+  #unknown = 0
+  #doubtful = 0
+  #peak = 0
+  #peakAt: number
+
+  /** @param now a clock in ms that never goes back */
+  constructor(total: number, now: () => number = () => performance.now()) {
+    this.#total = total
+    this.#now = now
+    this.#peakAt = now()
+  }
+
+  get inUse(): number {
+    return this.#prompt + this.#unknown + this.#doubtful
+  }
+
+  /** What may be claimed now. */
+  get room(): Room {
+    const total = this.#total - this.inUse
+    const left = share(this.#total, UNPROVEN_SHARE) - this.#unknown - this.#doubtful
+    const unproven = Math.max(0, Math.min(total, left))
+    const doubtful = Math.max(0, Math.min(unproven, this.#doubtfulSlots() - this.#doubtful))
+    return { total, unproven, doubtful }
+  }
+
+  #doubtfulSlots(): number {
+    const free = Math.floor(this.#total - HEADROOM * this.#currentPeak())
+    const least = share(this.#total, LEAST_DOUBTFUL_SHARE)
+    return Math.max(least, Math.min(share(this.#total, GREATEST_DOUBTFUL_SHARE), free))
+  }
+
+  #currentPeak(): number {
+    return Math.max(this.#prompt, this.#peak * PEAK_DECAY ** ((this.#now() - this.#peakAt) / 1_000))
+  }
+
+  /** Takes a slot for a lane; returns how to give it back. */
+  take(standing: Standing): () => void {
+    this.#count(standing, 1)
+    const peak = this.#currentPeak()
+    this.#peak = peak
+    this.#peakAt = this.#now()
+    return () => this.#count(standing, -1)
+  }
+
+  #count(standing: Standing, change: number): void {
+    if (standing === 'prompt') this.#prompt += change
+    else if (standing === 'unknown') this.#unknown += change
+    else this.#doubtful += change
+  }
+}
+
+/** A part of the slots, one at least. */
+function share(total: number, part: number): number {
+  return Math.max(1, Math.floor(total * part))
+}

@@ -1,0 +1,161 @@
+/**
+ * What is to be pushed, an ordered lane for each agent, and which worker has which lane. In the database: the projector fills the lanes
+ * from the event log, so they are as durable as it, and what a worker knows of a lane outlives it.
+ */
+import { sql } from 'kysely'
+import { z } from 'zod'
+import { batched } from '../platform/batch.ts'
+import { type Database, roundTrip } from '../platform/database.ts'
+
+/**
+ * What the last attempt says of an agent's endpoint.
+ *
+ * - `unknown`: there was none yet
+ * - `prompt`: delivered, and soon
+ * - `doubtful`: it was slow, or failed
+ * - `open`: the circuit is open, or half-open
+ */
+const standing = z.enum(['unknown', 'prompt', 'doubtful', 'open'])
+export type Standing = z.infer<typeof standing>
+
+const claimedLane = z.object({
+  recipient: z.string(),
+  /** Names this claim: a later one of the same lane has another. */
+  claim: z.int(),
+  standing,
+  /** Messages in the lane. */
+  pending: z.int(),
+  /** Place of the newest message. */
+  lastSeq: z.int(),
+  /** Place up to which all have been delivered or given up on. */
+  doneSeq: z.int(),
+  /** Failed attempts so far at the message at `retriedSeq`. */
+  retriedSeq: z.int(),
+  attempts: z.int(),
+  /** The circuit, as `circuit-breaker.ts` has it. There is one attempt at a time anyway, so no probe to claim. */
+  failures: z.int(),
+  openUntil: z.number(),
+  bucketFullAt: z.number(),
+  /** The database's clock, which all workers share, in ms since 1970. */
+  now: z.number(),
+  url: z.string().nullable(),
+  sealedSecret: z.string().nullable(),
+  /** The oldest messages, in order. */
+  messages: z.array(z.object({ seq: z.int(), id: z.uuid() })),
+})
+/** A lane and its state, which this worker alone may work on until its lease runs out. */
+export type ClaimedLane = z.infer<typeof claimedLane>
+
+/** What a turn leaves of a lane. */
+export type LaneTurn = Pick<
+  ClaimedLane,
+  'recipient' | 'claim' | 'standing' | 'doneSeq' | 'retriedSeq' | 'attempts' | 'failures' | 'openUntil' | 'bucketFullAt'
+> & {
+  /** Until the next turn, in ms. */
+  delay: number
+}
+
+/** How many lanes a worker takes on. */
+export interface Room {
+  readonly total: number
+  /** Of these, lanes that are not `prompt`. */
+  readonly unproven: number
+  /** Of these, lanes that are `doubtful`, or `open` and to be probed. */
+  readonly doubtful: number
+}
+
+export interface Backlog {
+  /** Messages that wait for their delivery, in all lanes. */
+  readonly messages: number
+  /** Place of the oldest. */
+  readonly oldestSeq: number | undefined
+  readonly openCircuits: number
+}
+
+const MAX_RELEASES_WAITING = 20_000
+/** Claims and releases touch many rows; nobody waits for them but messages. */
+const TIMEOUT_MS = 5_000
+
+export class WebhookLanes {
+  readonly #database: Database
+  /** Gives a lane back. One that was claimed anew meanwhile is left alone. Throws `DatabaseUnavailable`. */
+  readonly release: (turn: LaneTurn) => Promise<void>
+
+  constructor(database: Database) {
+    this.#database = database
+    this.release = batched((turns) => this.#release(turns), { maxItems: 500, maxWaiting: MAX_RELEASES_WAITING })
+  }
+
+  /** Claims lanes that have something to do now, those first that have waited longest, and the first messages of each. Throws `DatabaseUnavailable`. */
+  async claim(holder: string, leaseMs: number, room: Room, turnMessages: number): Promise<ClaimedLane[]> {
+    const { rows } = await roundTrip(
+      this.#database,
+      'claim_lanes',
+      () =>
+        sql<{ lane: unknown }>`
+          select lane from claim_webhook_lanes(
+            ${holder}, ${leaseMs}, ${room.total}, ${room.unproven}, ${room.doubtful}, ${turnMessages})`.execute(
+          this.#database,
+        ),
+      TIMEOUT_MS,
+    )
+    return rows.map(({ lane }) => claimedLane.parse(lane))
+  }
+
+  /** Milliseconds until a lane has something to do; 0 or less if there is one now, infinite if there is none. Throws `DatabaseUnavailable`. */
+  async due(): Promise<number> {
+    const { rows } = await roundTrip(
+      this.#database,
+      'due_lanes',
+      () =>
+        sql<{ due: number | null }>`
+          select (extract(epoch from min(first.next_at) - clock_timestamp()) * 1000)::double precision as due
+          from (values ('unknown'), ('prompt'), ('doubtful'), ('open')) as kind (standing)
+          cross join lateral (
+            select next_at from webhook_lanes l
+            where l.standing = kind.standing and next_at is not null order by next_at limit 1
+          ) as first`.execute(this.#database),
+      TIMEOUT_MS,
+    )
+    return rows[0]?.due ?? Number.POSITIVE_INFINITY
+  }
+
+  /** Prolongs the leases of all lanes that a worker holds. Throws `DatabaseUnavailable`. */
+  async renew(holder: string, leaseMs: number): Promise<void> {
+    await roundTrip(this.#database, 'renew_lanes', () =>
+      sql`select renew_webhook_lanes(${holder}, ${leaseMs})`.execute(this.#database),
+    )
+  }
+
+  async #release(turns: LaneTurn[]): Promise<undefined[]> {
+    await roundTrip(
+      this.#database,
+      'release_lanes',
+      () => sql`select release_webhook_lanes(${JSON.stringify(turns)}::json)`.execute(this.#database),
+      TIMEOUT_MS,
+    )
+    return turns.map(() => undefined)
+  }
+
+  /** What waits, for the metrics: in proportion to the lanes that something waits in. */
+  async backlog(): Promise<Backlog> {
+    const { rows } = await roundTrip(
+      this.#database,
+      'webhook_backlog',
+      () =>
+        sql<{ messages: number; oldest: number | null; open: number }>`
+          select coalesce((select sum(pending) from webhook_lanes where pending > 0), 0)::bigint as messages,
+                 (select min(seq) from queued_messages where pushed) as oldest,
+                 (select count(*) from webhook_lanes where open_until > clock_timestamp()) as open`.execute(
+          this.#database,
+        ),
+      TIMEOUT_MS,
+    )
+    const [row] = rows
+    return {
+      messages: row?.messages ?? 0,
+      oldestSeq: row?.oldest ?? undefined,
+      openCircuits: row?.open ?? 0,
+    }
+  }
+}

@@ -1,0 +1,443 @@
+/**
+ * Pushes messages to webhooks. Any number of workers share the lanes (`webhook-lanes.ts`): a worker claims lanes that have something to
+ * do, gives each a *turn*, and gives it back. As a lane is in one worker's hands at a time and goes message by message, an agent's
+ * messages are attempted in the order of the log; as a turn ends where a message has to wait, waiting holds no slot.
+ *
+ * How a message ends is appended to the log: delivered (`message_delivered`), or moved to the pull queue (`message_queued`). A worker that
+ * is killed leaves its lanes to the others when its leases run out; only the deliveries it had in flight may be made again.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Counter, Gauge, Histogram } from 'prom-client'
+import { type Allowance, takeFrom } from '../access/admission.ts'
+import type { NewEvent, QueuedReason } from '../events/event.ts'
+import { type AppendOptions, type EventLog, LogUnavailable } from '../events/event-log.ts'
+import { type Progress, ProjectionBehind } from '../events/progress.ts'
+import type { Message } from '../messaging/message-queue.ts'
+import { toLeasedMessage } from '../messaging/messages-of-log.ts'
+import type { Logger } from '../platform/logger.ts'
+import { type RetryPolicy, retryDelay } from './back-off.ts'
+import { type CircuitMode, type CircuitPolicy, circuitMode, recordFailure } from './circuit-breaker.ts'
+import type { DeliveryOutcome } from './delivery-outcome.ts'
+import { DeliverySlots } from './delivery-slots.ts'
+import type { Doorbell } from './doorbell.ts'
+import { SecretNotOpened } from './secret-box.ts'
+import { signatureHeaders } from './signature.ts'
+import type { WebhookClient } from './webhook-client.ts'
+import type { ClaimedLane, LaneTurn, WebhookLanes } from './webhook-lanes.ts'
+import type { WebhookSecrets } from './webhook-secrets.ts'
+
+/** How long the lanes of a worker that died or froze stay with it. */
+const LEASE_MS = 10_000
+/** As parts of the lease: how often it is prolonged, how often looked after, and how much must be left for it to be relied on. */
+const RENEW_SHARE = 1 / 4
+const WATCH_SHARE = 1 / 20
+const MARGIN_SHARE = 1 / 10
+/** What has come due is looked for so often: where there was no slot for it, and where a ring went astray. */
+const POLL_MS = 100
+const IDLE_POLL_MS = 1_000
+/** Between two claims at least, however much there is to do. */
+const CLAIM_GAP_MS = 5
+/** A turn takes so many messages at most, and begins none after this time: others may be waiting. */
+const TURN_MESSAGES = 20
+const TURN_MS = 1_000
+/** An answer within this is prompt. Five times what a request around the globe takes. */
+const PROMPT_MS = 1_000
+/** Before the next try where a part of ours is out. */
+const OUTAGE_MS = 250
+/** Before the next turn of a lane that met a defect. */
+const DEFECT_MS = 10_000
+/** A projector that has been silent for so long may be behind: what was delivered meanwhile is still in the lanes. */
+const PROJECTOR_SILENCE_MS = 2_000
+const BACKLOG_EVERY_MS = 5_000
+const USER_AGENT = 'Tabulum-Webhooks/1'
+
+const attempts = new Counter({
+  name: 'tabulum_webhook_attempts_total',
+  help: 'Attempts to deliver: `delivered`, `rejected` (answered other than 2xx), or the stage at which there was no answer.',
+  labelNames: ['outcome'] as const,
+})
+const attemptSeconds = new Histogram({
+  name: 'tabulum_webhook_attempt_seconds',
+  help: 'Time of one attempt.',
+  labelNames: ['kind'] as const,
+  buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+})
+const deliverySeconds = new Histogram({
+  name: 'tabulum_webhook_delivery_seconds',
+  help: 'Time from the acceptance of a message to its delivery, retries included.',
+  buckets: [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
+})
+const fallbacks = new Counter({
+  name: 'tabulum_webhook_fallbacks_total',
+  help: 'Messages moved to the pull queue instead, by why.',
+  labelNames: ['reason'] as const,
+})
+const inFlight = new Gauge({
+  name: 'tabulum_webhook_in_flight',
+  help: 'Slots in use in this process; WEBHOOK_CONCURRENCY is the most.',
+})
+const backlogGauge = new Gauge({
+  name: 'tabulum_webhook_backlog',
+  help: 'Messages that wait to be pushed, by all workers.',
+})
+const backlogAge = new Gauge({
+  name: 'tabulum_webhook_backlog_age_seconds',
+  help: 'Age of the oldest message that waits to be pushed, retries included.',
+})
+const openCircuits = new Gauge({ name: 'tabulum_webhook_open_circuits', help: 'Agents whose circuit is open.' })
+
+export interface WebhookWorkerOptions {
+  lanes: Pick<WebhookLanes, 'claim' | 'due' | 'renew' | 'release' | 'backlog'>
+  log: EventLog
+  client: Pick<WebhookClient, 'post'>
+  secrets: Pick<WebhookSecrets, 'open'>
+  /** Of the projection that fills the lanes. */
+  progress: Progress
+  /** Rings when there is something new in them. */
+  pushes: Doorbell
+  logger: Logger
+  /** A name of this process that no other has. */
+  holder: string
+  /** Lanes that are worked on at once, and so deliveries in flight, at most. */
+  concurrency: number
+  retry: RetryPolicy
+  circuit: CircuitPolicy
+  /** Attempts to deliver to one agent. */
+  outbound: Allowance
+  /** Messages that may wait for one agent; past that the oldest goes to the pull queue, which is bounded itself. */
+  maxBacklog: number
+  /** How long a worker that died keeps its lanes from the others. Default 10,000. */
+  leaseMs?: number
+  /** From 0 to below 1. Default `Math.random`. */
+  random?: () => number
+}
+
+/** Pushes until `signal` aborts; then lets the deliveries in flight finish and gives the lanes back. Never throws. */
+export async function runWebhookWorker(options: WebhookWorkerOptions, signal: AbortSignal): Promise<void> {
+  await new WebhookWorker(options, signal).run()
+}
+
+/** A lane in this worker's hands. */
+interface Held {
+  readonly lane: ClaimedLane
+  /** Times of `performance.now()`. */
+  readonly claimedAt: number
+  validUntil: number
+  /** Aborts when the lease has run out. */
+  readonly lapse: AbortController
+}
+
+class WebhookWorker {
+  readonly #options: WebhookWorkerOptions
+  readonly #leaseMs: number
+  readonly #random: () => number
+  readonly #stop: AbortSignal
+  readonly #slots: DeliverySlots
+  /** Bounded by the slots. */
+  readonly #held = new Set<Held>()
+  readonly #turns = new Set<Promise<void>>()
+  /** What the lanes say may be older than what the log says: nothing is claimed until they have caught up. */
+  #isBehind = true
+  #woken = false
+  #wake: () => void = () => {}
+
+  constructor(options: WebhookWorkerOptions, signal: AbortSignal) {
+    this.#options = options
+    this.#leaseMs = options.leaseMs ?? LEASE_MS
+    this.#random = options.random ?? Math.random
+    this.#stop = signal
+    this.#slots = new DeliverySlots(options.concurrency)
+  }
+
+  async run(): Promise<void> {
+    const wake = () => this.#wakeUp()
+    const unsubscribe = this.#options.pushes.onRing(wake)
+    this.#stop.addEventListener('abort', wake, { once: true })
+    const ended = new AbortController()
+    const beside = [this.#renewLeases(ended.signal), this.#measureBacklog(ended.signal)]
+    while (!this.#stop.aborted) {
+      this.#woken = false
+      let pause = POLL_MS
+      try {
+        const isIdle = (await this.#mayClaim()) && (await this.#claim()) === 0
+        if (isIdle && !this.#woken) pause = Math.min(Math.max(POLL_MS, await this.#options.lanes.due()), IDLE_POLL_MS)
+      } catch (error) {
+        this.#isBehind = true
+        this.#options.logger.warn({ error: String(error) }, 'webhook worker cannot claim')
+        await this.#pause(OUTAGE_MS)
+      }
+      await sleep(CLAIM_GAP_MS)
+      if (!this.#woken) await this.#pause(pause)
+    }
+    unsubscribe()
+    while (this.#turns.size > 0) await Promise.all(this.#turns)
+    ended.abort()
+    await Promise.all(beside)
+  }
+
+  #wakeUp(): void {
+    this.#woken = true
+    this.#wake()
+  }
+
+  async #pause(ms: number): Promise<void> {
+    if (this.#stop.aborted) return
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.#wake = resolve
+    const timer = setTimeout(resolve, ms)
+    await promise
+    clearTimeout(timer)
+  }
+
+  /** Not while messages that were delivered may still be in the lanes. */
+  async #mayClaim(): Promise<boolean> {
+    const { progress, log } = this.#options
+    if (progress.silenceMs() > PROJECTOR_SILENCE_MS) this.#isBehind = true
+    if (!this.#isBehind) return true
+    const last = await log.lastChangeSeq()
+    try {
+      await progress.reached(last, OUTAGE_MS)
+    } catch (error) {
+      if (error instanceof ProjectionBehind) return false
+      throw error
+    }
+    this.#isBehind = progress.silenceMs() > PROJECTOR_SILENCE_MS
+    return !this.#isBehind
+  }
+
+  /** Claims what there is room for, and begins its turns. Returns how many. */
+  async #claim(): Promise<number> {
+    const room = this.#slots.room
+    if (room.total === 0) return 0
+    const claimedAt = performance.now()
+    const lanes = await this.#options.lanes.claim(this.#options.holder, this.#leaseMs, room, TURN_MESSAGES)
+    for (const lane of lanes) {
+      const held = { lane, claimedAt, validUntil: claimedAt + this.#leaseMs, lapse: new AbortController() }
+      const turn = this.#turn(held)
+      this.#turns.add(turn)
+      void turn.finally(() => this.#turns.delete(turn))
+    }
+    return lanes.length
+  }
+
+  async #turn(held: Held): Promise<void> {
+    const { lane } = held
+    const { logger, lanes } = this.#options
+    // One that rests sends nothing, and so takes no time.
+    const isResting = lane.standing === 'open' && lane.now < lane.openUntil
+    const giveBack = this.#slots.take(isResting ? 'prompt' : lane.standing)
+    this.#held.add(held)
+    inFlight.set(this.#slots.inUse)
+    const turn = beginTurn(lane)
+    try {
+      await this.#work(held, turn)
+      await lanes.release(turn)
+    } catch (error) {
+      // The lane is another worker's now, or will be when the lease runs out.
+      if (held.lapse.signal.aborted || error instanceof LeaseLapsed) this.#isBehind = true
+      else await this.#releaseLate(held, turn, error)
+    } finally {
+      this.#held.delete(held)
+      giveBack()
+      inFlight.set(this.#slots.inUse)
+      this.#wakeUp()
+      logger.trace({ agent: lane.recipient }, 'webhook turn over')
+    }
+  }
+
+  /** Gives back a lane whose turn did not end well; while the database is out, until the lease runs out. */
+  async #releaseLate(held: Held, turn: LaneTurn, error: unknown): Promise<void> {
+    const { logger, lanes } = this.#options
+    const isOutage = error instanceof Error && /Unavailable$/.test(error.name)
+    if (isOutage) logger.warn({ agent: turn.recipient, error: String(error) }, 'webhook turn ended by an outage')
+    else logger.error({ agent: turn.recipient, err: error }, 'webhook turn failed')
+    while (performance.now() < held.validUntil) {
+      try {
+        return await lanes.release({ ...turn, delay: isOutage ? OUTAGE_MS : DEFECT_MS })
+      } catch {
+        this.#isBehind = true
+        await sleep(OUTAGE_MS)
+      }
+    }
+  }
+
+  /** Goes through the lane's messages, and keeps in `turn` what has become of it. */
+  async #work(held: Held, turn: LaneTurn): Promise<void> {
+    const { lane } = held
+    const endAt = performance.now() + TURN_MS
+    if (lane.messages.length === 0) turn.doneSeq = lane.lastSeq
+    for (const [index, message] of lane.messages.entries()) {
+      if (this.#stop.aborted || performance.now() > endAt) return
+      const mode = circuitMode({ ...turn, probeUntil: 0 }, databaseClock(held))
+      if (mode === 'open') await this.#giveUp(held, turn, message, 'circuit_open')
+      else if (lane.pending - index > this.#options.maxBacklog) await this.#giveUp(held, turn, message, 'backlog_full')
+      else if (!(await this.#attempt(held, turn, message, mode))) return
+    }
+  }
+
+  /** One attempt at a message. Returns whether to go on to the next one. */
+  async #attempt(held: Held, turn: LaneTurn, { seq, id }: QueuedMessage, mode: CircuitMode): Promise<boolean> {
+    const { log, outbound, retry, circuit } = this.#options
+    const { state, fullAtMs } = takeFrom(turn.bucketFullAt, outbound, databaseClock(held))
+    if (!state.allowed) {
+      turn.delay = Math.ceil(state.retryAfterMs)
+      return false
+    }
+    const [event] = await log.get([seq])
+    if (event === undefined) throw new LogUnavailable(`event ${seq} was not found`)
+    const message = toLeasedMessage(event)
+    turn.bucketFullAt = fullAtMs
+    const startedAt = performance.now()
+    const outcome = await this.#post(held, message)
+    const durationMs = performance.now() - startedAt
+    attempts.inc({ outcome: outcome.kind === 'failed' ? outcome.stage : outcome.kind })
+    attemptSeconds.observe({ kind: outcome.kind }, durationMs / 1_000)
+    if (outcome.kind === 'delivered') {
+      await this.#record(held, delivered(message), { via: 'push', about: seq, id: `delivered-${id}` })
+      deliverySeconds.observe(Math.max(0, Date.now() - Date.parse(message.timestamp)) / 1_000)
+      const standing = durationMs <= PROMPT_MS ? 'prompt' : 'doubtful'
+      Object.assign(turn, {
+        doneSeq: seq,
+        attempts: 0,
+        standing,
+        failures: 0,
+        openUntil: 0,
+      } satisfies Partial<LaneTurn>)
+      return true
+    }
+    turn.attempts = (turn.retriedSeq === seq ? turn.attempts : 0) + 1
+    turn.retriedSeq = seq
+    turn.standing = 'doubtful'
+    this.#options.logger.info(
+      { agent: message.to, message_id: id, attempt: turn.attempts, duration_ms: Math.round(durationMs), ...outcome },
+      'webhook attempt failed',
+    )
+    // A probe is one attempt: an endpoint that is still down need not be asked four times.
+    const delay = mode === 'half-open' ? undefined : retryDelay(turn.attempts, this.#random, retry)
+    if (delay !== undefined) {
+      turn.delay = delay
+      return false
+    }
+    await this.#giveUp(held, turn, { seq, id }, 'undeliverable')
+    const { failures, openUntil } = recordFailure({ ...turn, probeUntil: 0 }, databaseClock(held), circuit)
+    const isOpen = openUntil > 0
+    Object.assign(turn, { failures, openUntil, standing: isOpen ? 'open' : 'doubtful' } satisfies Partial<LaneTurn>)
+    return isOpen
+  }
+
+  async #post({ lane, lapse, validUntil }: Held, message: Message): Promise<DeliveryOutcome> {
+    if (performance.now() > validUntil - this.#leaseMs * MARGIN_SHARE) throw new LeaseLapsed()
+    if (lane.url === null || lane.sealedSecret === null)
+      return { kind: 'failed', stage: 'url', reason: 'the agent has no webhook' }
+    const { message_id, from, to, content, timestamp } = message
+    const body = JSON.stringify({ message_id, from, to, content, timestamp })
+    let signature: Record<string, string>
+    try {
+      const secret = this.#options.secrets.open(lane.sealedSecret, lane.recipient)
+      signature = signatureHeaders({ secret, id: message_id, now: Date.now(), body })
+    } catch (error) {
+      if (!(error instanceof SecretNotOpened)) throw error
+      return { kind: 'failed', stage: 'sign', reason: 'the secret does not open: is WEBHOOK_SECRET_KEY the right one?' }
+    }
+    const headers = { 'content-type': 'application/json', 'user-agent': USER_AGENT, ...signature }
+    return this.#options.client.post(lane.url, { headers, body }, lapse.signal)
+  }
+
+  /** Moves a message to the pull queue. */
+  async #giveUp(held: Held, turn: LaneTurn, { seq, id }: QueuedMessage, reason: QueuedReason): Promise<void> {
+    const to = held.lane.recipient
+    const event: NewEvent = {
+      ts: new Date().toISOString(),
+      type: 'message_queued',
+      agent: to,
+      data: { message_id: id, to, reason },
+    }
+    await this.#record(held, event, { via: 'queue', about: seq, id: `queued-${id}` })
+    fallbacks.inc({ reason })
+    turn.doneSeq = seq
+    turn.attempts = 0
+  }
+
+  /** Appends how a message ended, and tries again while the log is out: the lane must not go on without. */
+  async #record(held: Held, event: NewEvent, options: AppendOptions): Promise<void> {
+    for (;;) {
+      try {
+        // What another worker may have delivered meanwhile must not come to the queue; that this one has delivered stays true.
+        const notAfter = event.type === 'message_queued' ? { notAfter: held.validUntil } : {}
+        await this.#options.log.append(event, { ...options, ...notAfter })
+        return
+      } catch (error) {
+        if (!(error instanceof LogUnavailable)) throw error
+        if (performance.now() > held.validUntil) throw new LeaseLapsed()
+        if (this.#stop.aborted) throw error
+        await sleep(OUTAGE_MS)
+      }
+    }
+  }
+
+  /** Keeps the leases of lanes that are worked on, and ends the work on those whose lease could not be kept. */
+  async #renewLeases(ended: AbortSignal): Promise<void> {
+    let renewedAt = performance.now()
+    while (!ended.aborted) {
+      await sleep(this.#leaseMs * WATCH_SHARE, undefined, { signal: ended }).catch(() => {})
+      const now = performance.now()
+      if (now - renewedAt >= this.#leaseMs * RENEW_SHARE && this.#held.size > 0) {
+        const held = [...this.#held]
+        try {
+          await this.#options.lanes.renew(this.#options.holder, this.#leaseMs)
+          renewedAt = now
+          // Those that had run out by then may be another worker's.
+          for (const each of held) if (each.validUntil > now) each.validUntil = now + this.#leaseMs
+        } catch (error) {
+          this.#isBehind = true
+          this.#options.logger.warn({ error: String(error) }, 'webhook worker could not prolong its leases')
+        }
+      }
+      for (const { validUntil, lapse } of this.#held) {
+        if (performance.now() > validUntil - this.#leaseMs * MARGIN_SHARE) lapse.abort(new LeaseLapsed())
+      }
+    }
+  }
+
+  async #measureBacklog(ended: AbortSignal): Promise<void> {
+    const { lanes, log } = this.#options
+    while (!ended.aborted) {
+      try {
+        const { messages, oldestSeq, openCircuits: open } = await lanes.backlog()
+        const [oldest] = oldestSeq === undefined ? [] : await log.get([oldestSeq])
+        backlogGauge.set(messages)
+        backlogAge.set(oldest === undefined ? 0 : Math.max(0, Date.now() - Date.parse(oldest.ts)) / 1_000)
+        openCircuits.set(open)
+      } catch (error) {
+        this.#options.logger.debug({ error: String(error) }, 'webhook backlog not measured')
+      }
+      await sleep(BACKLOG_EVERY_MS, undefined, { signal: ended }).catch(() => {})
+    }
+  }
+}
+
+type QueuedMessage = ClaimedLane['messages'][number]
+
+/** The lane has been in this worker's hands for too long without a word: it may be another's. */
+class LeaseLapsed extends Error {
+  override name = 'LeaseLapsed'
+}
+
+function beginTurn(lane: ClaimedLane): LaneTurn {
+  const { recipient, claim, standing, doneSeq, retriedSeq, attempts, failures, openUntil, bucketFullAt } = lane
+  return { recipient, claim, standing, doneSeq, retriedSeq, attempts, failures, openUntil, bucketFullAt, delay: 0 }
+}
+
+/** The clock that all workers share, in ms since 1970. */
+function databaseClock({ lane, claimedAt }: Held): number {
+  return lane.now + performance.now() - claimedAt
+}
+
+function delivered({ message_id, to }: Message): NewEvent {
+  return {
+    ts: new Date().toISOString(),
+    type: 'message_delivered',
+    agent: to,
+    data: { message_id, to, delivery_method: 'push' },
+  }
+}

@@ -1,0 +1,95 @@
+/** Configuration that only a deployment uses, run by its real programs. */
+import { execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:http'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
+import { expect, test } from 'vitest'
+import { DEPLOY } from '../support/servers/deploy.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../support/servers/directory.ts'
+import { findProgram } from '../support/servers/programs.ts'
+import { startNameServer } from '../unit/webhooks/name-server.ts'
+
+const run = promisify(execFile)
+
+test('Prometheus accepts its configuration', { timeout: 600_000 }, async () => {
+  const { stdout } = await run(await findProgram('promtool'), [
+    'check',
+    'config',
+    join(DEPLOY, 'prometheus', 'prometheus.yml'),
+  ])
+  expect(stdout).toContain('SUCCESS')
+})
+
+test('HAProxy finds nodes by DNS, new ones too, and gives up those that are gone', async () => {
+  const [port, metricsPort, nodePort] = (await reservePorts(3)) as [number, number, number]
+  const directory = makeDirectory('haproxy-dns')
+  await using stack = new AsyncDisposableStack()
+  stack.defer(async () => {
+    await removeDirectory(directory)
+    releasePorts([port, metricsPort, nodePort])
+  })
+  /** All nodes have the same port, as in containers, and an address each. */
+  const nodes = ['127.88.0.1', '127.88.0.2', '127.88.0.3']
+  for (const address of nodes) {
+    const server = createServer((_, response) => response.end(address)).listen(nodePort, address)
+    await once(server, 'listening')
+    stack.defer(() => {
+      server.close()
+      server.closeAllConnections()
+    })
+  }
+  let known = nodes.slice(0, 2)
+  const names = stack.use(
+    await startNameServer((name, type) => (name !== 'api' ? 'missing' : type === 'A' ? known : [])),
+  )
+  const backend = readFileSync(join(DEPLOY, 'haproxy', 'backend-dns.cfg'), 'utf8')
+  const ours = backend.replace('parse-resolv-conf', `nameserver test ${names.address}`)
+  expect(ours).not.toBe(backend)
+  // By default silence takes all nodes away after 30 s.
+  expect(backend).toMatch(/hold timeout 1h/)
+  writeFileSync(join(directory, 'backend.cfg'), ours)
+  const haproxy = spawn(
+    await findProgram('haproxy'),
+    ['-db', '-f', join(DEPLOY, 'haproxy', 'haproxy.cfg'), '-f', join(directory, 'backend.cfg')],
+    {
+      cwd: directory,
+      env: {
+        PORT: String(port),
+        HAPROXY_BIND: '127.0.0.1',
+        HAPROXY_METRICS_BIND: '127.0.0.1',
+        HAPROXY_METRICS_PORT: String(metricsPort),
+        API_PORT: String(nodePort),
+        INTERNAL_PORT: String(nodePort),
+      },
+      stdio: 'ignore',
+    },
+  )
+  const serving = async () => {
+    const answers = new Set<string>()
+    for (let request = 0; request < 9; request++) {
+      const answer = await fetch(`http://127.0.0.1:${port}/`, { headers: { Connection: 'close' } }).catch(
+        () => undefined,
+      )
+      if (answer?.ok) answers.add(await answer.text())
+    }
+    return [...answers].sort()
+  }
+  const becomes = async (wanted: readonly string[]) => {
+    const deadline = Date.now() + 15_000
+    let now = await serving()
+    while (now.join() !== wanted.join() && Date.now() < deadline) {
+      await sleep(100)
+      now = await serving()
+    }
+    expect(now).toEqual(wanted)
+  }
+  await becomes(nodes.slice(0, 2))
+  known = nodes
+  await becomes(nodes)
+  known = nodes.slice(1)
+  await becomes(nodes.slice(1))
+  haproxy.kill('SIGTERM')
+})

@@ -1,0 +1,180 @@
+/** What must hold whichever node a request meets: limits, revocation, idempotency keys; and what each request costs in round trips. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { type Agent, Client, messageAccepted } from '../support/client.ts'
+import { type Cluster, type ClusterNode, startCluster } from '../support/cluster.ts'
+
+const START_MS = 120_000
+const SESSION_TTL_MS = 2_000
+
+let cluster: Cluster
+let client: Client
+/** A client for each node, past the load balancer. */
+let clients: Client[]
+
+beforeAll(async () => {
+  cluster = await startCluster({
+    nodes: 3,
+    workers: 1,
+    settings: {
+      RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
+      RATE_LIMIT_STATE_WRITE_PER_MIN: '1000000',
+      SESSION_TTL: `${SESSION_TTL_MS}ms`,
+    },
+  })
+  client = new Client(cluster.baseUrl)
+  clients = cluster.nodes.map(({ url }) => new Client(url))
+}, START_MS)
+
+afterAll(async () => {
+  await cluster?.[Symbol.asyncDispose]()
+}, START_MS)
+
+/** The same request to every node. */
+function everywhere(agent: Agent, method: string, path: string, options: Parameters<Client['request']>[2] = {}) {
+  return Promise.all(clients.map((each) => each.request(method, path, { token: agent.token, ...options })))
+}
+
+describe('Idempotency-Key', () => {
+  it('a retry gets the first answer and sends nothing again, on whichever node', async () => {
+    const [one, two] = await client.registerAgents(2)
+    if (!one || !two) throw new Error('two agents were asked for')
+    const options = { headers: { 'Idempotency-Key': 'order-66' }, json: { to: two.address, content: 'once' } }
+    const first = await one.request('POST', '/v1/messages', options)
+    const retries = await everywhere(one, 'POST', '/v1/messages', options)
+    for (const retry of retries) expect(retry.as(202, messageAccepted)).toEqual(first.as(202, messageAccepted))
+    expect((await two.receiveAll()).map(({ content }) => content)).toEqual(['once'])
+  })
+
+  it('of several at the same time on all nodes one is sent, and all get its answer', async () => {
+    const [one, two] = await client.registerAgents(2)
+    if (!one || !two) throw new Error('two agents were asked for')
+    const options = { headers: { 'Idempotency-Key': 'race' }, json: { to: two.address, content: 'once' } }
+    const answers = await everywhere(one, 'POST', '/v1/messages', options)
+    expect(new Set(answers.map((answer) => answer.as(202, messageAccepted).message_id)).size).toBe(1)
+    expect((await two.receiveAll()).map(({ content }) => content)).toEqual(['once'])
+  })
+})
+
+describe('rate limits', () => {
+  it('an agent that sprays all nodes gets its allowance and not one request more', async () => {
+    const agent = await client.registerAgent()
+    const start = performance.now()
+    const answers = (
+      await Promise.all(Array.from({ length: 40 }, () => everywhere(agent, 'GET', '/v1/messages')))
+    ).flat()
+    const refilled = Math.floor((performance.now() - start) / 1_000)
+    const allowed = answers.filter(({ status }) => status === 200).length
+    expect(allowed).toBeGreaterThanOrEqual(60)
+    expect(allowed).toBeLessThanOrEqual(60 + refilled)
+    expect(answers.filter(({ status }) => status === 429)).toHaveLength(answers.length - allowed)
+  })
+})
+
+describe('a revoked token', () => {
+  it('is refused by every node at once', async () => {
+    const agent = await client.registerAgent()
+    for (const answer of await everywhere(agent, 'GET', '/v1/agents/me')) expect(answer.status).toBe(200)
+    const { code, output } = await cluster.run('revoke', [agent.address])
+    expect({ code, output }).toEqual({ code: 0, output: 'Revoked: no node accepts the token any more.\n' })
+    for (const answer of await everywhere(agent, 'GET', '/v1/agents/me')) expect(answer.status).toBe(401)
+  })
+
+  it('is refused by every node once the sessions have run out, while Redis is out', async () => {
+    const agent = await client.registerAgent()
+    await everywhere(agent, 'GET', '/v1/agents/me')
+    await cluster.redis.kill()
+    try {
+      const { code, output } = await cluster.run('revoke', [agent.address])
+      expect(output).toMatch(/^Revoked, but Redis is out/)
+      expect(code).toBe(0)
+      await sleep(SESSION_TTL_MS)
+      for (const answer of await everywhere(agent, 'GET', '/v1/agents/me')) expect(answer.status).toBe(401)
+    } finally {
+      await cluster.redis.restart()
+    }
+    await vi.waitFor(
+      async () => {
+        for (const answer of await everywhere(agent, 'GET', '/v1/agents/me')) expect(answer.status).toBe(401)
+        for (const { internalUrl } of cluster.nodes)
+          expect(await (await fetch(`${internalUrl}/metrics`)).text()).toMatch(/^tabulum_redis_up 1$/m)
+      },
+      { timeout: 10_000 },
+    )
+  })
+
+  it('is that of somebody, and the command says so when it is not', async () => {
+    const { code, output } = await cluster.run('revoke', ['tab_00000000000000000000'])
+    expect(output).toBe('there is no agent tab_00000000000000000000\n')
+    expect(code).toBe(2)
+  })
+})
+
+describe('what a request costs', () => {
+  const REPEATS = 5
+  type Cost = { redis: number; postgres: number; appends: number }
+  let agent: Agent
+  let other: Agent
+  let node: ClusterNode
+
+  beforeAll(async () => {
+    // Sessions and limits of this node outlast the counting.
+    node = await cluster.startNode({
+      SESSION_TTL: '30s',
+      ...Object.fromEntries(
+        ['MESSAGE', 'STATE_READ', 'REGISTRY_READ'].map((name) => [`RATE_LIMIT_${name}_PER_MIN`, '1000000']),
+      ),
+    })
+    const [first, second] = await new Client(node.url).registerAgents(2)
+    if (!first || !second) throw new Error('two agents were asked for')
+    agent = first
+    other = second
+    await agent.write('cost', 'x')
+    await agent.send(other.address, 'so that the node knows the recipient')
+    await other.receiveAll()
+  }, START_MS)
+
+  /** Round trips of the node so far, without those that no request makes. */
+  async function counted(): Promise<Cost> {
+    const text = await (await fetch(`${node.internalUrl}/metrics`)).text()
+    const sum = (name: string) =>
+      [...text.matchAll(new RegExp(`^${name}_count(?:\\{operation="(\\w+)"\\})? (\\d+)$`, 'gm'))]
+        .filter(([, operation]) => operation !== 'check' && !operation?.startsWith('projection'))
+        .reduce((total, [, , count]) => total + Number(count), 0)
+    return {
+      redis: sum('tabulum_redis_seconds'),
+      postgres: sum('tabulum_database_seconds'),
+      appends: sum('tabulum_append_seconds'),
+    }
+  }
+
+  /** Of one request, on average; what it does after its answer included. */
+  async function costOf(request: () => Promise<unknown>): Promise<Cost> {
+    await request()
+    await sleep(300)
+    const before = await counted()
+    for (let index = 0; index < REPEATS; index++) await request()
+    await sleep(300)
+    const after = await counted()
+    return {
+      redis: (after.redis - before.redis) / REPEATS,
+      postgres: (after.postgres - before.postgres) / REPEATS,
+      appends: (after.appends - before.appends) / REPEATS,
+    }
+  }
+
+  // The table "Round trips" of docs/architecture.md.
+  it.each<[string, () => Promise<unknown>, Cost]>([
+    ['GET /v1/agents/me', () => agent.me(), { redis: 1, postgres: 1, appends: 0 }],
+    ['GET /v1/registry', () => agent.registry(), { redis: 1, postgres: 1, appends: 1 }],
+    ['GET /v1/state', () => agent.list(), { redis: 1, postgres: 1, appends: 0 }],
+    ['GET /v1/state/{key}', () => agent.read('cost'), { redis: 1, postgres: 1, appends: 1 }],
+    ['GET /v1/state/_capacity', () => agent.capacity(), { redis: 1, postgres: 1, appends: 0 }],
+    ['PUT /v1/state/{key}', () => agent.write('cost', 'y'), { redis: 1, postgres: 1, appends: 1 }],
+    ['POST /v1/messages', () => agent.send(other.address, 'x'), { redis: 1, postgres: 0, appends: 1 }],
+    ['GET /v1/messages, of an empty queue', () => agent.receive(), { redis: 2, postgres: 0, appends: 0 }],
+  ])('%s', async (_name, request, expected) => {
+    // Now and then a session runs out in between, which costs more.
+    await vi.waitFor(async () => expect(await costOf(request)).toEqual(expected), { timeout: 8_000 })
+  })
+})

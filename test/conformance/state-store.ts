@@ -1,0 +1,647 @@
+/** The conformance suite of the state's tables: what they hold, what they count, and that they never hold too much. */
+import { randomUUID } from 'node:crypto'
+import fc from 'fast-check'
+import { sql } from 'kysely'
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import type { LoggedEvent, NewEvent } from '../../src/events/event.ts'
+import type { Database } from '../../src/platform/database.ts'
+import { type Reservation, type ReservationOutcome, StateStore } from '../../src/state/state-store.ts'
+import { applyEvents, type DatabaseHarness, deleted, inParallel, written } from './support.ts'
+
+const CAPACITY = 1_000
+const WRITER = 'tab_wwwwwwwwwwwwwwwwwwww'
+/** Long enough for half a million keys. */
+const MANY_KEYS_TIMEOUT_MS = 180_000
+
+/** `large`: also with more than half a million keys, which take PGlite minutes to write; the SQL is the same. */
+export function describeStateStore(
+  name: string,
+  create: () => Promise<DatabaseHarness>,
+  { large }: { large: boolean },
+): void {
+  describe(`state store: ${name}`, () => {
+    let harness: DatabaseHarness
+    let database: Database
+    let store: StateStore
+    let seq = 0
+    beforeAll(async () => {
+      harness = await create()
+      database = harness.database
+      store = new StateStore(database, CAPACITY)
+    })
+    afterAll(() => harness[Symbol.asyncDispose]())
+    beforeEach(() => clear())
+
+    async function clear(): Promise<void> {
+      await sql`truncate state, state_reservations, state_blocks`.execute(database)
+      await sql`update state_usage set used_bytes = 0, reserved_bytes = 0, key_count = 0`.execute(database)
+      await sql`insert into state_blocks values (1, '', 0), (2, '', 0)`.execute(database)
+    }
+
+    const place = (event: NewEvent): LoggedEvent => ({ seq: ++seq, ...event })
+    const project = (events: readonly LoggedEvent[]) => applyEvents(database, events)
+    const put = (key: string, value: string) => place(written(key, value, WRITER))
+    const remove = (key: string) => place(deleted(key, WRITER))
+
+    function reserveWrite(key: string, size: number): Promise<ReservationOutcome> {
+      return store.reserve({ id: randomUUID(), key, kind: 'write', size })
+    }
+    function reserveDelete(key: string): Promise<ReservationOutcome> {
+      return store.reserve({ id: randomUUID(), key, kind: 'delete', size: 0 })
+    }
+
+    /** Adds up what is there, row by row. */
+    async function sums(): Promise<{ usedBytes: number; keyCount: number }> {
+      const { rows } = await sql<{ used: number; keys: number }>`
+        select coalesce(sum(octet_length(key) + octet_length(value)), 0)::bigint as used, count(*) as keys from state`.execute(
+        database,
+      )
+      return { usedBytes: Number(rows[0]?.used), keyCount: Number(rows[0]?.keys) }
+    }
+
+    async function occupied(): Promise<number> {
+      const row = await database
+        .selectFrom('state_usage')
+        .select(['used_bytes', 'reserved_bytes'])
+        .executeTakeFirstOrThrow()
+      return Number(row.used_bytes) + Number(row.reserved_bytes)
+    }
+
+    describe('entries', () => {
+      it('are found as the last event of the key left them', async () => {
+        expect(await store.find('k')).toBeUndefined()
+        const first = put('k', 'first')
+        await project([first])
+        expect(await store.find('k')).toEqual({ key: 'k', value: 'first', modifiedBy: WRITER, modifiedAt: first.ts })
+        await project([put('k', 'second'), put('other', ''), remove('k'), put('k', 'third')])
+        expect((await store.find('k'))?.value).toBe('third')
+        expect((await store.find('other'))?.value).toBe('')
+        await project([put('k', 'fourth'), remove('k')])
+        expect(await store.find('k')).toBeUndefined()
+        expect(await store.usage()).toEqual({ usedBytes: 5, keyCount: 1 })
+      })
+
+      it('keep keys and values byte for byte', async () => {
+        const texts = [
+          '\0',
+          'a\0b',
+          '\ufeff',
+          '\uffff',
+          '😀\u{10ffff}',
+          '%00',
+          '\\x00',
+          "'",
+          '/a//b/',
+          ' ',
+          'e\u0301',
+          '\u00e9',
+        ]
+        await project(texts.map((text) => put(text, `value of ${text}`)))
+        for (const text of texts) expect((await store.find(text))?.value).toBe(`value of ${text}`)
+        const { keys } = await store.page('', undefined, 100)
+        expect(keys.map(String)).toEqual(texts.toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b))))
+      })
+
+      it('may be of the greatest size', async () => {
+        const value = '\0'.repeat(1_048_576)
+        const key = 'ü'.repeat(512)
+        await project([put(key, value)])
+        expect((await store.find(key))?.value === value).toBe(true)
+        expect(await store.usage()).toEqual({ usedBytes: 1_048_576 + 1_024, keyCount: 1 })
+      })
+    })
+
+    describe('pages', () => {
+      it('are in byte order, begin after a key and hold at most the limit', async () => {
+        const keys = ['b', 'a', 'a/1', 'a/10', 'a/2', 'B', 'ä', '\u{10000}', '\uffff', 'a\0', 'z']
+        await project(keys.map((key) => put(key, '')))
+        const ordered = keys.toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)))
+        expect((await store.page('', undefined, 100)).keys.map(String)).toEqual(ordered)
+        for (const limit of [1, 2, 5]) {
+          const seen: string[] = []
+          for (let after: Buffer | undefined; ; ) {
+            const page = await store.page('', after, limit)
+            expect(page.total).toBe(keys.length)
+            seen.push(...page.keys.map(String))
+            after = page.keys.at(-1)
+            if (!after) break
+            expect(page.keys.length).toBeLessThanOrEqual(limit)
+          }
+          expect(seen).toEqual(ordered)
+        }
+      })
+
+      it('begin after a key that has been deleted meanwhile', async () => {
+        await project(['a', 'b', 'c'].map((key) => put(key, '')))
+        await project([remove('b')])
+        expect((await store.page('', Buffer.from('b'), 10)).keys.map(String)).toEqual(['c'])
+      })
+
+      it('match a prefix byte for byte', async () => {
+        const keys = [
+          '%',
+          '%a',
+          '_',
+          '_a',
+          'a%b',
+          'a_b',
+          'aXb',
+          'A',
+          'ab',
+          '\u{10ffff}',
+          '\u{10ffff}x',
+          '\u007f',
+          '\u007f\u007f',
+          '\u0080',
+        ]
+        await project(keys.map((key) => put(key, '')))
+        for (const prefix of [
+          '',
+          '%',
+          '_',
+          'a',
+          'a%',
+          'a_',
+          'ab',
+          'abc',
+          '\u{10ffff}',
+          '\u007f',
+          '\u0080',
+          'A',
+          '\\',
+        ]) {
+          const expected = keys.filter((key) => key.startsWith(prefix))
+          const { keys: found, total } = await store.page(prefix, undefined, 100)
+          expect(found.map(String).toSorted()).toEqual(expected.toSorted())
+          expect(total).toBe(expected.length)
+        }
+      })
+    })
+
+    describe('capacity', () => {
+      it('is reserved before the write, by key and value, to the last byte', async () => {
+        expect(await reserveWrite('a', CAPACITY + 1)).toBe('full')
+        expect(await reserveWrite('a', CAPACITY)).toBe('reserved')
+        expect(await reserveWrite('b', 1)).toBe('full')
+        await project([put('a', 'x'.repeat(CAPACITY - 1))])
+        expect(await store.usage()).toEqual({ usedBytes: CAPACITY, keyCount: 1 })
+        expect(await occupied()).toBe(CAPACITY)
+        expect(await reserveWrite('b', 1)).toBe('full')
+        expect(await reserveWrite('a', CAPACITY)).toBe('reserved')
+        expect(await reserveWrite('a', CAPACITY + 1)).toBe('full')
+      })
+
+      it('is free again for others when a delete or a smaller write has been applied, not before', async () => {
+        expect(await reserveWrite('a', 900)).toBe('reserved')
+        await project([put('a', 'x'.repeat(899))])
+        expect(await reserveDelete('a')).toBe('reserved')
+        expect(await reserveWrite('b', 200)).toBe('full')
+        await project([remove('a')])
+        expect(await reserveWrite('b', 200)).toBe('reserved')
+        await project([put('b', 'x'.repeat(199))])
+        expect(await reserveWrite('b', 10)).toBe('reserved')
+        expect(await reserveWrite('c', 900)).toBe('full')
+        await project([put('b', 'x'.repeat(9))])
+        expect(await reserveWrite('c', 900)).toBe('reserved')
+      })
+
+      it('counts a key once, at the largest of the writes to it in flight', async () => {
+        for (const size of [600, 300, 600, 900]) expect(await reserveWrite('a', size)).toBe('reserved')
+        expect(await occupied()).toBe(900)
+        await project([put('a', 'x'.repeat(599)), put('a', 'x'.repeat(899))])
+        expect(await occupied()).toBe(900)
+        await project([put('a', 'x'.repeat(299)), put('a', 'x'.repeat(599))])
+        expect(await occupied()).toBe(600)
+        expect(await store.usage()).toEqual({ usedBytes: 600, keyCount: 1 })
+      })
+
+      it('that was reserved and never used is given back', async () => {
+        expect(await reserveWrite('a', 700)).toBe('reserved')
+        expect(await reserveDelete('a')).toBe('absent')
+        expect(await store.releaseAbandoned(new Date(Date.now() - 600_000))).toBe(0)
+        expect(await reserveWrite('b', 700)).toBe('full')
+        expect(await store.releaseAbandoned(new Date(Date.now() + 600_000))).toBe(1)
+        expect(await occupied()).toBe(0)
+        expect(await reserveWrite('b', 700)).toBe('reserved')
+      })
+
+      it('is not overrun by many who ask at once, and used to the full', async () => {
+        const outcomes = await inParallel(60, (index) => reserveWrite(`k${String(index).padStart(2, '0')}`, 30))
+        const reserved = outcomes.flatMap((outcome, index) => (outcome === 'reserved' ? [index] : []))
+        expect(reserved).toHaveLength(Math.floor(CAPACITY / 30))
+        expect(outcomes.every((outcome) => outcome === 'reserved' || outcome === 'full')).toBe(true)
+        await project(reserved.map((index) => put(`k${String(index).padStart(2, '0')}`, 'x'.repeat(27))))
+        expect(await store.usage()).toEqual({ usedBytes: 30 * 33, keyCount: 33 })
+        expect(await occupied()).toBe(30 * 33)
+      })
+
+      it('is the same for two processes that ask at once', async () => {
+        const another = new StateStore(database, CAPACITY)
+        const outcomes = await inParallel(80, (index) =>
+          (index % 2 === 0 ? store : another).reserve({ id: randomUUID(), key: `p${index}`, kind: 'write', size: 100 }),
+        )
+        expect(outcomes.filter((outcome) => outcome === 'reserved')).toHaveLength(10)
+      })
+    })
+
+    describe('deletes', () => {
+      it('find a key or do not', async () => {
+        expect(await reserveDelete('a')).toBe('absent')
+        expect(await reserveWrite('a', 10)).toBe('reserved')
+        expect(await reserveDelete('a')).toBe('absent')
+        await project([put('a', 'x'.repeat(9))])
+        expect(await reserveDelete('a')).toBe('reserved')
+      })
+
+      it('of one key follow each other: one of many at once gets its turn', async () => {
+        await project([put('a', 'x')])
+        const outcomes = await inParallel(10, () => reserveDelete('a'))
+        expect(outcomes.toSorted()).toEqual([...Array(9).fill('busy'), 'reserved'])
+        await project([remove('a')])
+        expect(await reserveDelete('a')).toBe('absent')
+        await project([put('a', 'y')])
+        expect(await reserveDelete('a')).toBe('reserved')
+      })
+
+      it('do not wait for one that was abandoned', async () => {
+        await project([put('a', 'x')])
+        expect(await reserveDelete('a')).toBe('reserved')
+        await store.releaseAbandoned(new Date(Date.now() + 600_000))
+        expect(await reserveDelete('a')).toBe('reserved')
+      })
+    })
+
+    describe('whatever order writes, deletes and abandoned ones come in', () => {
+      it(
+        'capacity is never overrun, refusals are right, and used_bytes, key_count and totals are exact',
+        async () => {
+          await fc.assert(
+            fc.asyncProperty(fc.array(action, { minLength: 1, maxLength: 40 }), async (actions) => {
+              await clear()
+              await new Interleaving().run(actions)
+            }),
+            { numRuns: 120, endOnFailure: true },
+          )
+        },
+        MANY_KEYS_TIMEOUT_MS,
+      )
+
+      /** Goes through a list of actions with the store and with a model of it, and compares them after each. */
+      class Interleaving {
+        /** Present size of each key. */
+        readonly present = new Map<string, number>()
+        /** Reserved, event not appended yet. */
+        reserved: Reservation[] = []
+        /** In the log, not applied yet. */
+        readonly appended: { reservation: Reservation; event: LoggedEvent }[] = []
+
+        async run(actions: readonly Action[]): Promise<void> {
+          for (const step of actions) {
+            await this.#act(step)
+            await this.#compare(step)
+          }
+          await this.#apply(this.appended.length)
+          await this.#releaseReserved()
+          await this.#compare({ kind: 'release' })
+          expect(await occupied()).toBe((await store.usage()).usedBytes)
+        }
+
+        async #act(step: Action): Promise<void> {
+          if (step.kind === 'reserve') {
+            const requests = step.requests.map(({ key, size }): Reservation => {
+              const kind = size === undefined ? 'delete' : 'write'
+              return { id: randomUUID(), key, kind, size: size === undefined ? 0 : Buffer.byteLength(key) + size }
+            })
+            const expected = requests.map((request) => this.#expectedOutcome(request))
+            expect(await Promise.all(requests.map((request) => store.reserve(request)))).toEqual(expected)
+          } else if (step.kind === 'append') {
+            for (const index of step.which) {
+              const [reservation] = this.reserved.splice(index % Math.max(1, this.reserved.length), 1)
+              if (reservation) this.#append(reservation)
+            }
+          } else if (step.kind === 'apply') {
+            await this.#apply(step.count)
+          } else {
+            // As maintenance does: when the log has been applied to its end.
+            await this.#apply(this.appended.length)
+            await this.#releaseReserved()
+          }
+        }
+
+        #inFlight(key: string): Reservation[] {
+          return [...this.reserved, ...this.appended.map(({ reservation }) => reservation)].filter(
+            (one) => one.key === key,
+          )
+        }
+
+        #peak(key: string): number {
+          return Math.max(this.present.get(key) ?? 0, ...this.#inFlight(key).map(({ size }) => size))
+        }
+
+        #occupied(): number {
+          const keys = new Set([
+            ...this.present.keys(),
+            ...[...this.reserved, ...this.appended.map((one) => one.reservation)].map(({ key }) => key),
+          ])
+          return [...keys].reduce((sum, key) => sum + this.#peak(key), 0)
+        }
+
+        /** And notes the reservation. */
+        #expectedOutcome(request: Reservation): ReservationOutcome {
+          if (request.kind === 'delete') {
+            if (this.#inFlight(request.key).some(({ kind }) => kind === 'delete')) return 'busy'
+            if (!this.present.has(request.key)) return 'absent'
+          } else if (this.#occupied() + Math.max(0, request.size - this.#peak(request.key)) > CAPACITY) return 'full'
+          this.reserved.push(request)
+          return 'reserved'
+        }
+
+        #append(reservation: Reservation): void {
+          const { key, kind, size } = reservation
+          const event = kind === 'delete' ? remove(key) : put(key, 'v'.repeat(size - Buffer.byteLength(key)))
+          this.appended.push({ reservation, event })
+        }
+
+        async #apply(count: number): Promise<void> {
+          const batch = this.appended.splice(0, count)
+          for (const { reservation } of batch) {
+            if (reservation.kind === 'delete') this.present.delete(reservation.key)
+            else this.present.set(reservation.key, reservation.size)
+          }
+          await project(batch.map(({ event }) => event))
+        }
+
+        async #releaseReserved(): Promise<void> {
+          expect(await store.releaseAbandoned(new Date(Date.now() + 600_000))).toBe(this.reserved.length)
+          this.reserved = []
+        }
+
+        async #compare(step: Action): Promise<void> {
+          const usage = await store.usage()
+          const context = JSON.stringify(step)
+          expect(usage, context).toEqual(await sums())
+          expect(usage.usedBytes, context).toBeLessThanOrEqual(CAPACITY)
+          expect(usage.keyCount, context).toBe(this.present.size)
+          expect(usage.usedBytes, context).toBe([...this.present.values()].reduce((sum, size) => sum + size, 0))
+          expect(await occupied(), context).toBe(this.#occupied())
+          const { keys, total } = await store.page('a', undefined, 100)
+          expect(keys.map(String), context).toEqual(
+            [...this.present.keys()].filter((key) => key.startsWith('a')).toSorted(),
+          )
+          expect(total, context).toBe(keys.length)
+        }
+      }
+    })
+
+    describe('count_state_keys', () => {
+      it(
+        'counts as counting them all does, for random keys and prefixes, as blocks split and empty',
+        async () => {
+          await fc.assert(
+            fc.asyncProperty(fc.array(bulkChange, { minLength: 2, maxLength: 5 }), async (changes) => {
+              await clear()
+              const keys = new Set<string>()
+              for (const bulk of changes) {
+                await applyBulk(keys, bulk)
+                await expectCounts(keys)
+              }
+              await checkBlocks()
+            }),
+            { numRuns: 8, endOnFailure: true },
+          )
+        },
+        MANY_KEYS_TIMEOUT_MS,
+      )
+
+      it(
+        'stays right when keys come a few at a time, go a few at a time, and come again',
+        async () => {
+          const keys = new Set<string>()
+          const inSteps = async (wanted: string[], apply: (some: string[]) => Promise<void>) => {
+            for (let from = 0; from < wanted.length; from += 1 + (from % 7))
+              await apply(wanted.slice(from, from + 1 + (from % 7)))
+            await expectCounts(keys)
+            await checkBlocks()
+          }
+          const add = (some: string[]) => {
+            for (const key of some) keys.add(key)
+            return change(some, [])
+          }
+          const drop = (some: string[]) => {
+            for (const key of some) keys.delete(key)
+            return change([], some)
+          }
+          await inSteps(
+            Array.from({ length: 1_400 }, (_, index) => `few/${(index * 7_919) % 2_311}`),
+            add,
+          )
+          await inSteps([...keys].toSorted().slice(2), drop)
+          await inSteps(
+            Array.from({ length: 1_100 }, (_, index) => `few/${index}x`),
+            add,
+          )
+          await inSteps([...keys], drop)
+        },
+        MANY_KEYS_TIMEOUT_MS,
+      )
+
+      it('looks at a few blocks, not at all keys', async () => {
+        await insertNumbered(200_000, '')
+        const { rows } = await sql<{ line: string }>`
+          select max(keys)::text as line from state_blocks where level = 1`.execute(database)
+        expect(Number(rows[0]?.line)).toBeLessThanOrEqual(1_024)
+        const timed = async (count: number) => {
+          const start = performance.now()
+          for (let index = 0; index < count; index++) await countKeys('', null)
+          return (performance.now() - start) / count
+        }
+        await timed(5)
+        const start = performance.now()
+        await sql`select count(*) from state`.execute(database)
+        expect(await timed(10)).toBeLessThan(performance.now() - start)
+      })
+
+      if (large) {
+        it(
+          'stays right past half a million keys, where the blocks of blocks split and empty',
+          async () => {
+            // 1,023 blocks of level 1: the next splits make the first of level 2 split.
+            await insertNumbered(523_000, '')
+            await checkBlocks()
+            for (const tag of ['x', 'y', 'z']) {
+              // One batch in which an early block splits, and with it the block of blocks that later changes are in as well.
+              await insertWhere(
+                sql`select '00000001' || ${tag} || n from generate_series(1, 1500) n union all
+                  select '00522999' || ${tag} || n from generate_series(1, 5) n`,
+              )
+              await checkBlocks()
+            }
+            const middle = await sql<{ first: string; next: string | null }>`
+            select convert_from(first_key, 'UTF8') as first, convert_from(lead(first_key) over (order by first_key), 'UTF8') as next
+            from state_blocks where level = 2 order by first_key`.execute(database)
+            const { first, next } = middle.rows.find((block) => block.first !== '' && block.next !== null) ?? {}
+            if (first === undefined || next == null) throw new Error('the blocks of level 2 have not split')
+            // A block of blocks loses all its keys in the batch in which it gains others.
+            const keep = `${first}~`
+            await deleteBetween(`${first}a`, next)
+            await checkBlocks()
+            await change([`${next.slice(0, -1)}/`, keep], [first])
+            await checkBlocks()
+            await deleteBetween('', '00400000')
+            await checkBlocks()
+            await deleteBetween('', null)
+            await checkBlocks()
+            expect(await countKeys('', null)).toBe(0)
+            await change(['again'], [])
+            await checkBlocks()
+            expect(await countKeys('again', null)).toBe(1)
+          },
+          MANY_KEYS_TIMEOUT_MS,
+        )
+      }
+
+      async function countKeys(low: string, high: string | null): Promise<number> {
+        const { rows } = await sql<{ count: number }>`
+          select count_state_keys(${Buffer.from(low)}, ${high === null ? null : Buffer.from(high)}) as count`.execute(
+          database,
+        )
+        return Number(rows[0]?.count)
+      }
+
+      /** Adds and removes keys and has them counted, as the projector does for one batch. */
+      async function change(added: readonly string[], removed: readonly string[]): Promise<void> {
+        const array = (keys: readonly string[]) => {
+          const encoded = JSON.stringify(keys.map((key) => Buffer.from(key).toString('base64')))
+          return sql`array(select decode(item, 'base64') from json_array_elements_text(${encoded}::json) as items (item))`
+        }
+        await database.transaction().execute(async (transaction) => {
+          await sql`insert into state (key, value, size, seq, modified_by, modified_at)
+                    select key, '', octet_length(key), 1, ${WRITER}, now() from unnest(${array(added)}) as key`.execute(
+            transaction,
+          )
+          await sql`delete from state where key = any (${array(removed)})`.execute(transaction)
+          await sql`select count_state_changes(${array(added)}, ${array(removed)})`.execute(transaction)
+        })
+      }
+
+      /** Adds the keys that a query gives as text, in one batch. */
+      async function insertWhere(keys: ReturnType<typeof sql>): Promise<void> {
+        await sql`
+          with added as (
+            insert into state (key, value, size, seq, modified_by, modified_at)
+            select convert_to(key, 'UTF8'), '', octet_length(key), 1, ${WRITER}, now() from (${keys}) as wanted (key)
+            on conflict do nothing returning key
+          )
+          select count(*) from added`.execute(database)
+        await sql`select count_state_changes(array(
+            select state.key from state join (${keys}) as wanted (key) on state.key = convert_to(wanted.key, 'UTF8')
+          ), '{}')`.execute(database)
+      }
+
+      async function insertNumbered(count: number, prefix: string): Promise<void> {
+        await insertWhere(sql`select ${prefix} || lpad(n::text, 8, '0') from generate_series(1, ${count}::integer) n`)
+      }
+
+      /** Removes the keys from `low` on and below `high`, in one batch. */
+      async function deleteBetween(low: string, high: string | null): Promise<void> {
+        const within = sql`key >= ${Buffer.from(low)} and (${high}::text is null or key < convert_to(${high}::text, 'UTF8'))`
+        await sql`create temporary table doomed as select key from state where ${within}`.execute(database)
+        await sql`delete from state where ${within}`.execute(database)
+        await sql`select count_state_changes('{}', array(select key from doomed))`.execute(database)
+        await sql`drop table doomed`.execute(database)
+      }
+
+      async function applyBulk(keys: Set<string>, bulk: BulkChange): Promise<void> {
+        const removed = [...keys].filter(
+          (key, index) => key.startsWith(bulk.removedPrefix) && index % 100 < bulk.removedPercent,
+        )
+        const added = bulk.numbers.map((number) => `${bulk.prefix}${number}`).filter((key) => !keys.has(key))
+        for (const key of added) keys.add(key)
+        for (const key of removed) keys.delete(key)
+        await change(
+          [...new Set(added)],
+          removed.filter((key) => !added.includes(key)),
+        )
+      }
+
+      /** Compares counts with those of the set, for prefixes of keys in it and others. */
+      async function expectCounts(keys: ReadonlySet<string>): Promise<void> {
+        const some = [...keys].filter((_, index) => index % Math.ceil(keys.size / 12) === 0)
+        const prefixes = new Set([
+          '',
+          'nothing',
+          'a',
+          '\0',
+          'é',
+          ...some.flatMap((key) => [key, key.slice(0, -1), key.slice(0, 3)]),
+        ])
+        for (const prefix of prefixes) {
+          const expected = [...keys].filter((key) => key.startsWith(prefix)).length
+          expect((await store.page(prefix, undefined, 1)).total, JSON.stringify(prefix)).toBe(expected)
+        }
+      }
+
+      /** Every block of both levels says how many keys there are from its first key to the next block's; none is too large. */
+      async function checkBlocks(): Promise<void> {
+        const { rows } = await sql`
+          select level, encode(first_key, 'escape') as first_key, keys, actual from (
+            select level, first_key, keys,
+              (select count(*) from state where key >= first_key and key < next_key) as actual
+            from (select *, lead(first_key, 1, '\\xff') over (partition by level order by first_key) as next_key from state_blocks) as blocks
+          ) as counted where keys <> actual or (level = 1 and keys > 1024) limit 5`.execute(database)
+        expect(rows).toEqual([])
+        const {
+          rows: [present],
+        } = await sql<{ keys: number }>`select count(*) as keys from state`.execute(database)
+        expect(await countKeys('', null)).toBe(Number(present?.keys))
+      }
+    })
+  })
+}
+
+type Action =
+  /** Asked for at the same time; without a size, a delete. */
+  | { kind: 'reserve'; requests: { key: string; size: number | undefined }[] }
+  /** The events of some reservations enter the log, in this order. */
+  | { kind: 'append'; which: number[] }
+  /** The projector applies so many events. */
+  | { kind: 'apply'; count: number }
+  /** The processes behind all reservations without an event have died, and maintenance comes. */
+  | { kind: 'release' }
+
+const request = fc.record({
+  key: fc.constantFrom('a', 'ab', 'a\0', 'b', 'ü'),
+  size: fc.option(fc.oneof(fc.integer({ min: 0, max: 400 }), fc.constantFrom(0, 100, 999)), {
+    nil: undefined,
+    freq: 4,
+  }),
+})
+const action: fc.Arbitrary<Action> = fc.oneof(
+  {
+    weight: 5,
+    arbitrary: fc.record({ kind: fc.constant('reserve'), requests: fc.array(request, { minLength: 1, maxLength: 4 }) }),
+  },
+  {
+    weight: 4,
+    arbitrary: fc.record({ kind: fc.constant('append'), which: fc.array(fc.nat(10), { minLength: 1, maxLength: 4 }) }),
+  },
+  { weight: 3, arbitrary: fc.record({ kind: fc.constant('apply'), count: fc.integer({ min: 1, max: 6 }) }) },
+  { weight: 1, arbitrary: fc.record({ kind: fc.constant('release') }) },
+)
+
+interface BulkChange {
+  prefix: string
+  numbers: number[]
+  removedPrefix: string
+  removedPercent: number
+}
+
+const bulkPrefix = fc.constantFrom('', 'a', 'a/', 'a/b/', 'é', '\0', 'zz')
+const bulkChange: fc.Arbitrary<BulkChange> = fc.record({
+  prefix: bulkPrefix,
+  numbers: fc
+    .record({ count: fc.integer({ min: 1, max: 4_000 }), step: fc.constantFrom(1, 3, 7_919), start: fc.nat(1_000) })
+    .map(({ count, step, start }) => Array.from({ length: count }, (_, index) => start + ((index * step) % 10_007))),
+  removedPrefix: bulkPrefix,
+  removedPercent: fc.constantFrom(0, 30, 99, 100),
+})

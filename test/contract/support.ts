@@ -1,0 +1,77 @@
+/** What the contract tests share. */
+import { expect, vi } from 'vitest'
+import type { Answer } from '../support/client.ts'
+import type { Event } from '../support/kernel.ts'
+import type { Target } from '../support/target.ts'
+
+/** The code that belongs to each status. */
+const CODES: Readonly<Record<number, string>> = {
+  400: 'bad_request',
+  401: 'unauthorized',
+  403: 'verification_failed',
+  404: 'not_found',
+  405: 'method_not_allowed',
+  413: 'value_too_large',
+  415: 'unsupported_media_type',
+  429: 'rate_limited',
+  507: 'store_full',
+}
+
+/** Expects a refusal with this status, its code, and a body that is an error as the contract has it. */
+export function expectRefusal(answer: Answer, status: number): void {
+  expect(answer.status, String(answer)).toBe(status)
+  expect(answer.error).toBe(CODES[status])
+}
+
+const lastSeen = new WeakMap<Target, number>()
+
+/** The place of the last event in the log now. */
+export async function lastSeq(target: Target): Promise<number> {
+  const known = lastSeen.get(target) ?? 0
+  const last = (await target.events(known)).at(-1)?.seq ?? known
+  lastSeen.set(target, last)
+  return last
+}
+
+/** Reads the log after `since` until the check passes: for events that are written after the answer. */
+export async function eventually(target: Target, since: number, check: (events: Event[]) => void): Promise<Event[]> {
+  return vi.waitFor(
+    async () => {
+      const events = await target.events(since)
+      check(events)
+      return events
+    },
+    { timeout: 10_000, interval: 20 },
+  )
+}
+
+export function ofType(events: readonly Event[], ...types: string[]): Event[] {
+  return events.filter((event) => types.includes(event.type))
+}
+
+export function byteLength(text: string): number {
+  return Buffer.byteLength(text, 'utf8')
+}
+
+/** How often each status came back. */
+export function countStatuses(answers: readonly Answer[]): Record<number, number> {
+  const counts: Record<number, number> = {}
+  for (const { status } of answers) counts[status] = (counts[status] ?? 0) + 1
+  return counts
+}
+
+/** Calls it for 0 to count - 1 at the same time. */
+export function inParallel<T>(count: number, call: (index: number) => Promise<T>): Promise<T[]> {
+  return Promise.all(Array.from({ length: count }, (_, index) => call(index)))
+}
+
+/** Mulberry32 (T. Ettinger, 2017): numbers from 0 to below 1, the same ones for the same seed. */
+export function seededRandom(seed: number): () => number {
+  let state = seed
+  return () => {
+    state = (state + 0x6d2b79f5) | 0
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
+  }
+}

@@ -1,0 +1,196 @@
+/** Messages to agents with a webhook: pushed to real HTTPS receivers on loopback, or else pulled. */
+import { randomBytes } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Webhook } from 'standardwebhooks'
+import { afterAll, expect, it, vi } from 'vitest'
+import { type Agent, Client, message } from '../support/client.ts'
+import { createTestAuthority, type Delivery, type Receiver, startReceiver } from '../support/receiver.ts'
+import { sharedTarget } from '../support/target.ts'
+
+/** Few and short, so that giving up takes a second and a half. */
+const MAX_RETRIES = 1
+const CIRCUIT_THRESHOLD = 3
+const CIRCUIT_DURATION_MS = 3_000
+const WITHIN = { timeout: 20_000, interval: 50 }
+
+const authority = await createTestAuthority()
+afterAll(() => authority[Symbol.asyncDispose]())
+const target = await sharedTarget({
+  WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8',
+  WEBHOOK_CA_FILE: authority.caFile,
+  WEBHOOK_SECRET_KEY: randomBytes(32).toString('hex'),
+  WEBHOOK_TOTAL_TIMEOUT: '1500ms',
+  WEBHOOK_MAX_RETRIES: String(MAX_RETRIES),
+  WEBHOOK_CIRCUIT_THRESHOLD: String(CIRCUIT_THRESHOLD),
+  WEBHOOK_CIRCUIT_DURATION: `${CIRCUIT_DURATION_MS}ms`,
+  LOG_LEVEL: 'info',
+})
+const client = new Client(target.baseUrl)
+const sender = await client.registerAgent()
+
+/** A receiver, and the agent whose webhook it is. */
+async function pushedTo(options: Partial<Parameters<typeof startReceiver>[0]> = {}) {
+  const receiver = await startReceiver({ authority, ...options })
+  const agent = await client.registerAgent({ webhookUrl: receiver.url })
+  return { agent, receiver, [Symbol.asyncDispose]: () => receiver.close() }
+}
+
+const pushed = ({ body }: Delivery) => message.parse(JSON.parse(body.toString()))
+const contents = (receiver: Receiver) => receiver.deliveries.map((delivery) => pushed(delivery).content)
+
+async function sendAll(to: Agent, texts: readonly string[]): Promise<string[]> {
+  const ids: string[] = []
+  for (const text of texts) ids.push((await sender.send(to.address, text)).message_id)
+  return ids
+}
+
+/** What the log says became of messages to an agent. */
+async function endings(to: Agent): Promise<Record<string, unknown>[]> {
+  const events = await target.events()
+  return events.flatMap(({ type, agent, data }) =>
+    agent === to.address && ['message_delivered', 'message_queued'].includes(type) ? [{ type, ...data }] : [],
+  )
+}
+
+it('pushes a message as JSON, signed so that a public library verifies it', async () => {
+  await using hook = await pushedTo()
+  const content = 'hello \u0000 "ü" 🙂'
+  const accepted = await sender.send(hook.agent.address, content)
+  await hook.receiver.received(1)
+  const [delivery] = hook.receiver.deliveries as [Delivery]
+  expect(delivery.method).toBe('POST')
+  expect(delivery.headers['content-type']).toBe('application/json')
+  expect(delivery.headers['webhook-id']).toBe(accepted.message_id)
+  expect(JSON.parse(delivery.body.toString())).toEqual({ ...accepted, content })
+  const headers = delivery.headers as Record<string, string>
+  const webhook = new Webhook(hook.agent.webhookSecret ?? '')
+  expect(webhook.verify(delivery.body.toString(), headers)).toMatchObject({ content })
+  expect(() => webhook.verify(`${delivery.body} `, headers)).toThrow()
+})
+
+it('logs a push as delivered, and does not queue it too', async () => {
+  await using hook = await pushedTo()
+  const [id] = await sendAll(hook.agent, ['hello'])
+  await hook.receiver.received(1)
+  await vi.waitFor(async () => {
+    expect(await endings(hook.agent)).toEqual([
+      { type: 'message_delivered', message_id: id, to: hook.agent.address, delivery_method: 'push' },
+    ])
+  }, WITHIN)
+  expect(await hook.agent.receive()).toEqual({ messages: [], remaining: 0 })
+})
+
+it("pushes an agent's messages in the order of the log, each once", async () => {
+  await using hook = await pushedTo()
+  const texts = Array.from({ length: 60 }, (_, index) => String(index))
+  await sendAll(hook.agent, texts)
+  await hook.receiver.received(texts.length)
+  await sleep(300)
+  expect(contents(hook.receiver)).toEqual(texts)
+})
+
+it('retries with the same id and a signature of its own, and lets nothing overtake', async () => {
+  await using hook = await pushedTo({ behaviour: { status: 500 } })
+  await sendAll(hook.agent, ['first', 'second'])
+  await hook.receiver.received(1)
+  hook.receiver.behave({ status: 204 })
+  await hook.receiver.received(3)
+  expect(contents(hook.receiver)).toEqual(['first', 'first', 'second'])
+  const [first, again] = hook.receiver.deliveries as [Delivery, Delivery]
+  expect(again.headers['webhook-id']).toBe(first.headers['webhook-id'])
+  expect(again.headers['webhook-timestamp']).not.toBe(first.headers['webhook-timestamp'])
+  expect(again.receivedAt - first.receivedAt).toBeGreaterThanOrEqual(1_000)
+  await vi.waitFor(async () => expect(await endings(hook.agent)).toHaveLength(2), WITHIN)
+  expect((await endings(hook.agent)).map(({ type }) => type)).toEqual(['message_delivered', 'message_delivered'])
+})
+
+it('moves what cannot be delivered to the pull queue, in order, and says so in the log', async () => {
+  await using hook = await pushedTo({ behaviour: { status: 302, headers: { Location: 'https://127.0.0.1/' } } })
+  const ids = await sendAll(hook.agent, ['one', 'two'])
+  await vi.waitFor(async () => expect(await endings(hook.agent)).toHaveLength(2), WITHIN)
+  expect(await endings(hook.agent)).toEqual(
+    ids.map((id) => ({
+      type: 'message_queued',
+      message_id: id,
+      to: hook.agent.address,
+      reason: 'undeliverable',
+    })),
+  )
+  expect(contents(hook.receiver)).toEqual(['one', 'one', 'two', 'two'])
+  await vi.waitFor(async () => {
+    const { messages } = await hook.agent.receive()
+    expect(messages.map(({ content }) => content)).toEqual(['one', 'two'])
+  }, WITHIN)
+  await vi.waitFor(async () => {
+    expect((await endings(hook.agent)).slice(2)).toEqual(
+      ids.map((id) => ({
+        type: 'message_delivered',
+        message_id: id,
+        to: hook.agent.address,
+        delivery_method: 'pull',
+      })),
+    )
+  }, WITHIN)
+})
+
+it('opens the circuit after so many failed messages in a row; then probes with one, and closes it when that arrives', async () => {
+  await using hook = await pushedTo({ behaviour: 'reset' })
+  const failing = Array.from({ length: CIRCUIT_THRESHOLD }, (_, index) => `failing ${index}`)
+  await sendAll(hook.agent, failing)
+  await vi.waitFor(async () => expect(await endings(hook.agent)).toHaveLength(failing.length), WITHIN)
+  const openedAt = Date.now()
+  const attempts = hook.receiver.deliveries.length
+  expect(attempts).toBe(CIRCUIT_THRESHOLD * (MAX_RETRIES + 1))
+  await sendAll(hook.agent, ['not attempted'])
+  await vi.waitFor(async () => {
+    expect((await endings(hook.agent)).at(-1)).toMatchObject({ type: 'message_queued', reason: 'circuit_open' })
+  }, WITHIN)
+  expect(hook.receiver.deliveries).toHaveLength(attempts)
+
+  await sleep(Math.max(0, openedAt + CIRCUIT_DURATION_MS - Date.now()))
+  await sendAll(hook.agent, ['probe', 'after the probe'])
+  await hook.receiver.received(attempts + 1)
+  await vi.waitFor(async () => expect(await endings(hook.agent)).toHaveLength(failing.length + 3), WITHIN)
+  expect(contents(hook.receiver).slice(attempts)).toEqual(['probe'])
+
+  hook.receiver.behave({ status: 200 })
+  await sleep(CIRCUIT_DURATION_MS)
+  await sendAll(hook.agent, ['probe again', 'and on'])
+  await hook.receiver.received(attempts + 3)
+  expect(contents(hook.receiver).slice(attempts + 1)).toEqual(['probe again', 'and on'])
+  const queued = (await hook.agent.receiveAll()).map(({ content }) => content)
+  expect(queued).toEqual([...failing, 'not attempted', 'probe', 'after the probe'])
+})
+
+it('does not keep anybody waiting for an endpoint that never answers', async () => {
+  await using hook = await pushedTo()
+  await using hole = await pushedTo({ behaviour: 'black_hole' })
+  await sendAll(hole.agent, ['lost', 'in space'])
+  await hole.receiver.received(1)
+  const startedAt = Date.now()
+  await sendAll(hook.agent, ['quick'])
+  await hook.receiver.received(1)
+  expect(Date.now() - startedAt).toBeLessThan(1_000)
+})
+
+it('goes on after a restart with what was waiting', async () => {
+  await using hook = await pushedTo({ behaviour: { status: 503 } })
+  await sendAll(hook.agent, ['first', 'second'])
+  await hook.receiver.received(1)
+  hook.receiver.behave({ status: 200 })
+  await target.restart()
+  await hook.receiver.received(3)
+  expect(contents(hook.receiver)).toEqual(['first', 'first', 'second'])
+}, 60_000)
+
+it('shows the secret once: neither log nor events hold it, nor contents the log', async () => {
+  await using hook = await pushedTo({ behaviour: { status: 500 } })
+  const secret = hook.agent.webhookSecret ?? ''
+  expect(secret).not.toBe('')
+  await sendAll(hook.agent, ['unmistakable content'])
+  await hook.receiver.received(1)
+  await vi.waitFor(() => expect(target.output()).toContain('webhook attempt failed'), WITHIN)
+  expect(target.output()).not.toContain(secret.slice('whsec_'.length))
+  expect(target.output()).not.toContain('unmistakable content')
+  expect(JSON.stringify(await target.events())).not.toContain(secret.slice('whsec_'.length))
+})

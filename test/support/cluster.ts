@@ -1,0 +1,301 @@
+/**
+ * A whole cluster for tests: private servers, api nodes and workers as processes of their own, HAProxy in front. Everything is
+ * gone after `await using`, and also when the test process is killed.
+ */
+import { get } from 'node:http'
+import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
+import { type Event, readEvents } from './kernel.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './servers/directory.ts'
+import { Process } from './servers/process.ts'
+import {
+  type BackendNode,
+  type HaproxyServer,
+  type NatsCluster,
+  type PostgresServer,
+  type RedisServer,
+  startHaproxy,
+  startNats,
+  startPostgres,
+  startRedis,
+} from './servers.ts'
+import type { Target } from './target.ts'
+
+const MAIN = join(import.meta.dirname, '..', '..', 'src', 'main.ts')
+/** Several processes start at once, on a machine that may be busy with other tests. */
+const START_DEADLINE_MS = 60_000
+const COMMAND_DEADLINE_MS = 60_000
+const BALANCED_DEADLINE_MS = 10_000
+
+export type Settings = Readonly<Record<string, string>>
+
+/** A kernel process. */
+export interface ClusterProcess {
+  readonly name: string
+  readonly pid: number
+  /** Metrics, /livez, /readyz, and of a node the event log. */
+  readonly internalUrl: string
+  readonly process: Process
+  /** What it has printed, over all its starts. */
+  output(): string
+  /** SIGTERM; resolves to the exit code. */
+  stop(): Promise<number | null>
+  kill(): Promise<void>
+  freeze(): Promise<void>
+  thaw(): Promise<void>
+  /** Stops it if it runs, starts it on the same ports, and waits until it is ready. Settings are those it had, and these. */
+  restart(settings?: Settings): Promise<void>
+}
+
+export interface ClusterNode extends ClusterProcess {
+  /** The agent API of this one node, past the load balancer. */
+  readonly url: string
+}
+
+/** What a command printed, and its exit code (null when a signal ended it). */
+export interface CommandResult {
+  readonly code: number | null
+  readonly output: string
+}
+
+export interface Cluster extends AsyncDisposable {
+  /** The agent API through the load balancer, without a path. */
+  readonly baseUrl: string
+  readonly nodes: readonly ClusterNode[]
+  readonly workers: readonly ClusterProcess[]
+  readonly postgres: PostgresServer
+  readonly redis: RedisServer
+  readonly nats: NatsCluster
+  readonly haproxy: HaproxyServer
+  /** One more node, which the load balancer uses when this resolves. */
+  startNode(settings?: Settings): Promise<ClusterNode>
+  startWorker(settings?: Settings): Promise<ClusterProcess>
+  /** Runs a command such as `verify` to its end. */
+  run(command: string, args?: readonly string[], settings?: Settings): Promise<CommandResult>
+  /** The event log after `since` (exclusive), read through the first node that runs. */
+  events(since?: number): Promise<Event[]>
+  /** What all kernel processes have printed. */
+  output(): string
+}
+
+export interface ClusterOptions {
+  readonly nodes?: number
+  readonly workers?: number
+  /** For all kernel processes, over the defaults: warnings only, the cheapest bcrypt. */
+  readonly settings?: Settings
+  /** Where they reach the servers instead of directly, such as through a TCP proxy: what to set, by the servers' urls. */
+  readonly route?: (servers: Servers) => Promise<Settings>
+}
+
+export interface Servers {
+  readonly postgres: PostgresServer
+  readonly redis: RedisServer
+  readonly nats: NatsCluster
+}
+
+/** Starts a cluster and waits until every node is in use. */
+export async function startCluster({
+  nodes: nodeCount = 3,
+  workers: workerCount = 1,
+  settings = {},
+  route = async () => ({}),
+}: ClusterOptions = {}): Promise<Cluster> {
+  await using stack = new AsyncDisposableStack()
+  let owner = stack
+  const owned = async <T extends AsyncDisposable>(start: Promise<T>) => stack.use(await start)
+  const [postgres, redis, nats] = await allOver([owned(startPostgres()), owned(startRedis()), owned(startNats())])
+  const environment: Settings = {
+    PATH: process.env.PATH ?? '',
+    NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? '',
+    HOST: '127.0.0.1',
+    LOG_LEVEL: 'warn',
+    BCRYPT_COST: '4',
+    DATABASE_URL: postgres.appUrl,
+    REDIS_URL: redis.url,
+    NATS_URL: nats.url,
+    TRUSTED_PROXIES: '127.0.0.1/32',
+    ...(await route({ postgres, redis, nats })),
+    ...settings,
+  }
+  const nodes: ClusterNode[] = []
+  const workers: ClusterProcess[] = []
+  const commands: Process[] = []
+  const run = async (command: string, args: readonly string[] = [], overrides: Settings = {}) => {
+    const directory = makeDirectory(command)
+    const child = new Process({
+      name: command,
+      file: process.execPath,
+      args: [MAIN, command, ...args],
+      env: { ...environment, ...overrides },
+      directory,
+    })
+    commands.push(child)
+    child.start()
+    const timeout = setTimeout(() => child.kill(), COMMAND_DEADLINE_MS)
+    const code = await child.exited()
+    clearTimeout(timeout)
+    await removeDirectory(directory)
+    return { code, output: child.output() }
+  }
+  const migrated = await run('migrate', [], { DATABASE_URL: postgres.ownerUrl })
+  if (migrated.code !== 0) throw new Error(`migrate ended with ${migrated.code}. It printed:\n${migrated.output}`)
+
+  const start = async (command: 'api' | 'worker', number: number, own: Settings) => {
+    const ports = await reservePorts(2)
+    const [port, internalPort] = ports as [number, number]
+    const name = `${command}-${number}`
+    const directory = makeDirectory(name)
+    const addresses = { PORT: String(port), INTERNAL_PORT: String(internalPort) }
+    owner.defer(async () => {
+      await removeDirectory(directory)
+      releasePorts(ports)
+    })
+    const started = kernelProcess(name, command, directory, { ...environment, ...addresses, ...own })
+    await started.restart()
+    return Object.assign(started, { url: `http://127.0.0.1:${port}`, internalUrl: `http://127.0.0.1:${internalPort}` })
+  }
+  const counted = (count: number) => Array.from({ length: count }, (_, index) => index + 1)
+  // Two at a time: a start is mostly the loading of code, and more at once than there are processors only wait for each other.
+  await eachOf(2, [
+    ...counted(workerCount).map((number) => async () => void workers.push(await start('worker', number, {}))),
+    ...counted(nodeCount).map((number) => async () => void nodes.push(await start('api', number, {}))),
+  ])
+  nodes.sort((one, other) => one.name.localeCompare(other.name, 'en', { numeric: true }))
+  const haproxy = stack.use(await startHaproxy({ nodes: nodes.map(backendOf) }))
+  await balanced(haproxy)
+
+  owner = stack.move()
+  return {
+    baseUrl: haproxy.url,
+    nodes,
+    workers,
+    postgres,
+    redis,
+    nats,
+    haproxy,
+    async startNode(own = {}) {
+      const node = await start('api', nodes.length + 1, own)
+      nodes.push(node)
+      await haproxy.setNodes(nodes.map(backendOf))
+      await balanced(haproxy, backendOf(node))
+      return node
+    },
+    async startWorker(own = {}) {
+      const worker = await start('worker', workers.length + 1, own)
+      workers.push(worker)
+      return worker
+    },
+    run,
+    events(since = 0) {
+      const node = nodes.find((candidate) => candidate.process.running)
+      if (node === undefined) throw new Error('No node runs that could read the event log')
+      return readEvents(node.internalUrl, since)
+    },
+    output: () =>
+      [...nodes, ...workers]
+        .map((member) => member.process)
+        .concat(commands)
+        .map((child) => `--- ${child.name}\n${child.output()}`)
+        .join('\n'),
+    [Symbol.asyncDispose]: () => owner.disposeAsync(),
+  }
+}
+
+/** The cluster as a target of the contract suite, which must not be able to tell it from a single process. */
+export async function startClusterTarget(settings: Settings): Promise<Target> {
+  const cluster = await startCluster({ settings })
+  const members = [...cluster.nodes, ...cluster.workers]
+  return {
+    baseUrl: cluster.baseUrl,
+    events: (since) => cluster.events(since),
+    output: () => cluster.output(),
+    async restart() {
+      await Promise.all(
+        members.map(async (member) => {
+          const code = await member.stop()
+          if (code !== 0) throw new Error(`${member.name} ended with ${code}, not 0. It printed:\n${member.output()}`)
+        }),
+      )
+      await Promise.all(members.map((member) => member.restart()))
+      await balanced(cluster.haproxy)
+    },
+    [Symbol.asyncDispose]: () => cluster[Symbol.asyncDispose](),
+  }
+}
+
+function kernelProcess(
+  name: string,
+  command: string,
+  directory: string,
+  first: Settings,
+): Omit<ClusterProcess, 'internalUrl'> {
+  let settings = first
+  const create = () => new Process({ name, file: process.execPath, args: [MAIN, command], env: settings, directory })
+  let child = create()
+  let earlier = ''
+  return {
+    name,
+    get pid() {
+      return child.pid
+    },
+    get process() {
+      return child
+    },
+    output: () => earlier + child.output(),
+    stop: () => child.stop(),
+    kill: () => child.kill(),
+    freeze: () => child.freeze(),
+    thaw: () => child.thaw(),
+    async restart(changes = {}) {
+      if (child.running) await child.stop()
+      earlier += child.output()
+      settings = { ...settings, ...changes }
+      child = create()
+      child.start()
+      await child.ready(() => isReady(`http://127.0.0.1:${settings.INTERNAL_PORT}/readyz`), START_DEADLINE_MS)
+    },
+  }
+}
+
+function backendOf(node: ClusterNode): BackendNode {
+  return {
+    host: '127.0.0.1',
+    port: Number(new URL(node.url).port),
+    internalPort: Number(new URL(node.internalUrl).port),
+  }
+}
+
+/** Resolves when the load balancer uses all its nodes, or the one that is given. */
+async function balanced(haproxy: HaproxyServer, wanted?: BackendNode): Promise<void> {
+  await haproxy.process.ready(async () => {
+    const nodes = (await haproxy.nodes()).filter((node) => wanted === undefined || node.port === wanted.port)
+    return nodes.every((node) => node.status === 'UP') || undefined
+  }, BALANCED_DEADLINE_MS)
+}
+
+async function isReady(url: string): Promise<true | undefined> {
+  const { promise, resolve, reject } = Promise.withResolvers<true | undefined>()
+  const request = get(url, { agent: false, signal: AbortSignal.timeout(2_000) }, async (response) => {
+    const body = await text(response)
+    if (response.statusCode === 200) resolve(true)
+    else reject(new Error(body))
+  })
+  request.on('error', reject)
+  return await promise
+}
+
+/** Like Promise.all, but resolves or rejects only when every one is over, so that none goes on behind the back of a clean-up. */
+async function allOver<T extends readonly unknown[]>(promises: { [K in keyof T]: Promise<T[K]> }): Promise<T> {
+  await Promise.allSettled(promises)
+  return (await Promise.all(promises)) as unknown as T
+}
+
+/** Runs them all, so many at a time. */
+async function eachOf(limit: number, tasks: readonly (() => Promise<void>)[]): Promise<void> {
+  const left = tasks.values()
+  await allOver(
+    Array.from({ length: limit }, async () => {
+      for (const task of left) await task()
+    }),
+  )
+}

@@ -1,0 +1,15 @@
+/**
+ * Real servers for tests: each start is a private instance on free ports with its own data, run by the configuration in
+ * deploy/. All of it is gone after `await using` or `[Symbol.asyncDispose]()`, and also when the test process is killed.
+ */
+export {
+  type BackendNode,
+  type BackendStatus,
+  type HaproxyOptions,
+  type HaproxyServer,
+  startHaproxy,
+} from './servers/haproxy.ts'
+export { type NatsCluster, type NatsServer, natsOptions, startNats } from './servers/nats.ts'
+export { type PostgresServer, startPostgres } from './servers/postgres.ts'
+export { Process, pidsIn } from './servers/process.ts'
+export { type RedisOptions, type RedisServer, startRedis } from './servers/redis.ts'

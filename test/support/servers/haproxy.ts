@@ -1,0 +1,165 @@
+import { writeFileSync } from 'node:fs'
+import { connect } from 'node:net'
+import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
+import { DEPLOY } from './deploy.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './directory.ts'
+import { Process } from './process.ts'
+import { findProgram } from './programs.ts'
+
+const START_DEADLINE_MS = 10_000
+const RELOAD_DEADLINE_MS = 10_000
+/** Several times what a reload takes. */
+const RELOAD_RETRY_MS = 1_000
+
+/** An api node as the load balancer sees it. */
+export interface BackendNode {
+  readonly host: string
+  readonly port: number
+  /** Where it answers /readyz. */
+  readonly internalPort: number
+}
+
+export interface BackendStatus extends BackendNode {
+  /** `UP`, `DOWN`, or either with its progress to the other, like `UP 1/2`. */
+  readonly status: string
+}
+
+export interface HaproxyServer extends AsyncDisposable {
+  readonly port: number
+  readonly url: string
+  /** Prometheus metrics. */
+  readonly metricsUrl: string
+  readonly process: Process
+  /** How it finds its nodes at the moment. */
+  nodes(): Promise<BackendStatus[]>
+  /** Serves other nodes from now on, by a reload that loses no request. */
+  setNodes(nodes: readonly BackendNode[]): Promise<void>
+  /** Finishes its requests and ends. */
+  stop(): Promise<void>
+  kill(): Promise<void>
+  freeze(): Promise<void>
+  thaw(): Promise<void>
+  restart(): Promise<void>
+}
+
+export interface HaproxyOptions {
+  /** One that nothing listens on; a free one unless given. */
+  readonly port?: number
+  readonly nodes: readonly BackendNode[]
+}
+
+/** Starts an HAProxy of its own with the configuration of deploy/ and the nodes that are given instead of DNS. */
+export async function startHaproxy({ port: given, nodes: first }: HaproxyOptions): Promise<HaproxyServer> {
+  const directory = makeDirectory('haproxy')
+  const reserved = await reservePorts(given === undefined ? 2 : 1)
+  const metricsPort = reserved[0] as number
+  const port = given ?? (reserved[1] as number)
+  const backend = join(directory, 'backend.cfg')
+  const socket = join(directory, 'admin.sock')
+  let nodes = first
+  const configure = (wanted: readonly BackendNode[]) => {
+    nodes = wanted
+    writeFileSync(backend, backendConfiguration(wanted, socket))
+  }
+  const server = new Process({
+    name: 'haproxy',
+    file: await findProgram('haproxy'),
+    // Master and worker, in the foreground, as the image starts it.
+    args: ['-W', '-db', '-f', join(DEPLOY, 'haproxy', 'haproxy.cfg'), '-f', backend],
+    env: {
+      PORT: String(port),
+      HAPROXY_BIND: '127.0.0.1',
+      HAPROXY_METRICS_PORT: String(metricsPort),
+      HAPROXY_METRICS_BIND: '127.0.0.1',
+    },
+    directory,
+    stopSignal: 'SIGUSR1',
+  })
+  const status = async (): Promise<BackendStatus[]> => {
+    const rows = parseStatistics(await ask(socket, 'show stat'))
+    return nodes.map((node, index) => {
+      const row = rows.find((candidate) => candidate.pxname === 'api' && candidate.svname === `node-${index + 1}`)
+      return { ...node, status: row?.status ?? 'unknown' }
+    })
+  }
+  const metricsUrl = `http://127.0.0.1:${metricsPort}/metrics`
+  const start = async () => {
+    configure(nodes)
+    server.start()
+    await server.ready(
+      async () => (await status()).every((node) => node.status !== 'unknown') || undefined,
+      START_DEADLINE_MS,
+    )
+  }
+  const dispose = async () => {
+    await removeDirectory(directory)
+    releasePorts(reserved)
+  }
+  try {
+    await start()
+  } catch (error) {
+    await dispose()
+    throw error
+  }
+  return {
+    port,
+    url: `http://127.0.0.1:${port}`,
+    metricsUrl,
+    process: server,
+    nodes: status,
+    async setNodes(wanted) {
+      configure(wanted)
+      const before = await workerPid(socket)
+      let asked = 0
+      await server.ready(async () => {
+        if ((await workerPid(socket)) === before) {
+          // A master that has just started misses the signal.
+          if (Date.now() - asked > RELOAD_RETRY_MS) {
+            asked = Date.now()
+            server.signal('SIGUSR2')
+          }
+          return undefined
+        }
+        return (await status()).every((node) => node.status !== 'unknown') || undefined
+      }, RELOAD_DEADLINE_MS)
+    },
+    stop: async () => void (await server.stop()),
+    kill: () => server.kill(),
+    freeze: () => server.freeze(),
+    thaw: () => server.thaw(),
+    async restart() {
+      if (server.running) await server.stop()
+      await start()
+    },
+    [Symbol.asyncDispose]: dispose,
+  }
+}
+
+/** In the place of backend-dns.cfg: nodes by address, and a socket to ask how they are. */
+function backendConfiguration(nodes: readonly BackendNode[], socket: string): string {
+  const servers = nodes.map(
+    ({ host, port, internalPort }, index) => `  server node-${index + 1} ${host}:${port} port ${internalPort}\n`,
+  )
+  return `global\n  stats socket ${socket} mode 600 level admin\n\nbackend api\n${servers.join('')}`
+}
+
+async function workerPid(socket: string): Promise<string> {
+  const pid = /^Pid: (\d+)$/m.exec(await ask(socket, 'show info'))?.[1]
+  if (pid === undefined) throw new Error('HAProxy did not say its pid')
+  return pid
+}
+
+async function ask(path: string, command: string): Promise<string> {
+  const connection = connect(path)
+  connection.setTimeout(2_000, () => connection.destroy(new Error(`HAProxy did not answer «${command}»`)))
+  connection.end(`${command}\n`)
+  return await text(connection)
+}
+
+/** The CSV of `show stat`: a header line that starts with `# `, then a line for each frontend, backend and server. */
+function parseStatistics(csv: string): Record<string, string>[] {
+  const [header = '', ...lines] = csv.split('\n').filter((line) => line !== '')
+  const names = header.replace('# ', '').split(',')
+  return lines.map((line) => Object.fromEntries(line.split(',').map((value, index) => [names[index] ?? '', value])))
+}

@@ -1,0 +1,239 @@
+import { execFile } from 'node:child_process'
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { type ConnectionOptions, connect } from 'nats'
+import { z } from 'zod'
+import { DEPLOY, loopbackUrl } from './deploy.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './directory.ts'
+import { Process } from './process.ts'
+import { findProgram } from './programs.ts'
+
+const run = promisify(execFile)
+
+/** Raft waits up to 9 s before it holds another election (nats-server, maxElectionTimeout). */
+const START_DEADLINE_MS = 30_000
+const REQUEST_TIMEOUT_MS = 2_000
+/** Waited for the answers of all servers to one question. */
+const GATHER_MS = 1_000
+const PASSWORDS = {
+  kernel: 'kernelPassword',
+  observer: 'observerPassword',
+  admin: 'adminPassword',
+  system: 'systemPassword',
+  route: 'routePassword',
+}
+
+export interface NatsServer {
+  /** As the cluster knows it, and as `leader()` and `streamLeader()` name it. */
+  readonly name: string
+  readonly port: number
+  readonly process: Process
+  stop(): Promise<void>
+  kill(): Promise<void>
+  freeze(): Promise<void>
+  thaw(): Promise<void>
+  /** Stops it if it runs, and starts it on the same ports and data. Resolves when it is in the cluster again and has caught up. */
+  restart(): Promise<void>
+}
+
+export interface NatsCluster extends AsyncDisposable {
+  readonly servers: readonly NatsServer[]
+  /** Comma-separated, each as the user of the kernel. */
+  readonly url: string
+  readonly observerUrl: string
+  readonly adminUrl: string
+  readonly systemUrl: string
+  /** Of the program that runs, like `2.9.10`. */
+  readonly version: string
+  /** The server that leads JetStream, or undefined while none does. */
+  leader(): Promise<NatsServer | undefined>
+  /** The server that leads a stream, or undefined while none does. */
+  streamLeader(stream: string): Promise<NatsServer | undefined>
+  stop(): Promise<void>
+  kill(): Promise<void>
+  freeze(): Promise<void>
+  thaw(): Promise<void>
+  restart(): Promise<void>
+}
+
+/** Starts a NATS cluster of its own with the configuration of deploy/. */
+export async function startNats({ servers: count = 3 }: { servers?: number } = {}): Promise<NatsCluster> {
+  const directory = makeDirectory('nats')
+  const ports = await reservePorts(count * 3)
+  const file = await findProgram('nats-server')
+  const version = await versionOf(file)
+  // Port 0 of each server is for clients, 1 for the other servers, 2 for monitoring.
+  const portOf = (server: number, which: 0 | 1 | 2) => ports[server * 3 + which] as number
+  const numbers = Array.from({ length: count }, (_, index) => index)
+  const url = (user: Exclude<keyof typeof PASSWORDS, 'route'>, members: readonly number[] = numbers) =>
+    members.map((number) => loopbackUrl('nats', user, PASSWORDS[user], portOf(number, 0))).join(',')
+  const routes = numbers.map((number) => loopbackUrl('nats', 'route', PASSWORDS.route, portOf(number, 1)))
+  const processes = numbers.map((number) => {
+    const home = join(directory, `nats-${number + 1}`)
+    mkdirSync(home)
+    return new Process({
+      name: `nats-${number + 1}`,
+      file,
+      args: ['--config', join(DEPLOY, 'nats', isBefore(version, 2, 10) ? 'nats-2.9.conf' : 'nats.conf')],
+      env: {
+        NATS_SERVER_NAME: `nats-${number + 1}`,
+        NATS_HOST: '127.0.0.1',
+        NATS_PORT: String(portOf(number, 0)),
+        NATS_CLUSTER_PORT: String(portOf(number, 1)),
+        NATS_MONITOR_PORT: String(portOf(number, 2)),
+        NATS_ROUTES: JSON.stringify(routes),
+        NATS_STORE_DIR: home,
+        NATS_MAX_FILE_STORE: '4GB',
+        NATS_ROUTE_PASSWORD: PASSWORDS.route,
+        NATS_KERNEL_PASSWORD: PASSWORDS.kernel,
+        NATS_ADMIN_PASSWORD: PASSWORDS.admin,
+        NATS_OBSERVER_PASSWORD: PASSWORDS.observer,
+        NATS_SYSTEM_PASSWORD: PASSWORDS.system,
+      },
+      directory: home,
+    })
+  })
+
+  /** Of the servers that answer, who leads JetStream and which members it counts as present. */
+  const gather = async (expected: number) => {
+    const connection = await connect(natsOptions(url('system')))
+    try {
+      const answers = await connection.requestMany('$SYS.REQ.SERVER.PING.JSZ', undefined, {
+        maxMessages: expected,
+        maxWait: GATHER_MS,
+      })
+      const states: z.infer<typeof jetStreamState>[] = []
+      for await (const answer of answers) states.push(jetStreamState.parse(answer.json()))
+      return states
+    } finally {
+      await connection.close()
+    }
+  }
+  const named = (name: string | undefined) => members.find((member) => member.name === name)
+  const leader = async () => {
+    const states = await gather(processes.filter((server) => server.running).length)
+    return named(
+      states.map((state) => state.data?.meta_cluster?.leader).find((name) => name !== undefined && name !== ''),
+    )
+  }
+
+  /** That a leader counts every running server in and up to date, and that the server itself serves the kernel's account. */
+  const whole = async (number: number): Promise<true | undefined> => {
+    const running = processes.filter((server) => server.running).length
+    const leading = (await gather(running)).find((state) => state.data?.meta_cluster?.replicas !== undefined)
+    const followers = leading?.data?.meta_cluster?.replicas ?? []
+    const current = followers.filter((follower) => follower.current === true && follower.offline !== true)
+    if (leading === undefined || current.length < running - 1) return undefined
+    const connection = await connect(natsOptions(url('kernel', [number])))
+    try {
+      await connection.jetstreamManager({ checkAPI: true, timeout: REQUEST_TIMEOUT_MS })
+      return true
+    } finally {
+      await connection.close()
+    }
+  }
+  const ready = (number: number) => (processes[number] as Process).ready(() => whole(number), START_DEADLINE_MS)
+  const members = processes.map((server, number): NatsServer => {
+    return {
+      name: server.name,
+      port: portOf(number, 0),
+      process: server,
+      stop: async () => void (await server.stop()),
+      kill: () => server.kill(),
+      freeze: () => server.freeze(),
+      thaw: () => server.thaw(),
+      async restart() {
+        if (server.running) await server.stop()
+        server.start()
+        await ready(number)
+      },
+    }
+  })
+  const all = async (act: (server: Process) => Promise<unknown>) => void (await Promise.all(processes.map(act)))
+  const start = async () => {
+    for (const server of processes) server.start()
+    await Promise.all(numbers.map(ready))
+  }
+  const dispose = async () => {
+    await removeDirectory(directory)
+    releasePorts(ports)
+  }
+  try {
+    await start()
+  } catch (error) {
+    await dispose()
+    throw error
+  }
+  return {
+    servers: members,
+    url: url('kernel'),
+    observerUrl: url('observer'),
+    adminUrl: url('admin'),
+    systemUrl: url('system'),
+    version,
+    leader,
+    async streamLeader(stream) {
+      const connection = await connect(natsOptions(url('kernel')))
+      try {
+        const manager = await connection.jetstreamManager({ checkAPI: false, timeout: REQUEST_TIMEOUT_MS })
+        return named((await manager.streams.info(stream)).cluster?.leader)
+      } finally {
+        await connection.close()
+      }
+    },
+    stop: () => all((server) => server.stop()),
+    kill: () => all((server) => server.kill()),
+    freeze: () => all((server) => server.freeze()),
+    thaw: () => all((server) => server.thaw()),
+    async restart() {
+      await all(async (server) => (server.running ? server.stop() : null))
+      await start()
+    },
+    [Symbol.asyncDispose]: dispose,
+  }
+}
+
+/** Options for the client from a comma-separated list of servers whose user and password it does not read by itself. */
+export function natsOptions(urls: string): ConnectionOptions {
+  const servers = urls.split(',').map((url) => new URL(url))
+  const [first] = servers
+  if (first === undefined) throw new Error('No NATS server given')
+  return {
+    servers: servers.map((server) => server.host),
+    user: first.username,
+    pass: first.password,
+    timeout: REQUEST_TIMEOUT_MS,
+    reconnect: false,
+    // The servers that tests reach through a proxy would otherwise tell clients the way around it.
+    ignoreClusterUpdates: true,
+  }
+}
+
+async function versionOf(file: string): Promise<string> {
+  const { stdout } = await run(file, ['--version'])
+  const version = /v(\d+\.\d+\.\d+)/.exec(stdout)?.[1]
+  if (version === undefined) throw new Error(`${file} --version said ${stdout}`)
+  return version
+}
+
+function isBefore(version: string, major: number, minor: number): boolean {
+  const [ours = 0, its = 0] = version.split('.').map(Number)
+  return ours < major || (ours === major && its < minor)
+}
+
+/** An answer to `$SYS.REQ.SERVER.PING.JSZ`, the parts that are read. Only the leader lists the others. */
+const jetStreamState = z.object({
+  data: z
+    .object({
+      meta_cluster: z
+        .object({
+          leader: z.string().optional(),
+          replicas: z
+            .array(z.object({ name: z.string(), current: z.boolean().optional(), offline: z.boolean().optional() }))
+            .optional(),
+        })
+        .optional(),
+    })
+    .optional(),
+})

@@ -1,0 +1,180 @@
+import { execFile } from 'node:child_process'
+import { chmodSync, chownSync, copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import postgres from 'postgres'
+import { DEPLOY, loopbackUrl } from './deploy.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './directory.ts'
+import { Process } from './process.ts'
+import { findProgram } from './programs.ts'
+
+const run = promisify(execFile)
+
+const START_DEADLINE_MS = 20_000
+const DATABASE = 'tabulum'
+const PASSWORDS = { postgres: 'superuser-password', tabulum_owner: 'owner-password', tabulum: 'app-password' }
+
+/** Small enough to run many at once. */
+const SMALL = ['shared_buffers=32MB', 'max_wal_size=256MB']
+/** Tests survive the death of processes, not of the machine: what was written is safe with the system without a flush. */
+const FAST = ['fsync=off', 'full_page_writes=off']
+
+export interface PostgresServer extends AsyncDisposable {
+  readonly host: string
+  readonly port: number
+  /** As the role that owns the schema: for migrations. */
+  readonly ownerUrl: string
+  /** As the role of api nodes and workers. */
+  readonly appUrl: string
+  readonly superuserUrl: string
+  readonly process: Process
+  /** Disconnects clients, writes everything down, ends. */
+  stop(): Promise<void>
+  /** SIGKILL to all its processes. */
+  kill(): Promise<void>
+  freeze(): Promise<void>
+  thaw(): Promise<void>
+  /** Stops it if it runs, and starts it on the same port and data. */
+  restart(): Promise<void>
+}
+
+/** Starts a Postgres of its own with the configuration and roles of deploy/. `durable` flushes to disk as production does. */
+export async function startPostgres({ durable = false }: { durable?: boolean } = {}): Promise<PostgresServer> {
+  const directory = makeDirectory('postgres')
+  const [port] = (await reservePorts(1)) as [number]
+  const user = postgresUser()
+  const data = join(directory, 'data')
+  const server = new Process({
+    name: 'postgres',
+    file: await findProgram('postgres'),
+    args: [
+      ...['-D', data],
+      // Copied, since the user that it runs as may not be able to read the sources.
+      ...settings([`config_file=${join(directory, 'postgresql.conf')}`, `hba_file=${join(directory, 'pg_hba.conf')}`]),
+      ...settings([`port=${port}`, 'listen_addresses=127.0.0.1', 'unix_socket_directories=']),
+      // In the data directory rather than in /dev/shm, where a killed server would leave it.
+      ...settings(['dynamic_shared_memory_type=mmap', ...SMALL, ...(durable ? [] : FAST)]),
+    ],
+    env: { PATH: process.env.PATH ?? '', LC_ALL: 'C' },
+    directory,
+    user,
+    // Fast shutdown; SIGTERM would wait for clients to leave.
+    stopSignal: 'SIGINT',
+  })
+  const url = (name: keyof typeof PASSWORDS) => loopbackUrl('postgres', name, PASSWORDS[name], port, DATABASE)
+  const start = async () => {
+    server.start()
+    await server.ready(() => answers(url('postgres')), START_DEADLINE_MS)
+  }
+  const dispose = async () => {
+    await removeDirectory(directory)
+    releasePorts([port])
+  }
+  try {
+    for (const file of ['postgresql.conf', 'pg_hba.conf']) {
+      copyFileSync(join(DEPLOY, 'postgres', file), join(directory, file))
+      chmodSync(join(directory, file), 0o644)
+    }
+    await copyTemplate(data, user)
+    await start()
+  } catch (error) {
+    await dispose()
+    throw error
+  }
+  return {
+    host: '127.0.0.1',
+    port,
+    ownerUrl: url('tabulum_owner'),
+    appUrl: url('tabulum'),
+    superuserUrl: url('postgres'),
+    process: server,
+    stop: async () => void (await server.stop()),
+    kill: () => server.kill(),
+    freeze: () => server.freeze(),
+    thaw: () => server.thaw(),
+    async restart() {
+      if (server.running) await server.stop()
+      await start()
+    },
+    [Symbol.asyncDispose]: dispose,
+  }
+}
+
+let template: Promise<string> | undefined
+
+/** Making a data directory takes longer than copying one: made once in this process. */
+async function copyTemplate(data: string, user: User | undefined): Promise<void> {
+  template ??= makeTemplate(user)
+  await run('cp', ['-a', await template, data])
+}
+
+/** What the postgres image does at its first start: creates the cluster and the database, then runs the init scripts. */
+async function makeTemplate(user: User | undefined): Promise<string> {
+  const directory = makeDirectory('postgres-template')
+  const data = join(directory, 'data')
+  const password = join(directory, 'password')
+  const [port] = (await reservePorts(1)) as [number]
+  mkdirSync(data, { mode: 0o700 })
+  writeFileSync(password, PASSWORDS.postgres)
+  if (user !== undefined) for (const path of [directory, data, password]) chownSync(path, user.uid, user.gid)
+  const env = { PATH: process.env.PATH ?? '', LC_ALL: 'C' }
+  const how = ['-U', 'postgres', '--pwfile', password, '--auth=scram-sha-256', '--no-sync', '-E', 'UTF8', '--locale=C']
+  await run(await findProgram('initdb'), ['-D', data, ...how], { cwd: directory, env, ...user })
+
+  const server = new Process({
+    name: 'postgres (init)',
+    file: await findProgram('postgres'),
+    args: [
+      '-D',
+      data,
+      ...settings([`port=${port}`, 'listen_addresses=127.0.0.1', 'unix_socket_directories=', ...FAST]),
+    ],
+    env,
+    directory,
+    user,
+    stopSignal: 'SIGINT',
+  })
+  const url = (database: string) => loopbackUrl('postgres', 'postgres', PASSWORDS.postgres, port, database)
+  server.start()
+  await server.ready(() => answers(url('postgres')), START_DEADLINE_MS)
+  const psql = async (database: string, ...what: string[]) => {
+    await run(
+      await findProgram('psql'),
+      ['--no-psqlrc', '--quiet', '--set', 'ON_ERROR_STOP=1', ...what, url(database)],
+      {
+        cwd: directory,
+        env: { ...env, TABULUM_OWNER_PASSWORD: PASSWORDS.tabulum_owner, TABULUM_PASSWORD: PASSWORDS.tabulum },
+      },
+    )
+  }
+  await psql('postgres', '--command', `CREATE DATABASE ${DATABASE}`)
+  await psql(DATABASE, '--file', join(DEPLOY, 'postgres', 'init', '10-roles.sql'))
+  await server.stop()
+  releasePorts([port])
+  return data
+}
+
+function settings(values: readonly string[]): string[] {
+  return values.flatMap((value) => ['-c', value])
+}
+
+/** Whether it lets a client in and runs a query. */
+async function answers(url: string): Promise<true> {
+  const sql = postgres(url, { max: 1, connect_timeout: 2, onnotice: () => {} })
+  try {
+    await sql`SELECT 1`
+    return true
+  } finally {
+    await sql.end({ timeout: 1 })
+  }
+}
+
+type User = { readonly uid: number; readonly gid: number }
+
+/** Postgres refuses to run as root. The user that its package made, else nobody. */
+function postgresUser(): User | undefined {
+  if (process.getuid?.() !== 0) return undefined
+  const lines = existsSync('/etc/passwd') ? readFileSync('/etc/passwd', 'utf8').split('\n') : []
+  const fields = (lines.find((line) => line.startsWith('postgres:')) ?? 'nobody:x:65534:65534').split(':')
+  return { uid: Number(fields[2]), gid: Number(fields[3]) }
+}

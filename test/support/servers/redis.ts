@@ -1,0 +1,112 @@
+import { dirname, join } from 'node:path'
+import { Redis } from 'ioredis'
+import { DEPLOY, loopbackUrl } from './deploy.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './directory.ts'
+import { Process } from './process.ts'
+import { findProgram } from './programs.ts'
+
+const START_DEADLINE_MS = 10_000
+const PASSWORDS = { kernel: 'kernel-password', admin: 'admin-password' }
+
+export interface RedisServer extends AsyncDisposable {
+  readonly host: string
+  readonly port: number
+  /** As the user of the kernel. */
+  readonly url: string
+  readonly adminUrl: string
+  readonly process: Process
+  stop(): Promise<void>
+  kill(): Promise<void>
+  freeze(): Promise<void>
+  thaw(): Promise<void>
+  /** Stops it if it runs, and starts it on the same port and data. */
+  restart(): Promise<void>
+  /** Removes every key. */
+  wipe(): Promise<void>
+}
+
+export interface RedisOptions {
+  /** One that nothing listens on; a free one unless given. */
+  readonly port?: number
+  /** Without it a restart begins empty. */
+  readonly persistence?: boolean
+}
+
+/** Starts a Redis of its own with the configuration and users of deploy/. */
+export async function startRedis({ port: given, persistence = true }: RedisOptions = {}): Promise<RedisServer> {
+  const directory = makeDirectory('redis')
+  const reserved = given === undefined ? await reservePorts(1) : []
+  const port = given ?? (reserved[0] as number)
+  const server = new Process({
+    name: 'redis-server',
+    file: 'sh',
+    args: [
+      join(DEPLOY, 'redis', 'start.sh'),
+      ...['--port', String(port), '--bind', '127.0.0.1'],
+      ...(persistence ? [] : ['--appendonly', 'no']),
+    ],
+    env: {
+      // The script starts the first redis-server on PATH.
+      PATH: `${dirname(await findProgram('redis-server'))}:${process.env.PATH ?? ''}`,
+      REDIS_DATA_DIR: directory,
+      REDIS_KERNEL_PASSWORD: PASSWORDS.kernel,
+      REDIS_ADMIN_PASSWORD: PASSWORDS.admin,
+    },
+    directory,
+  })
+  const url = (user: keyof typeof PASSWORDS) => loopbackUrl('redis', user, PASSWORDS[user], port)
+  const start = async () => {
+    server.start()
+    // It refuses commands while it reads its data.
+    await server.ready(
+      () => withClient(url('admin'), async (client) => (await client.ping()) === 'PONG'),
+      START_DEADLINE_MS,
+    )
+  }
+  const dispose = async () => {
+    await removeDirectory(directory)
+    releasePorts(reserved)
+  }
+  try {
+    await start()
+  } catch (error) {
+    await dispose()
+    throw error
+  }
+  return {
+    host: '127.0.0.1',
+    port,
+    url: url('kernel'),
+    adminUrl: url('admin'),
+    process: server,
+    stop: async () => void (await server.stop()),
+    kill: () => server.kill(),
+    freeze: () => server.freeze(),
+    thaw: () => server.thaw(),
+    async restart() {
+      if (server.running) await server.stop()
+      await start()
+    },
+    async wipe() {
+      await withClient(url('admin'), (client) => client.flushall())
+    },
+    [Symbol.asyncDispose]: dispose,
+  }
+}
+
+async function withClient<T>(url: string, use: (client: Redis) => Promise<T>): Promise<T> {
+  const client = new Redis(url, {
+    lazyConnect: true,
+    retryStrategy: () => null,
+    connectTimeout: 2_000,
+    commandTimeout: 5_000,
+  })
+  // Rejected calls say what happened; without a listener the same would be printed too.
+  client.on('error', () => {})
+  try {
+    await client.connect()
+    return await use(client)
+  } finally {
+    client.disconnect()
+  }
+}

@@ -1,0 +1,91 @@
+/**
+ * What the contract suite runs against: a kernel on embedded storage, or a cluster. Chosen by TABULUM_TEST_TARGET; the tests
+ * cannot tell which.
+ */
+import { existsSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { afterAll } from 'vitest'
+import { type Event, freshDataDirectory, type Kernel, startKernel } from './kernel.ts'
+
+export interface Target extends AsyncDisposable {
+  /** The agent API, without a path; for a cluster that of its load balancer. Stays the same over restarts. */
+  readonly baseUrl: string
+  /** The event log after `since` (exclusive), in order. */
+  events(since?: number): Promise<Event[]>
+  /** Stops every kernel process with SIGTERM, waits, and starts it again on the same data. */
+  restart(): Promise<void>
+  /** What the processes have printed. */
+  output(): string
+}
+
+/** Limits so high that no test meets them unless it is about limits. */
+const LIFTED_LIMITS = {
+  RATE_LIMIT_MESSAGE_PER_MIN: '1000000',
+  RATE_LIMIT_STATE_READ_PER_MIN: '1000000',
+  RATE_LIMIT_STATE_WRITE_PER_MIN: '1000000',
+  RATE_LIMIT_REGISTRY_READ_PER_MIN: '1000000',
+  RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
+}
+
+/** Starts a target; `limits: 'default'` leaves the rate limits as the program has them. */
+export async function startTarget(
+  settings: Readonly<Record<string, string>> = {},
+  { limits = 'lifted' }: { limits?: 'lifted' | 'default' } = {},
+): Promise<Target> {
+  const all = limits === 'lifted' ? { ...LIFTED_LIMITS, ...settings } : { ...settings }
+  const name = process.env.TABULUM_TEST_TARGET ?? 'embedded'
+  if (name === 'embedded') return startEmbeddedTarget(all)
+  if (name === 'cluster') return (await clusterModule()).startClusterTarget(all)
+  throw new Error(`TABULUM_TEST_TARGET=${name}: must be embedded or cluster`)
+}
+
+/** A target for all tests of the file that asks for it, which ends with them. */
+export async function sharedTarget(...options: Parameters<typeof startTarget>): Promise<Target> {
+  const target = await startTarget(...options)
+  afterAll(() => target[Symbol.asyncDispose]())
+  return target
+}
+
+async function startEmbeddedTarget(settings: Readonly<Record<string, string>>): Promise<Target> {
+  const dataDir = await freshDataDirectory()
+  let kernel: Kernel
+  try {
+    kernel = await startKernel(settings, { dataDir })
+  } catch (error) {
+    await rm(dataDir, { recursive: true, force: true })
+    throw error
+  }
+  const ports = {
+    PORT: new URL(kernel.baseUrl).port,
+    INTERNAL_PORT: new URL(kernel.internalUrl).port,
+    OBSERVE_PORT: new URL(kernel.observeUrl).port,
+  }
+  return {
+    baseUrl: kernel.baseUrl,
+    events: (since) => kernel.events(since),
+    output: () => kernel.output(),
+    async restart() {
+      const code = await kernel.stop()
+      if (code !== 0) throw new Error(`The kernel ended with ${code}, not 0. It printed:\n${kernel.output()}`)
+      kernel = await startKernel({ ...settings, ...ports }, { dataDir })
+    },
+    async [Symbol.asyncDispose]() {
+      await kernel[Symbol.asyncDispose]()
+      await rm(dataDir, { recursive: true, force: true })
+    },
+  }
+}
+
+interface ClusterModule {
+  startClusterTarget(settings: Readonly<Record<string, string>>): Promise<Target>
+}
+
+/** Where it is: beside this file. The path is a variable so that this file stands without it. */
+async function clusterModule(): Promise<ClusterModule> {
+  const path = join(import.meta.dirname, 'cluster.ts')
+  if (!existsSync(path)) {
+    throw new Error('TABULUM_TEST_TARGET=cluster needs test/support/cluster.ts, which is not there')
+  }
+  return (await import(path)) as ClusterModule
+}

@@ -1,0 +1,238 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { Client } from '../support/client.ts'
+import { startKernel } from '../support/kernel.ts'
+
+const ROOT = join(import.meta.dirname, '..', '..')
+/** The promises, times what a busy machine may add: what is off by more is broken. */
+const BUSY = 5
+const FRESH_START_MS = 6_000 * BUSY
+const START_AGAIN_MS = 2_000 * BUSY
+const TIMEOUT_MS = 120_000
+
+let directory: string
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'tabulum-test-'))
+})
+afterAll(() => rm(directory, { recursive: true, force: true }))
+
+function start(args: string[], settings: Record<string, string> = {}) {
+  const defaults = {
+    HOST: '127.0.0.1',
+    PORT: '0',
+    INTERNAL_PORT: '0',
+    DATA_DIR: join(directory, 'unused'),
+    LOG_LEVEL: 'warn',
+  }
+  const child = spawn(process.execPath, ['src/main.ts', ...args], {
+    cwd: ROOT,
+    env: { PATH: process.env.PATH, ...defaults, ...settings },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  let out = ''
+  let err = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    out += text
+  })
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    err += text
+  })
+  const ended = once(child, 'close').then(([code]) => ({ code: code as number | null, out, err }))
+  return {
+    child,
+    ended,
+    /** The line that says that it is ready, and how long that took. */
+    async ready(): Promise<{ line: string; ms: number }> {
+      const begin = performance.now()
+      while (!out.includes('\n')) {
+        const event = await Promise.race([once(child.stdout, 'data'), ended])
+        if ('code' in event) throw new Error(`ended with ${event.code} before it was ready: ${event.err}`)
+      }
+      return { line: out.slice(0, out.indexOf('\n')), ms: performance.now() - begin }
+    },
+    async end(signal: NodeJS.Signals) {
+      child.kill(signal)
+      return ended
+    },
+  }
+}
+
+const run = (args: string[], settings?: Record<string, string>) => start(args, settings).ended
+
+describe('help', () => {
+  it.each([[[]], [['--help']], [['-h']], [['help']]])('%j lists the commands', async (args) => {
+    const { code, out, err } = await run(args)
+    expect({ code, err }).toEqual({ code: 0, err: '' })
+    expect(out).toContain('Usage: node src/main.ts <command>')
+    for (const command of ['serve', 'api', 'worker', 'migrate'])
+      expect(out).toMatch(new RegExp(`^ {2}${command} +\\w`, 'm'))
+  })
+
+  it('of every command says what it does, and does nothing', async () => {
+    const { out: usage } = await run(['--help'])
+    const commands = [...usage.matchAll(/^ {2}(\w+) /gm)].flatMap(([, name]) => name ?? [])
+    expect(commands.length).toBeGreaterThan(3)
+    await Promise.all(
+      commands.flatMap((command) =>
+        ['--help', '-h'].map(async (flag) => {
+          const { code, out, err } = await run([command, flag], { PORT: 'not even read' })
+          expect({ code, err }, command).toEqual({ code: 0, err: '' })
+          expect(out).toMatch(new RegExp(`^Usage: ${command}\\b`))
+          expect(out.split('\n').length).toBeGreaterThan(2)
+        }),
+      ),
+    )
+  })
+})
+
+describe('what is wrong is said in one message, without a stack trace, with exit code 2', () => {
+  it.each([
+    [['sevre'], {}, 'There is no command "sevre".'],
+    [['constructor'], {}, 'There is no command "constructor".'],
+    [['serve', '--port', '80'], {}, "Unknown option '--port'"],
+    [['serve'], { PORT: 'eighty' }, 'PORT="eighty": must be a whole number from 0 to 65535'],
+    [['serve'], { SESSION_TTL: '1h', LOG_LEVEL: 'loud' }, 'LOG_LEVEL="loud": must be one of trace, debug'],
+    [['serve'], { AUTH_VERIFIER: 'hmac' }, 'AUTH_HMAC_KEY is missing'],
+    [['serve'], { DATABASE_URL: 'postgres://localhost/x' }, 'REDIS_URL and NATS_URL missing'],
+    [
+      ['serve'],
+      { DATABASE_URL: 'postgres://localhost/x', REDIS_URL: 'redis://localhost', NATS_URL: 'nats://localhost' },
+      'serve runs on embedded storage',
+    ],
+  ] as const)('%j with %j', async (args, settings, message) => {
+    const { code, out, err } = await run([...args], settings)
+    expect({ code, out }).toEqual({ code: 2, out: '' })
+    expect(err).toContain(message)
+    expect(err).not.toMatch(/^\s+at |node:internal|Error:/m)
+  })
+
+  it(
+    'a port that another program uses',
+    async () => {
+      const server = createServer().listen(0, '127.0.0.1')
+      await once(server, 'listening')
+      const port = String((server.address() as { port: number }).port)
+      const { code, err } = await run(['serve'], { PORT: port, DATA_DIR: join(directory, 'port') })
+      server.close()
+      expect(code).toBe(2)
+      expect(err).toContain(`cannot listen on 127.0.0.1 port ${port}: another program uses it`)
+      expect(err).not.toMatch(/^\s+at /m)
+    },
+    TIMEOUT_MS,
+  )
+
+  it('a data directory that cannot be one', async () => {
+    const file = join(directory, 'file')
+    await writeFile(file, '')
+    for (const dataDir of [file, join(file, 'below')]) {
+      const { code, out, err } = await run(['serve'], { DATA_DIR: dataDir })
+      expect({ code, out }, err).toEqual({ code: 2, out: '' })
+      expect(err).toContain(dataDir)
+      expect(err).not.toMatch(/^\s+at /m)
+    }
+  })
+})
+
+describe('serve', () => {
+  it(
+    'says in one line what it serves, where, on which storage; refuses a second on its data; ends on SIGTERM; starts again',
+    async () => {
+      const dataDir = join(directory, 'life')
+      const first = start(['serve'], { DATA_DIR: dataDir })
+      const { line, ms } = await first.ready()
+      expect(ms).toBeLessThan(FRESH_START_MS)
+      const [, url] = /^Tabulum serves the agent API on (http:\/\/127\.0\.0\.1:\d+) .*\bembedded\b/.exec(line) ?? []
+      expect(line).toContain(dataDir)
+      if (url === undefined) throw new Error(`no URL in ${line}`)
+      expect((await new Client(url).request('GET', '/v1/health')).status).toBe(200)
+
+      const second = await run(['serve'], { DATA_DIR: dataDir })
+      expect({ code: second.code, out: second.out }).toEqual({ code: 2, out: '' })
+      expect(second.err).toBe(
+        `${dataDir} is in use by another kernel: stop that one, or set DATA_DIR to another directory\n`,
+      )
+      expect((await new Client(url).request('GET', '/v1/health')).status).toBe(200)
+
+      const agent = await new Client(url).registerAgent()
+      await agent.write('kept', 'over a restart')
+      const stopped = await first.end('SIGTERM')
+      expect(stopped).toEqual({ code: 0, out: `${line}\n`, err: '' })
+
+      const again = start(['serve'], { DATA_DIR: dataDir })
+      const readyAgain = await again.ready()
+      expect(readyAgain.ms).toBeLessThan(START_AGAIN_MS)
+      const [secondUrl = ''] = /http:\/\/[\d.:]+/.exec(readyAgain.line) ?? []
+      const answer = await new Client(secondUrl).request('GET', '/v1/state/kept', { token: agent.token })
+      expect(answer.json).toMatchObject({ value: 'over a restart' })
+      expect((await again.end('SIGINT')).code).toBe(0)
+    },
+    TIMEOUT_MS,
+  )
+
+  it(
+    'finishes the request that is under way when SIGTERM comes',
+    async () => {
+      await using kernel = await startKernel({ BCRYPT_COST: '12' })
+      const client = new Client(kernel.baseUrl)
+      // bcrypt keeps this one under way for a while.
+      const answer = client.registerOperator()
+      const idle = new Client(kernel.baseUrl)
+      while ((await idle.request('GET', '/v1/health')).status !== 200);
+      const code = kernel.stop()
+      expect((await answer).token).toMatch(/^sk_live_/)
+      expect(await code).toBe(0)
+    },
+    TIMEOUT_MS,
+  )
+
+  it(
+    'opens the data directory of a process that was killed, at whatever point of its first start',
+    async () => {
+      const points = [
+        'lock',
+        'database',
+        'database/PG_VERSION',
+        'database/base/1',
+        'database/base/5',
+        'database/postmaster.pid',
+      ]
+      for (const [index, point] of points.entries()) {
+        const dataDir = join(directory, `killed-${index}`)
+        const first = start(['serve'], { DATA_DIR: dataDir })
+        await appearance(join(dataDir, point), first.ended)
+        await first.end('SIGKILL')
+        const again = start(['serve'], { DATA_DIR: dataDir })
+        await again.ready()
+        expect((await again.end('SIGTERM')).code, point).toBe(0)
+      }
+    },
+    2 * TIMEOUT_MS,
+  )
+
+  it(
+    'makes its data directory where there is none, several levels deep',
+    async () => {
+      const parent = join(directory, 'deep')
+      await mkdir(parent)
+      const kernel = start(['serve'], { DATA_DIR: join(parent, 'a', 'b') })
+      await kernel.ready()
+      expect((await kernel.end('SIGTERM')).code).toBe(0)
+    },
+    TIMEOUT_MS,
+  )
+})
+
+/** Resolves when there is something at the path, or the process has ended. */
+async function appearance(path: string, ended: Promise<unknown>): Promise<void> {
+  let isOver = false
+  void ended.then(() => {
+    isOver = true
+  })
+  const { existsSync } = await import('node:fs')
+  while (!isOver && !existsSync(path)) await new Promise((resolve) => setTimeout(resolve, 2))
+}

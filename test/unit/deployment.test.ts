@@ -1,0 +1,440 @@
+/** The files that deploy the kernel, checked without an engine: schemas, and that they agree with the program and each other. */
+import { execFile } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { Ajv } from 'ajv'
+import formats from 'ajv-formats'
+import { describe, expect, test } from 'vitest'
+import { parse, parseAllDocuments } from 'yaml'
+import { z } from 'zod'
+import { loadConfig, settingNames } from '../../src/config.ts'
+import { createSecretBox } from '../../src/webhooks/secret-box.ts'
+import { findProgram } from '../support/servers/programs.ts'
+
+const run = promisify(execFile)
+const ROOT = join(import.meta.dirname, '..', '..')
+const read = (path: string) => readFileSync(join(ROOT, path), 'utf8')
+const packageJson = z.object({ version: z.string(), engines: z.object({ node: z.string() }) })
+const { version, engines } = packageJson.parse(JSON.parse(read('package.json')))
+
+const environmentFile = (text: string) =>
+  Object.fromEntries(text.split('\n').flatMap((line) => (/^\w+=/.test(line) ? [line.split(/=(.*)/s).slice(0, 2)] : [])))
+
+const strings = z.record(z.string(), z.string())
+const service = z.looseObject({
+  image: z.string(),
+  user: z.string(),
+  read_only: z.boolean(),
+  cap_drop: z.array(z.string()),
+  cap_add: z.array(z.string()).default([]),
+  security_opt: z.array(z.string()),
+  command: z.array(z.string()).default([]),
+  environment: strings.default({}),
+  volumes: z.array(z.string()).default([]),
+  ports: z.array(z.string()).default([]),
+  networks: z.array(z.string()).default([]),
+  depends_on: z.record(z.string(), z.object({ condition: z.string() })).default({}),
+  healthcheck: z.looseObject({ test: z.array(z.string()).optional() }).optional(),
+  deploy: z.looseObject({ resources: z.looseObject({ limits: z.looseObject({}) }) }).optional(),
+  stop_grace_period: z.string().optional(),
+  network_mode: z.string().optional(),
+})
+const composeFile = z.looseObject({
+  services: z.record(z.string(), service),
+  networks: z.record(z.string(), z.looseObject({ internal: z.boolean().default(false) })),
+})
+const composed = parse(read('docker-compose.yml'), { merge: true })
+const compose = composeFile.parse(composed)
+const services = Object.entries(compose.services)
+/** Whose image has a health check already. */
+const isKernel = (image: string) => image.startsWith('tabulum-kernel:')
+const kernelServices = services.filter(([, { image }]) => isKernel(image))
+
+/** As Compose fills in `${NAME}`, `${NAME:-default}` and `${NAME:?message}`. */
+function filledIn(text: string, environment: Readonly<Record<string, string>>): string {
+  return text.replace(
+    /\$\{(\w+)(?::-([^}]*)|:\?[^}]*)?\}/g,
+    (_, name: string, fallback = '') => environment[name] || fallback,
+  )
+}
+
+/** The settings that the worker's secrets need are named here until the program knows them. */
+const EXPECTED_SETTINGS = new Set(settingNames)
+
+describe('Dockerfile', () => {
+  const dockerfile = read('Dockerfile')
+
+  test('builds from one pinned Node that the program can run on', () => {
+    const images = [...dockerfile.matchAll(/^FROM (\S+)/gm)].map(([, image]) => image)
+    expect(new Set(images).size).toBe(1)
+    expect(images[0]).toMatch(/^node:\d+\.\d+\.\d+-\w+-slim$/)
+    expect(`>=${/^node:(\d+)/.exec(images[0] ?? '')?.[1]}`).toBe(engines.node)
+  })
+
+  test('runs the program itself, as nobody in particular, without development dependencies', () => {
+    expect(dockerfile).toMatch(/^ENTRYPOINT \["node", "src\/main\.ts"\]$/m)
+    expect(dockerfile).toMatch(/^USER 1000:1000$/m)
+    expect(dockerfile).toContain('npm ci --omit=dev --ignore-scripts')
+    expect(dockerfile).toContain(`EXPOSE ${loadConfig({}).PORT} ${loadConfig({}).INTERNAL_PORT}`)
+    expect(dockerfile).toContain('/readyz')
+  })
+
+  test('copies only what exists and is let through to it', () => {
+    const copied = [...dockerfile.matchAll(/^COPY (?!--from)(.+) \S+$/gm)].flatMap(([, names = '']) => names.split(' '))
+    const letThrough = read('.dockerignore')
+      .split('\n')
+      .flatMap((line) => (line.startsWith('!') ? [line.slice(1)] : []))
+    expect([...new Set(copied)].toSorted()).toEqual(letThrough.toSorted())
+    for (const name of copied) expect(readdirSync(ROOT)).toContain(name)
+  })
+})
+
+describe('docker-compose.yml', () => {
+  test('follows its schema', () => {
+    const ajv = new Ajv({ strict: false, allErrors: true })
+    formats.default(ajv)
+    const validate = ajv.compile(JSON.parse(read('test/support/compose-spec.json')) as object)
+    expect(validate(composed), JSON.stringify(validate.errors)).toBe(true)
+    expect(validate({ ...composed, services: { api: { imag: 'x' } } })).toBe(false)
+  })
+
+  test.each(services)('runs %s with nothing that it does not need', (name, definition) => {
+    expect(definition.image).toMatch(/^[\w/-]+:v?\d+(\.\d+){1,2}(-\w+)?$/)
+    expect(definition.read_only).toBe(true)
+    expect(definition.cap_drop).toEqual(['ALL'])
+    expect(definition.security_opt).toEqual(['no-new-privileges:true'])
+    const mayChown = name === 'nats-volumes'
+    expect(definition.cap_add).toEqual(mayChown ? ['CHOWN'] : [])
+    expect(definition.user.startsWith('0:')).toBe(mayChown)
+    const endsByItself = ['migrate', 'nats-volumes', 'check-environment'].includes(name)
+    if (!endsByItself) expect(definition.healthcheck?.test ?? isKernel(definition.image)).toBeTruthy()
+    if (definition.network_mode !== 'none') expect(definition.deploy?.resources.limits).toHaveProperty('memory')
+    // What is mounted from here is there, and cannot be written.
+    for (const volume of definition.volumes.filter((text) => text.startsWith('./'))) {
+      const [source = '', , mode] = volume.split(':')
+      expect(mode).toBe('ro')
+      expect(() => readdirSync(join(ROOT, source, source.includes('.', 2) ? '..' : ''))).not.toThrow()
+    }
+  })
+
+  test('publishes HAProxy, and Prometheus on the machine itself', () => {
+    const published = services.filter(([, { ports }]) => ports.length > 0)
+    expect(published.map(([name]) => name)).toEqual(['haproxy', 'prometheus'])
+    expect(compose.services.prometheus?.ports[0]).toMatch(/^127\.0\.0\.1:/)
+    const outward = Object.entries(compose.networks).flatMap(([name, { internal }]) => (internal ? [] : [name]))
+    expect(outward).toEqual(['published', 'outbound'])
+    const members = (network: string) =>
+      services.flatMap(([name, { networks }]) => (networks.includes(network) ? [name] : []))
+    expect(members('published')).toEqual(['haproxy', 'prometheus'])
+    expect(members('outbound')).toEqual(['api', 'worker'])
+    expect(members('entry')).toEqual(['haproxy', 'api'])
+    expect(members('storage')).toEqual(['api', 'worker', 'migrate', 'postgres', 'redis', 'nats-1', 'nats-2', 'nats-3'])
+  })
+
+  test('starts nothing before the environment is checked and the schema is there', () => {
+    const waitsFor = (name: string): string[] =>
+      Object.keys(compose.services[name]?.depends_on ?? {}).flatMap((other) => [other, ...waitsFor(other)])
+    for (const [name] of services) {
+      if (!['check-environment', 'prometheus'].includes(name))
+        expect(waitsFor(name), name).toContain('check-environment')
+    }
+    for (const name of ['api', 'worker'])
+      expect(compose.services[name]?.depends_on.migrate?.condition).toBe('service_completed_successfully')
+  })
+
+  test('gives the kernel settings that it accepts, and just these', () => {
+    const example = environmentFile(read('.env.example'))
+    expect(kernelServices.map(([name]) => name)).toEqual(['api', 'worker', 'migrate'])
+    for (const [name, { environment, image, command, stop_grace_period: grace = '' }] of kernelServices) {
+      expect(image).toBe(`tabulum-kernel:${version}`)
+      expect(command).toEqual([name])
+      for (const setting of Object.keys(environment)) expect(EXPECTED_SETTINGS).toContain(setting)
+      const values = Object.fromEntries(
+        Object.entries(environment).map(([key, value]) => [key, filledIn(value, example)]),
+      )
+      const config = loadConfig(values, { partOfCluster: name === 'migrate' })
+      if (name === 'migrate') continue
+      expect(config.cluster?.natsUrls).toHaveLength(config.EVENTS_REPLICAS)
+      expect(Number.parseInt(grace, 10) * 1_000).toBeGreaterThan(config.SHUTDOWN_TIMEOUT)
+      expect(createSecretBox(Buffer.from(values.WEBHOOK_SECRET_KEY ?? '', 'hex'))).toBeDefined()
+    }
+  })
+
+  test('gives the servers just what their configurations read', () => {
+    const variables = new Set(
+      [...read('deploy/nats/common.conf').matchAll(/\$(NATS_\w+)/g)].map(([, name]) => name ?? ''),
+    )
+    for (const name of [...read('deploy/nats/jetstream.conf').matchAll(/\$(NATS_\w+)/g)]) variables.add(name[1] ?? '')
+    for (const name of ['nats-1', 'nats-2', 'nats-3']) {
+      const { environment = {} } = compose.services[name] ?? {}
+      expect(Object.keys(environment).toSorted()).toEqual([...variables].toSorted())
+      expect(environment.NATS_SERVER_NAME).toBe(name)
+    }
+    for (const name of Object.keys(compose.services.haproxy?.environment ?? {})) {
+      expect(read('deploy/haproxy/haproxy.cfg') + read('deploy/haproxy/backend-dns.cfg')).toContain(
+        `presetenv ${name} `,
+      )
+    }
+    const [targets, file] = [read('deploy/prometheus/prometheus.yml'), parse(read('deploy/prometheus/prometheus.yml'))]
+    expect(file.scrape_configs).toHaveLength(4)
+    expect(targets).toContain(`names: [worker], type: A, port: ${loadConfig({}).INTERNAL_PORT}`)
+    expect(targets).toContain(
+      `names: [haproxy], type: A, port: ${compose.services.haproxy?.environment.HAPROXY_METRICS_PORT}`,
+    )
+  })
+})
+
+describe('the environment of docker-compose.yml', () => {
+  const check = join(ROOT, 'deploy/compose/check-environment.sh')
+  const attempt = async (environment: Record<string, string>) => {
+    const env = { PATH: process.env.PATH ?? '', ...environment }
+    return await run('sh', [check], { env }).then(
+      () => 'accepted',
+      (error: { stderr: string }) => error.stderr,
+    )
+  }
+  const example = environmentFile(read('.env.example'))
+  const made = async () => environmentFile((await run('sh', [join(ROOT, 'deploy/compose/make-environment.sh')])).stdout)
+
+  test('is complete, in the example and when made', async () => {
+    const used = new Set([...read('docker-compose.yml').matchAll(/\$\{(\w+)(?!\w|:-)/g)].map(([, name]) => name ?? ''))
+    for (const name of used) expect(Object.keys(example)).toContain(name)
+    expect(Object.keys(await made())).toEqual(Object.keys(example))
+    expect(Object.keys(compose.services['check-environment']?.environment ?? {})).toEqual(
+      Object.keys(example).filter((name) => name !== 'PUBLISH_PORT'),
+    )
+  })
+
+  test('is new each time, and accepted', async () => {
+    const [one, other] = [await made(), await made()]
+    expect(await attempt(one)).toBe('accepted')
+    expect(one.NATS_KERNEL_PASSWORD).not.toBe(other.NATS_KERNEL_PASSWORD)
+    expect(createSecretBox(Buffer.from(one.WEBHOOK_SECRET_KEY ?? '', 'hex'))).toBeDefined()
+  })
+
+  test('is accepted as in the example for development on the machine itself, and nowhere else', async () => {
+    expect(await attempt(example)).toBe('accepted')
+    expect(await attempt({ ...example, PUBLISH_ADDRESS: '0.0.0.0' })).toMatch(/^PUBLISH_ADDRESS must be 127.0.0.1/)
+    expect(await attempt({ ...example, ENVIRONMENT: 'production' })).toMatch(
+      /POSTGRES_PASSWORD has the value of .env.example/,
+    )
+  })
+
+  test.each(Object.keys(example).filter((name) => /PASSWORD|KEY/.test(name)))(
+    'is refused with the example, no or a weak %s',
+    async (name) => {
+      const good = await made()
+      expect(await attempt({ ...good, [name]: example[name] ?? '' })).toContain(`${name} has the value of .env.example`)
+      expect(await attempt({ ...good, [name]: '' })).toContain(`${name} is not set`)
+      expect(await attempt({ ...good, [name]: 'short' })).toContain(`${name} must have at least 16 characters`)
+      if (name.endsWith('PASSWORD'))
+        for (const value of ['1234567890abcdefgh', 'password:with@url/signs'])
+          expect(await attempt({ ...good, [name]: value })).toContain(`${name} must be letters`)
+    },
+  )
+})
+
+const object = z.looseObject({
+  apiVersion: z.string(),
+  kind: z.string(),
+  metadata: z.looseObject({ name: z.string() }),
+  spec: z.looseObject({}).optional(),
+  data: strings.optional(),
+  stringData: strings.optional(),
+})
+type KubernetesObject = z.infer<typeof object>
+const objectsIn = (text: string) => parseAllDocuments(text).map((document) => object.parse(document.toJS()))
+
+type Validate = ((data: unknown) => boolean) & { errors?: unknown }
+
+/**
+ * What is wrong with an object. The schemas let fields through that they do not know, which a cluster drops: so what the validation did
+ * not look at is wrong too.
+ */
+async function problems(candidate: KubernetesObject): Promise<string[]> {
+  const [group = '', apiGroupVersion = ''] = candidate.apiVersion.includes('/')
+    ? candidate.apiVersion.split('/')
+    : ['core', candidate.apiVersion]
+  const capitalised = (word: string) => word.charAt(0).toUpperCase() + word.slice(1)
+  const schema = `IoK8sApi${capitalised(group.split('.')[0] ?? '')}${capitalised(apiGroupVersion)}${candidate.kind}`
+  const { validate } = (await import(`kubernetes-models/_schemas/${schema}`)) as { validate: Validate }
+  const unread = new Set<string>()
+  if (!validate(watched(candidate, '', unread))) return [JSON.stringify(validate.errors)]
+  return [...unread].map((path) => `${candidate.kind} ${candidate.metadata.name} has an unknown field ${path}`)
+}
+
+/** The same value, with the paths of all that nobody has read yet in `unread`. */
+function watched(value: unknown, path: string, unread: Set<string>): unknown {
+  if (typeof value !== 'object' || value === null) return value
+  const children = Object.fromEntries(
+    Object.entries(value).map(([key, child]) => {
+      unread.add(`${path}/${key}`)
+      return [key, watched(child, `${path}/${key}`, unread)]
+    }),
+  )
+  return new Proxy(value, {
+    get(target, key, receiver) {
+      if (typeof key !== 'string' || !Object.hasOwn(children, key)) return Reflect.get(target, key, receiver)
+      unread.delete(`${path}/${key}`)
+      return children[key]
+    },
+  })
+}
+
+const container = z.looseObject({
+  name: z.string(),
+  image: z.string(),
+  command: z.array(z.string()).default([]),
+  args: z.array(z.string()).default([]),
+  env: z.array(z.looseObject({ name: z.string(), value: z.string().optional() })).default([]),
+  envFrom: z.array(z.looseObject({ secretRef: z.object({ name: z.string() }).optional() })).default([]),
+  ports: z.array(z.object({ name: z.string(), containerPort: z.number() })).default([]),
+  resources: z.object({ requests: strings, limits: strings }),
+  securityContext: z.looseObject({}),
+  volumeMounts: z.array(z.looseObject({ mountPath: z.string() })).default([]),
+})
+const pod = z.looseObject({
+  automountServiceAccountToken: z.boolean(),
+  securityContext: z.looseObject({ runAsUser: z.number(), runAsGroup: z.number() }),
+  terminationGracePeriodSeconds: z.number().optional(),
+  containers: z.tuple([container]),
+})
+const workload = z.looseObject({
+  kind: z.string(),
+  metadata: z.looseObject({ name: z.string() }),
+  spec: z.looseObject({ template: z.looseObject({ metadata: z.looseObject({ labels: strings }), spec: pod }) }),
+})
+
+describe.each(['small', 'production'])('k8s/%s', (overlay) => {
+  const build = async () =>
+    objectsIn((await run(await findProgram('kubectl'), ['kustomize', join(ROOT, 'k8s', overlay)])).stdout)
+  const built = build()
+  const workloads = async () =>
+    (await built).filter(({ spec }) => spec !== undefined && 'template' in spec).map((found) => workload.parse(found))
+  const secrets = async () => objectsIn((await run('sh', [join(ROOT, 'k8s/small/make-secrets.sh')])).stdout)
+  const configuration = async () =>
+    (await built).find(({ kind, metadata }) => kind === 'ConfigMap' && metadata.name.startsWith('kernel-'))?.data ?? {}
+
+  test('has objects that a cluster knows, in every field', async () => {
+    const found = await Promise.all((await built).map(problems))
+    expect(found.flat()).toEqual([])
+    const kinds = new Set((await built).map(({ kind }) => kind))
+    for (const kind of [
+      'Deployment',
+      'Job',
+      'Service',
+      'Ingress',
+      'ConfigMap',
+      'HorizontalPodAutoscaler',
+      'PodDisruptionBudget',
+    ])
+      expect(kinds).toContain(kind)
+    expect(kinds).not.toContain('Secret')
+    expect(kinds.has('StatefulSet')).toBe(overlay === 'small')
+  })
+
+  test('would notice a field that is misspelt or of the wrong type', async () => {
+    const api = (await built).find(({ kind }) => kind === 'Deployment') as KubernetesObject
+    const misspelt = structuredClone(api)
+    const { containers } = (misspelt.spec as { template: { spec: { containers: Record<string, unknown>[] } } }).template
+      .spec
+    Object.assign(containers[0] ?? {}, { readinesProbe: {} })
+    expect(await problems(misspelt)).toEqual([
+      expect.stringContaining('/spec/template/spec/containers/0/readinesProbe'),
+    ])
+    const mistyped = structuredClone(api)
+    Object.assign(mistyped.spec ?? {}, { minReadySeconds: 'many' })
+    expect(await problems(mistyped)).toEqual([expect.stringContaining('minReadySeconds')])
+  })
+
+  test('runs everything with nothing that it does not need', async () => {
+    for (const { metadata, spec } of await workloads()) {
+      const { securityContext, automountServiceAccountToken, containers } = spec.template.spec
+      const where = metadata.name
+      expect(automountServiceAccountToken, where).toBe(false)
+      expect(securityContext, where).toMatchObject({ runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } })
+      expect(securityContext.runAsUser, where).toBeGreaterThan(0)
+      expect(containers[0].securityContext, where).toEqual({
+        allowPrivilegeEscalation: false,
+        readOnlyRootFilesystem: true,
+        capabilities: { drop: ['ALL'] },
+      })
+      for (const amount of ['cpu', 'memory']) {
+        expect(containers[0].resources.requests, where).toHaveProperty(amount)
+        expect(containers[0].resources.limits, where).toHaveProperty(amount)
+      }
+    }
+  })
+
+  test('runs the images and users of docker-compose.yml', async () => {
+    for (const { metadata, spec } of await workloads()) {
+      const { securityContext, containers } = spec.template.spec
+      const same = compose.services[metadata.name === 'nats' ? 'nats-1' : metadata.name]
+      expect(containers[0].image.split('/').at(-1)).toBe(same?.image)
+      expect(`${securityContext.runAsUser}:${securityContext.runAsGroup}`).toBe(same?.user)
+      // An image may begin with an entry point of its own; what it is told is the same.
+      expect(containers[0].args).toEqual(same?.command)
+    }
+  })
+
+  test('gives the kernel settings that it accepts', async () => {
+    const settings = await configuration()
+    for (const name of Object.keys(settings)) expect(EXPECTED_SETTINGS).toContain(name)
+    const secret = (await secrets()).find(({ metadata }) => metadata.name === 'kernel')?.stringData ?? {}
+    for (const name of Object.keys(secret)) expect(EXPECTED_SETTINGS).toContain(name)
+    const config = loadConfig({ ...settings, ...secret })
+    expect(config.cluster?.natsUrls).toHaveLength(config.EVENTS_REPLICAS)
+    expect(createSecretBox(Buffer.from(secret.WEBHOOK_SECRET_KEY ?? '', 'hex'))).toBeDefined()
+    for (const { metadata, spec } of (await workloads()).filter(({ metadata: { name } }) =>
+      ['api', 'worker'].includes(name),
+    )) {
+      const { containers, terminationGracePeriodSeconds: grace = 0 } = spec.template.spec
+      const ports = Object.fromEntries(containers[0].ports.map(({ name, containerPort }) => [name, containerPort]))
+      expect(ports.internal).toBe(config.INTERNAL_PORT)
+      if (metadata.name === 'api') expect(ports.http).toBe(config.PORT)
+      expect(grace * 1_000).toBeGreaterThan(config.SHUTDOWN_TIMEOUT + 5_000)
+      const probe = (path: string) => ({ httpGet: { path, port: 'internal' } })
+      expect(containers[0]).toMatchObject({ livenessProbe: probe('/livez'), readinessProbe: probe('/readyz') })
+    }
+  })
+
+  test('denies what is not allowed to both ends', async () => {
+    const policies = (await built).filter(({ kind }) => kind === 'NetworkPolicy')
+    const denied = policies.find(({ metadata }) => metadata.name === 'deny-all')
+    expect(denied?.spec).toEqual({ podSelector: {}, policyTypes: ['Ingress', 'Egress'] })
+    const from = policies.filter(({ spec }) => JSON.stringify(spec).includes('"ipBlock":{"cidr":"0.0.0.0/0"'))
+    expect(from.map(({ metadata }) => metadata.name)).toEqual(['webhooks'])
+  })
+})
+
+describe('k8s/small', () => {
+  test('has a Secret for each that is asked for, with what the servers read', async () => {
+    const { stdout } = await run('sh', [join(ROOT, 'k8s/small/make-secrets.sh')])
+    const secrets = objectsIn(stdout)
+    expect((await Promise.all(secrets.map(problems))).flat()).toEqual([])
+    const built = objectsIn((await run(await findProgram('kubectl'), ['kustomize', join(ROOT, 'k8s/small')])).stdout)
+    const containers = built.flatMap((found) => workload.safeParse(found).data?.spec.template.spec.containers ?? [])
+    const asked = new Set(
+      containers.flatMap(({ envFrom }) => envFrom.flatMap(({ secretRef }) => secretRef?.name ?? [])),
+    )
+    expect(secrets.map(({ metadata }) => metadata.name).toSorted()).toEqual([...asked].toSorted())
+    for (const { name, env } of containers.filter(({ image }) => !image.startsWith('tabulum-kernel:'))) {
+      const secret = Object.keys(secrets.find(({ metadata }) => metadata.name === name)?.stringData ?? {})
+      const given = [...secret, ...env.map((variable) => variable.name)]
+      const same = Object.keys(compose.services[name === 'nats' ? 'nats-1' : name]?.environment ?? {})
+      expect(given.toSorted()).toEqual(same.toSorted())
+    }
+  })
+})
+
+test('nothing that is deployed holds a password', async () => {
+  const files = ['deploy', 'k8s'].flatMap((directory) =>
+    readdirSync(join(ROOT, directory), { recursive: true, withFileTypes: true }).flatMap((entry) =>
+      entry.isFile() ? join(entry.parentPath, entry.name) : [],
+    ),
+  )
+  expect(files.length).toBeGreaterThan(20)
+  for (const file of [...files, join(ROOT, 'docker-compose.yml')])
+    expect(readFileSync(file, 'utf8'), file).not.toMatch(/:\/\/\w+:[a-z0-9]{6,}@/i)
+})

@@ -1,0 +1,62 @@
+import { describe, expect, it } from 'vitest'
+import { DeliverySlots } from '../../../src/webhooks/delivery-slots.ts'
+import type { Standing } from '../../../src/webhooks/webhook-lanes.ts'
+
+function slots(total: number) {
+  let time = 0
+  const all = new DeliverySlots(total, () => time)
+  return {
+    all,
+    take: (count: number, standing: Standing) => Array.from({ length: count }, () => all.take(standing)),
+    pass: (ms: number) => {
+      time += ms
+    },
+  }
+}
+
+describe('delivery slots', () => {
+  it('are as many as there are, and come back', () => {
+    const { all, take } = slots(10)
+    const taken = take(4, 'prompt')
+    expect(all.inUse).toBe(4)
+    expect(all.room.total).toBe(6)
+    for (const giveBack of taken) giveBack()
+    expect(all.room.total).toBe(10)
+  })
+
+  it('go to unproven lanes by half at most, and to doubtful ones by a quarter', () => {
+    const { all, take } = slots(100)
+    expect(all.room).toEqual({ total: 100, unproven: 50, doubtful: 25 })
+    take(25, 'doubtful')
+    expect(all.room).toEqual({ total: 75, unproven: 25, doubtful: 0 })
+    take(25, 'unknown')
+    expect(all.room).toEqual({ total: 50, unproven: 0, doubtful: 0 })
+  })
+
+  it('leave nine in ten to prompt lanes that need them, when the others are known to be bad', () => {
+    const { all, take } = slots(100)
+    const taken = take(60, 'prompt')
+    for (const giveBack of taken) giveBack()
+    expect(all.room).toEqual({ total: 100, unproven: 50, doubtful: 10 })
+  })
+
+  it('forget the peak of prompt lanes with time', () => {
+    const { all, take, pass } = slots(100)
+    for (const giveBack of take(60, 'prompt')) giveBack()
+    pass(30_000)
+    expect(all.room.doubtful).toBe(25)
+  })
+
+  it('count an open circuit among the doubtful', () => {
+    const { all, take } = slots(100)
+    take(25, 'open')
+    expect(all.room.doubtful).toBe(0)
+  })
+
+  it('let every kind have its turn where there is but one', () => {
+    const { all } = slots(1)
+    expect(all.room).toEqual({ total: 1, unproven: 1, doubtful: 1 })
+    all.take('prompt')
+    expect(all.room).toEqual({ total: 0, unproven: 0, doubtful: 0 })
+  })
+})

@@ -1,0 +1,291 @@
+/** What a worker does with a lane, turn by turn; lanes, log and client are stand-ins that a test scripts. */
+import { randomUUID } from 'node:crypto'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { newAddress } from '../../../src/access/tokens.ts'
+import type { LoggedEvent, NewEvent } from '../../../src/events/event.ts'
+import { type AppendOptions, type EventLog, LogUnavailable } from '../../../src/events/event-log.ts'
+import { Progress } from '../../../src/events/progress.ts'
+import { DatabaseUnavailable } from '../../../src/platform/database.ts'
+import { createLogger } from '../../../src/platform/logger.ts'
+import type { DeliveryOutcome } from '../../../src/webhooks/delivery-outcome.ts'
+import { Doorbell } from '../../../src/webhooks/doorbell.ts'
+import { SecretNotOpened } from '../../../src/webhooks/secret-box.ts'
+import { newWebhookSecret } from '../../../src/webhooks/signature.ts'
+import type { ClaimedLane, LaneTurn } from '../../../src/webhooks/webhook-lanes.ts'
+import { runWebhookWorker } from '../../../src/webhooks/webhook-worker.ts'
+
+const MINUTE_MS = 60_000
+const DELIVERED: DeliveryOutcome = { kind: 'delivered', status: 200 }
+const FAILED: DeliveryOutcome = { kind: 'failed', stage: 'connect', reason: 'ECONNREFUSED' }
+
+const recipient = newAddress()
+let stop: AbortController
+let progress: Progress
+let pushes: Doorbell
+let heartbeat: NodeJS.Timeout
+let stored: LoggedEvent[]
+let appended: { event: NewEvent; options: AppendOptions | undefined }[]
+let released: LaneTurn[]
+let toClaim: ClaimedLane[]
+let post: ReturnType<
+  typeof vi.fn<(url: string | URL, message: unknown, signal?: AbortSignal) => Promise<DeliveryOutcome>>
+>
+let renew: () => Promise<void>
+let append: () => Promise<void>
+let openSecret: () => string
+let running: Promise<void> | undefined
+
+beforeEach(() => {
+  stop = new AbortController()
+  pushes = new Doorbell()
+  progress = new Progress()
+  // As a projector does that is there.
+  progress.advance(1_000)
+  heartbeat = setInterval(() => progress.advance(1_000), 50)
+  stored = []
+  appended = []
+  released = []
+  toClaim = []
+  post = vi.fn(async () => DELIVERED)
+  renew = async () => {}
+  append = async () => {}
+  const secret = newWebhookSecret()
+  openSecret = () => secret
+})
+afterEach(async () => {
+  vi.useRealTimers()
+  stop.abort()
+  await running
+  clearInterval(heartbeat)
+})
+
+/** A lane with so many messages, oldest first. */
+function lane(messages: number, changes: Partial<ClaimedLane> = {}): ClaimedLane {
+  const events = Array.from({ length: messages }, () => {
+    const seq = stored.length + 1
+    const data = { message_id: randomUUID(), from: newAddress(), to: recipient, content: `${seq}`, content_length: 1 }
+    const event: LoggedEvent = { seq, ts: new Date().toISOString(), type: 'message_sent', agent: data.from, data }
+    stored.push(event)
+    return { seq, id: data.message_id }
+  })
+  return {
+    recipient,
+    claim: 1,
+    standing: 'prompt',
+    pending: messages,
+    lastSeq: stored.length,
+    doneSeq: 0,
+    retriedSeq: 0,
+    attempts: 0,
+    failures: 0,
+    openUntil: 0,
+    bucketFullAt: 0,
+    now: Date.now(),
+    url: 'https://receiver.test/hook',
+    sealedSecret: 'sealed',
+    messages: events,
+    ...changes,
+  }
+}
+
+/** Lets a worker take these lanes, once, and waits until it has given them back. */
+async function work(lanes: readonly ClaimedLane[], options: Parameters<typeof start>[1] = {}) {
+  start(lanes, options)
+  await vi.waitFor(() => expect(released).toHaveLength(lanes.length), { timeout: 5_000 })
+  return released
+}
+
+function start(lanes: readonly ClaimedLane[], { perMinute = 1_000, maxBacklog = 1_000, leaseMs = 10_000 } = {}): void {
+  toClaim = [...lanes]
+  const log = {
+    get: async (seqs: readonly number[]) => seqs.flatMap((seq) => stored[seq - 1] ?? []),
+    append: async (event: NewEvent, options?: AppendOptions) => {
+      await append()
+      appended.push({ event, options })
+      return { seq: 0, duplicate: false }
+    },
+    lastChangeSeq: async () => stored.length,
+  } as Partial<EventLog> as EventLog
+  running = runWebhookWorker(
+    {
+      lanes: {
+        claim: async (_holder, _leaseMs, room) => toClaim.splice(0, room.total),
+        due: async () => 100,
+        renew: () => renew(),
+        release: async (turn) => void released.push({ ...turn }),
+        backlog: async () => ({ messages: 0, oldestSeq: undefined, openCircuits: 0 }),
+      },
+      log,
+      client: { post },
+      secrets: { open: () => openSecret() },
+      progress,
+      pushes,
+      logger: createLogger('silent', 'test'),
+      holder: 'test',
+      concurrency: 4,
+      retry: { maxAttempts: 3, minDelay: 1_000, maxDelay: 60_000, multiplier: 2, jitter: 0.5 },
+      circuit: { threshold: 2, duration: MINUTE_MS },
+      outbound: { limit: perMinute, periodMs: MINUTE_MS },
+      maxBacklog,
+      leaseMs,
+      random: () => 0,
+    },
+    stop.signal,
+  )
+}
+
+const types = () => appended.map(({ event }) => event.type)
+const reasons = () => appended.flatMap(({ event }) => (event.type === 'message_queued' ? [event.data.reason] : []))
+
+describe('a webhook worker', () => {
+  it('delivers a lane message by message, records each, and says how far it came', async () => {
+    const [turn] = await work([lane(3, { standing: 'unknown', failures: 1 })])
+    expect(post).toHaveBeenCalledTimes(3)
+    expect(types()).toEqual(['message_delivered', 'message_delivered', 'message_delivered'])
+    expect(appended[0]).toMatchObject({
+      event: { agent: recipient, data: { to: recipient, delivery_method: 'push' } },
+      options: { via: 'push', about: 1 },
+    })
+    expect(turn).toMatchObject({ doneSeq: 3, standing: 'prompt', failures: 0, attempts: 0, delay: 0 })
+  })
+
+  it('gives the lane back for the time of the back-off, with the attempts so far', async () => {
+    post.mockResolvedValueOnce(DELIVERED).mockResolvedValue(FAILED)
+    const [turn] = await work([lane(3, { retriedSeq: 2, attempts: 1 })])
+    expect(post).toHaveBeenCalledTimes(2)
+    expect(turn).toMatchObject({ doneSeq: 1, retriedSeq: 2, attempts: 1, standing: 'doubtful', delay: 1_000 })
+  })
+
+  it('counts on where another worker left off', async () => {
+    post.mockResolvedValue(FAILED)
+    const [turn] = await work([lane(1, { retriedSeq: 1, attempts: 1 })])
+    expect(turn).toMatchObject({ doneSeq: 0, attempts: 2, delay: 2_000 })
+  })
+
+  it('moves a message to the pull queue when all attempts have failed, and leaves the next one for another turn', async () => {
+    post.mockResolvedValue(FAILED)
+    const [turn] = await work([lane(2, { retriedSeq: 1, attempts: 2 })])
+    expect(post).toHaveBeenCalledTimes(1)
+    expect(appended).toMatchObject([
+      { event: { type: 'message_queued', data: { reason: 'undeliverable' } }, options: { via: 'queue', about: 1 } },
+    ])
+    expect(turn).toMatchObject({ doneSeq: 1, attempts: 0, failures: 1, openUntil: 0, standing: 'doubtful', delay: 0 })
+  })
+
+  it('moves the rest too when that opens the circuit', async () => {
+    post.mockResolvedValue(FAILED)
+    const [turn] = await work([lane(3, { retriedSeq: 1, attempts: 2, failures: 1 })])
+    expect(post).toHaveBeenCalledTimes(1)
+    expect(reasons()).toEqual(['undeliverable', 'circuit_open', 'circuit_open'])
+    expect(turn).toMatchObject({ doneSeq: 3, failures: 2, standing: 'open' })
+    expect(turn?.openUntil).toBeGreaterThan(Date.now() + MINUTE_MS - 5_000)
+  })
+
+  it('probes with one attempt when the circuit has rested', async () => {
+    post.mockResolvedValue(FAILED)
+    const [turn] = await work([lane(2, { standing: 'open', failures: 2, openUntil: Date.now() - 1 })])
+    expect(post).toHaveBeenCalledTimes(1)
+    expect(reasons()).toEqual(['undeliverable', 'circuit_open'])
+    expect(turn).toMatchObject({ doneSeq: 2, standing: 'open' })
+  })
+
+  it('closes the circuit when the probe arrives', async () => {
+    const [turn] = await work([lane(2, { standing: 'open', failures: 2, openUntil: Date.now() - 1 })])
+    expect(post).toHaveBeenCalledTimes(2)
+    expect(turn).toMatchObject({ doneSeq: 2, failures: 0, openUntil: 0, standing: 'prompt' })
+  })
+
+  it('holds back what is over the limit of outbound deliveries, without a slot and without giving up', async () => {
+    const [turn] = await work([lane(3)], { perMinute: 2 })
+    expect(post).toHaveBeenCalledTimes(2)
+    expect(turn?.doneSeq).toBe(2)
+    expect(turn?.delay).toBeGreaterThan(25_000)
+    expect(turn?.delay).toBeLessThanOrEqual(30_000)
+  })
+
+  it('moves the oldest to the pull queue when more wait than may', async () => {
+    await work([lane(3, { pending: 12 })], { maxBacklog: 10 })
+    expect(types()).toEqual(['message_queued', 'message_queued', 'message_delivered'])
+    expect(reasons()).toEqual(['backlog_full', 'backlog_full'])
+  })
+
+  it('sends nothing unsigned: a secret that does not open is a failed attempt', async () => {
+    openSecret = () => {
+      throw new SecretNotOpened('wrong key')
+    }
+    const [turn] = await work([lane(1)])
+    expect(post).not.toHaveBeenCalled()
+    expect(turn).toMatchObject({ doneSeq: 0, attempts: 1 })
+  })
+
+  it('signs each attempt anew', async () => {
+    post.mockResolvedValueOnce(FAILED)
+    const claimed = lane(1)
+    await work([claimed])
+    vi.setSystemTime(Date.now() + 5_000)
+    toClaim = [claimed]
+    pushes.ring()
+    await vi.waitFor(() => expect(post).toHaveBeenCalledTimes(2))
+    const timestamps = post.mock.calls.map(([, sent]) => (sent as { headers: Record<string, string> }).headers)
+    expect(new Set(timestamps.map((headers) => headers['webhook-timestamp'])).size).toBe(2)
+    expect(new Set(timestamps.map((headers) => headers['webhook-id'])).size).toBe(1)
+  })
+
+  it('waits for the log to take what it has delivered, and delivers it once', async () => {
+    let out = 3
+    append = async () => {
+      if (out-- > 0) throw new LogUnavailable('out')
+    }
+    const [turn] = await work([lane(1)])
+    expect(post).toHaveBeenCalledTimes(1)
+    expect(types()).toEqual(['message_delivered'])
+    expect(turn).toMatchObject({ doneSeq: 1 })
+  })
+
+  it('ends a lane whose event cannot be read now, and tries again soon', async () => {
+    const unread = lane(1)
+    stored.length = 0
+    const [turn] = await work([unread])
+    expect(post).not.toHaveBeenCalled()
+    expect(turn).toMatchObject({ doneSeq: 0, attempts: 0, delay: 250 })
+  })
+
+  it('breaks off deliveries when it cannot keep its leases, and gives nothing back that is not its own', async () => {
+    renew = async () => {
+      throw new DatabaseUnavailable('out')
+    }
+    let signal: AbortSignal | undefined
+    post.mockImplementation((_url, _message, given) => {
+      signal = given
+      return new Promise((_, reject) => given?.addEventListener('abort', () => reject(given.reason), { once: true }))
+    })
+    start([lane(1)], { leaseMs: 1_000 })
+    await vi.waitFor(() => expect(signal?.aborted).toBe(true), { timeout: 5_000 })
+    stop.abort()
+    await running
+    expect(released).toEqual([])
+    expect(appended).toEqual([])
+  })
+
+  it('claims nothing while no projector is heard of: the lanes may be behind the log', async () => {
+    clearInterval(heartbeat)
+    progress = new Progress()
+    start([lane(1)])
+    await new Promise((resolve) => setTimeout(resolve, 600))
+    expect(toClaim).toHaveLength(1)
+    heartbeat = setInterval(() => progress.advance(1_000), 50)
+    await vi.waitFor(() => expect(released).toHaveLength(1), { timeout: 5_000 })
+  })
+
+  it('finishes what is in flight when it stops, and begins nothing more', async () => {
+    const { promise, resolve } = Promise.withResolvers<DeliveryOutcome>()
+    post.mockReturnValueOnce(promise)
+    start([lane(2)])
+    await vi.waitFor(() => expect(post).toHaveBeenCalledTimes(1))
+    stop.abort()
+    resolve(DELIVERED)
+    await running
+    expect(post).toHaveBeenCalledTimes(1)
+    expect(released).toMatchObject([{ doneSeq: 1, delay: 0 }])
+  })
+})
