@@ -168,6 +168,7 @@ export async function openCluster(
         databaseProgress.silenceMs() < HEARD_WITHIN_MS
           ? undefined
           : 'no projector has been heard of: changes are not applied',
+      queues: async () => (queues ? undefined : 'the queues are being built: messages are not handed out'),
     },
     close: async () => {
       stop.abort()

@@ -136,7 +136,8 @@ export class JetStreamEventLog implements EventLog {
       const events: LoggedEvent[] = []
       for await (const message of messages) {
         // Nothing is ever taken out of the log, so a replica that skips a place has lost it; another may have it.
-        if (message.seq !== start + events.length) throw new LogUnavailable('a replica of the event log has lost events')
+        if (message.seq !== start + events.length)
+          throw new LogUnavailable('a replica of the event log has lost events')
         events.push(toEvent(message.seq, message))
       }
       // An empty answer means the end of the log.

@@ -101,6 +101,8 @@ export class QueueProjection implements Projection {
 
   caughtUp(): void {
     this.#isCaughtUp = true
+    // Nothing has happened yet in a new cluster, so no response carries a message.
+    if (this.#position === 0) this.#rebuiltAt = Number.NEGATIVE_INFINITY
   }
 
   async #rebuild(holder: string, leaseMs: number, incarnation: string): Promise<number> {
