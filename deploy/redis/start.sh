@@ -25,8 +25,10 @@ if [ -n "${REDIS_ADMIN_PASSWORD:-}" ]; then
 fi
 unset REDIS_KERNEL_PASSWORD REDIS_ADMIN_PASSWORD
 
+# Nobody can be the default user, but before Redis 8.6 the append-only file is read with its permissions: without them each transaction in
+# it, and each script that wrote twice, is left out without a word (https://github.com/redis/redis/issues/14541).
 exec redis-server "$here/redis.conf" --dir "${REDIS_DATA_DIR:-/data}" "$@" - <<USERS
-user default reset off
+user default reset off ~* &* +@all
 $kernel
 $admin
 USERS

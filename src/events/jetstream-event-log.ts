@@ -108,7 +108,9 @@ export class JetStreamEventLog implements EventLog {
         try {
           const timeout = Math.max(1, Math.min(TRY_TIMEOUT_MS, deadline - performance.now()))
           const { seq, duplicate } = await this.#stream.publish(subject, payload, { msgID, timeout, ...extra })
-          return { seq, duplicate }
+          // 0: an earlier try is on its way to the quorum. Its place is not known yet, nor whether it will be stored.
+          if (seq > 0) return { seq, duplicate }
+          await sleep(RETRY_MS)
         } catch (error) {
           if (!(error instanceof NatsError)) throw error
           if (performance.now() + RETRY_MS > deadline)

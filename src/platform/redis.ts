@@ -128,7 +128,9 @@ export class RedisClient {
       if (isReply(error)) throw error
       failures.inc({ operation })
       this.#markOut(error)
-      throw new RedisUnavailable('Redis did not answer', { cause: error })
+      throw new RedisUnavailable(`Redis did not answer: ${error instanceof Error ? error.message : error}`, {
+        cause: error,
+      })
     } finally {
       stop()
     }

@@ -12,7 +12,7 @@ import { toLeasedMessage } from '../messaging/messages-of-log.ts'
 import { changeQueues, type QueueChange, type QueueGeneration, toPayload } from '../messaging/redis-message-queue.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
 import { loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
-import { LeaseLost, type Projection } from './projector.ts'
+import { LEASE_MS, LeaseLost, type Projection } from './projector.ts'
 
 const LEASE_KEY = '{queues}:lease'
 const POSITION_KEY = '{queues}:position'
@@ -173,7 +173,7 @@ export class QueueProjection implements Projection {
     const moved = await this.#redis.script(
       advanceScript,
       [LEASE_KEY, POSITION_KEY],
-      [holder, generation, incarnation, from, to],
+      [holder, generation, incarnation, from, to, LEASE_MS],
     )
     if (moved !== 1) throw new LeaseLost(`the queues are not at ${from || 'their start'} any more`)
   }

@@ -240,6 +240,21 @@ describe('Redis', () => {
     expect(await kernel.get('kept')).toBeNull()
   })
 
+  test('keeps what transactions and scripts wrote over a restart', async () => {
+    await using own = await startRedis()
+    const before = open(own.url)
+    await before.connect()
+    await before.eval("redis.call('SET', KEYS[1], 1) redis.call('SET', KEYS[2], 2)", 2, '{kept}:1', '{kept}:2')
+    await before.multi().set('{kept}:3', 3).set('{kept}:4', 4).exec()
+    await own.restart()
+    const after = open(own.url)
+    await after.connect()
+    expect(await after.mget('{kept}:1', '{kept}:2', '{kept}:3', '{kept}:4')).toEqual(['1', '2', '3', '4'])
+    expect(own.process.output()).not.toMatch(/NOPERM/)
+    before.disconnect()
+    after.disconnect()
+  })
+
   test('begins empty after a restart when it is to keep nothing', { timeout: START_TIMEOUT_MS }, async () => {
     await using forgetful = await startRedis({ persistence: false })
     for (const expected of [null, null]) {
