@@ -17,7 +17,7 @@ hash() {
 # start. TIME is in no category, and the scripts that keep limits need it.
 kernel="user kernel on #$(hash "${REDIS_KERNEL_PASSWORD:?is not set}") ~* &* -@all"
 kernel="$kernel +@connection +@read +@write +@pubsub +@transaction +@scripting -@admin -@dangerous"
-kernel="$kernel -script|flush -script|kill -function +time +info +config|get +cluster|slots +cluster|shards"
+kernel="$kernel -script|flush -script|kill -function +time +info +config|get +cluster|slots +cluster|shards +cluster|info"
 
 admin=
 if [ -n "${REDIS_ADMIN_PASSWORD:-}" ]; then

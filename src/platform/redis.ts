@@ -81,6 +81,9 @@ export class RedisClient {
             },
             enableOfflineQueue: false,
             clusterRetryStrategy: () => PROBE_MS,
+            // What was sent to a server that is gone may have been done: nothing is sent twice behind the caller's back.
+            retryDelayOnFailover: 0,
+            retryDelayOnClusterDown: 0,
             lazyConnect: true,
           })
     const client = new RedisClient(connection)
@@ -116,6 +119,11 @@ export class RedisClient {
   /** Names the running servers; differs after a restart. Undefined while Redis is out. */
   get incarnation(): string | undefined {
     return this.available && this.#incarnation !== '' ? this.#incarnation : undefined
+  }
+
+  /** The servers that hold data, each once. */
+  get masters(): Redis[] {
+    return this.connection instanceof Cluster ? this.connection.nodes('master') : [this.connection]
   }
 
   /** One round trip. Throws `RedisUnavailable` at once while Redis is known to be out. */
@@ -165,8 +173,7 @@ export class RedisClient {
   }
 
   async #identify(): Promise<void> {
-    const servers = this.connection instanceof Cluster ? this.connection.nodes('master') : [this.connection]
-    const infos = await Promise.all(servers.map((server) => server.info('server')))
+    const infos = await Promise.all(this.masters.map((server) => server.info('server')))
     const ids = infos.map((info) => /^run_id:(\w+)/m.exec(info)?.[1] ?? '')
     if (ids.length === 0) throw new Error('no servers known')
     this.#incarnation = ids.sort().join('-')

@@ -6,6 +6,7 @@
  * delivered yet, then from the log since.
  */
 import { randomUUID } from 'node:crypto'
+import type { Redis } from 'ioredis'
 import { Counter } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
 import { toLeasedMessage } from '../messaging/messages-of-log.ts'
@@ -39,6 +40,9 @@ const dropped = new Counter({
   help: 'Messages dropped from full queues in Redis, the oldest first. They stay in the event log.',
 })
 
+/** What acquire.lua found. */
+type Found = [generation: string | null, incarnation: string | null, position: string | null]
+
 export class QueueProjection implements Projection {
   readonly name = 'queues'
   readonly #redis: RedisClient
@@ -50,7 +54,8 @@ export class QueueProjection implements Projection {
   #position = -1
   #isCaughtUp = false
   #rebuiltAt = 0
-  #sweepCursor: string | undefined
+  /** What is left to look through for queues of earlier generations. */
+  #sweeps: { server: Redis; cursor: string }[] = []
 
   constructor(redis: RedisClient, database: Database, options: { maxQueue: number }) {
     this.#redis = redis
@@ -66,9 +71,7 @@ export class QueueProjection implements Projection {
   }
 
   async acquire(holder: string, leaseMs: number): Promise<number | undefined> {
-    const found = (await this.#redis.script(acquireScript, [LEASE_KEY, POSITION_KEY], [holder, leaseMs])) as
-      | [generation: string | null, incarnation: string | null, position: string | null]
-      | null
+    const found = await this.#lease(holder, leaseMs)
     if (found === null) {
       this.#current = undefined
       this.#announced = undefined
@@ -79,7 +82,11 @@ export class QueueProjection implements Projection {
     const [generation, writtenIn, position] = found
     if (generation === null || position === null) return this.#rebuild(holder, leaseMs, incarnation)
     const known = this.#current?.generation === generation ? this.#position : -1
-    const isComplete = writtenIn === incarnation ? Number(position) >= known : Number(position) === known
+    // Of several masters one may have lost something that the position, on another, does not tell.
+    const isComplete =
+      writtenIn === incarnation
+        ? Number(position) >= known
+        : Number(position) === known && this.#redis.masters.length === 1
     if (!isComplete) return this.#rebuild(holder, leaseMs, incarnation)
     this.#current = { generation, incarnation }
     this.#position = Number(position)
@@ -90,13 +97,16 @@ export class QueueProjection implements Projection {
 
   async renew(holder: string, leaseMs: number): Promise<void> {
     const expected = this.#position
-    const found = (await this.#redis.script(acquireScript, [LEASE_KEY, POSITION_KEY], [holder, leaseMs])) as
-      | [generation: string | null, incarnation: string | null, position: string | null]
-      | null
+    const found = await this.#lease(holder, leaseMs)
     if (found === null) throw new LeaseLost('another process has taken over')
     if (found[0] !== this.#current?.generation || Number(found[2] ?? -1) < expected)
       throw new LeaseLost('Redis has lost the queues')
     if (this.#redis.incarnation !== this.#current.incarnation) throw new LeaseLost('Redis was restarted')
+  }
+
+  /** Takes or prolongs the lease; null if another process has it. */
+  async #lease(holder: string, leaseMs: number): Promise<Found | null> {
+    return (await this.#redis.script(acquireScript, [LEASE_KEY, POSITION_KEY], [holder, leaseMs])) as Found | null
   }
 
   caughtUp(): void {
@@ -143,8 +153,7 @@ export class QueueProjection implements Projection {
         [...changes].map(([recipient, rows]) => ({ recipient, added: rows.map(({ seq }) => [seq, '']), removed: [] })),
         this.#maxQueue,
       )
-      if ((await this.#redis.script(acquireScript, [LEASE_KEY, POSITION_KEY], [holder, leaseMs])) === null)
-        throw new LeaseLost()
+      if ((await this.#lease(holder, leaseMs)) === null) throw new LeaseLost()
       const last = page.at(-1)
       if (!last || page.length < REBUILD_PAGE) break
       after = last
@@ -154,7 +163,7 @@ export class QueueProjection implements Projection {
     await this.#advance(holder, '', start)
     this.#position = start
     this.#rebuiltAt = performance.now()
-    this.#sweepCursor = '0'
+    this.#sweeps = this.#redis.masters.map((server) => ({ server, cursor: '0' }))
     return start
   }
 
@@ -185,14 +194,16 @@ export class QueueProjection implements Projection {
   /** Removes queues of earlier generations, some at a time. */
   async tidy(): Promise<void> {
     const { generation } = this.#current ?? {}
-    if (this.#sweepCursor === undefined || generation === undefined || 'nodes' in this.#redis.connection) return
-    const cursor = this.#sweepCursor
-    const [next, keys] = await this.#redis.run('sweep', (connection) =>
-      connection.scan(cursor, 'MATCH', 'queue:*', 'COUNT', SWEEP_COUNT),
-    )
-    const old = keys.filter((key) => !key.startsWith(`queue:${generation}:`))
-    if (old.length > 0) await this.#redis.run('sweep', (connection) => connection.unlink(old))
-    this.#sweepCursor = next === '0' ? undefined : next
+    const [sweep] = this.#sweeps
+    if (sweep === undefined || generation === undefined) return
+    sweep.cursor = await this.#redis.run('sweep', async () => {
+      const [next, keys] = await sweep.server.scan(sweep.cursor, 'MATCH', 'queue:*', 'COUNT', SWEEP_COUNT)
+      const old = keys.filter((key) => !key.startsWith(`queue:${generation}:`))
+      // One by one, as in Redis Cluster they are of different slots.
+      await Promise.all(old.map((key) => sweep.server.unlink(key)))
+      return next
+    })
+    if (sweep.cursor === '0') this.#sweeps.shift()
   }
 }
 

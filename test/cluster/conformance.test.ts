@@ -19,7 +19,7 @@ import { describeRegistryStore } from '../conformance/registry-store.ts'
 import { describeStateStore } from '../conformance/state-store.ts'
 import type { DatabaseHarness } from '../conformance/support.ts'
 import { describeWebhookLanes } from '../conformance/webhook-lanes.ts'
-import { startNats, startPostgres, startRedis } from '../support/servers.ts'
+import { startNats, startPostgres, startRedis, startRedisCluster } from '../support/servers.ts'
 
 const logger = createLogger('warn', 'test')
 
@@ -51,46 +51,54 @@ async function createLog() {
 
 describeEventLog('JetStream', createLog)
 
-describeMessageQueue('Redis', async ({ maxQueue }) => {
-  const [{ log, ...logHarness }, redis, database] = await Promise.all([createLog(), startRedis(), createDatabase()])
-  const clients = await Promise.all([1, 2, 3].map(() => RedisClient.open(redis.url, 'single', logger)))
-  const [one, two, three] = clients as [RedisClient, RedisClient, RedisClient]
-  const projection = new QueueProjection(three, database.database, { maxQueue })
-  const progress = new Progress()
-  const stop = new AbortController()
-  const projecting = runProjector({ projection, log, progress, logger, holder: randomUUID() }, stop.signal)
-  while (projection.announced === undefined) await sleep(50)
-  return {
-    nodes: [
-      new RedisMessageQueue(one, log, () => projection.announced),
-      new RedisMessageQueue(two, log, () => projection.announced),
-    ],
-    log,
-    applied: (seq) => progress.reached(seq),
-    async [Symbol.asyncDispose]() {
-      stop.abort()
-      await projecting
-      await Promise.all(clients.map((client) => client.close()))
-      await logHarness[Symbol.asyncDispose]()
-      await Promise.all([redis[Symbol.asyncDispose](), database[Symbol.asyncDispose]()])
-    },
-  }
-})
+/** How Redis is run, and what `REDIS_MODE` says of it. */
+const FORMS = [
+  ['Redis', startRedis, 'single'],
+  ['Redis Cluster', startRedisCluster, 'cluster'],
+] as const
 
-describeAdmission('Redis', async (options) => {
-  const redis = await startRedis()
-  const clients = await Promise.all([1, 2].map(() => RedisClient.open(redis.url, 'single', logger)))
-  const [one, two] = clients as [RedisClient, RedisClient]
-  return {
-    nodes: [new RedisAdmission(one, options), new RedisAdmission(two, options)],
-    now: Date.now,
-    pass: (ms) => sleep(ms),
-    async [Symbol.asyncDispose]() {
-      await Promise.all(clients.map((client) => client.close()))
-      await redis[Symbol.asyncDispose]()
-    },
-  }
-})
+for (const [name, start, mode] of FORMS) {
+  describeMessageQueue(name, async ({ maxQueue }) => {
+    const [{ log, ...logHarness }, redis, database] = await Promise.all([createLog(), start(), createDatabase()])
+    const clients = await Promise.all([1, 2, 3].map(() => RedisClient.open(redis.url, mode, logger)))
+    const [one, two, three] = clients as [RedisClient, RedisClient, RedisClient]
+    const projection = new QueueProjection(three, database.database, { maxQueue })
+    const progress = new Progress()
+    const stop = new AbortController()
+    const projecting = runProjector({ projection, log, progress, logger, holder: randomUUID() }, stop.signal)
+    while (projection.announced === undefined) await sleep(50)
+    return {
+      nodes: [
+        new RedisMessageQueue(one, log, () => projection.announced),
+        new RedisMessageQueue(two, log, () => projection.announced),
+      ],
+      log,
+      applied: (seq) => progress.reached(seq),
+      async [Symbol.asyncDispose]() {
+        stop.abort()
+        await projecting
+        await Promise.all(clients.map((client) => client.close()))
+        await logHarness[Symbol.asyncDispose]()
+        await Promise.all([redis[Symbol.asyncDispose](), database[Symbol.asyncDispose]()])
+      },
+    }
+  })
+
+  describeAdmission(name, async (options) => {
+    const redis = await start()
+    const clients = await Promise.all([1, 2].map(() => RedisClient.open(redis.url, mode, logger)))
+    const [one, two] = clients as [RedisClient, RedisClient]
+    return {
+      nodes: [new RedisAdmission(one, options), new RedisAdmission(two, options)],
+      now: Date.now,
+      pass: (ms) => sleep(ms),
+      async [Symbol.asyncDispose]() {
+        await Promise.all(clients.map((client) => client.close()))
+        await redis[Symbol.asyncDispose]()
+      },
+    }
+  })
+}
 
 describeStateStore('Postgres', createDatabase, { large: true })
 describeRegistryStore('Postgres', createDatabase)

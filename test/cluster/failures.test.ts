@@ -185,6 +185,32 @@ describe('Redis', () => {
     await expectSound(outcome)
   })
 
+  it('restored from an old copy: what was delivered since is not delivered again, what was sent since is there', {
+    timeout: FAULT_MS,
+  }, async () => {
+    const [one, two] = await twoAgents()
+    for (const content of ['old 1', 'old 2', 'old 3']) await one.send(two.address, content)
+    const receiveOne = async () => (await two.receive('?limit=1')).messages.map(({ content }) => content)
+    expect(await receiveOne()).toEqual(['old 1'])
+    // Redis writes its file once a second.
+    await sleep(1_500)
+    const restore = cluster.redis.backUp()
+    expect(await receiveOne()).toEqual(['old 2'])
+    for (const content of ['new 1', 'new 2']) await one.send(two.address, content)
+    await cluster.redis.kill()
+    restore()
+    await cluster.redis.restart()
+    const received: string[] = []
+    await vi.waitFor(
+      async () => {
+        received.push(...(await receiveOne()))
+        expect(received).toContain('new 2')
+      },
+      { timeout: RECOVERY_MS, interval: 50 },
+    )
+    expect(received).toEqual(['old 3', 'new 1', 'new 2'])
+  })
+
   for (const [how, stop, start] of [
     ['stopped', () => cluster.redis.kill(), () => cluster.redis.restart()],
     ['frozen', () => cluster.redis.freeze(), () => cluster.redis.thaw()],

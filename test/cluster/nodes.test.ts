@@ -1,8 +1,10 @@
 /** What must hold whichever node a request meets: limits, revocation, idempotency keys; and what each request costs in round trips. */
+import { once } from 'node:events'
+import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { type Agent, Client, messageAccepted } from '../support/client.ts'
-import { type Cluster, type ClusterNode, startCluster } from '../support/cluster.ts'
+import { type Agent, Client, messageAccepted, messagesPage, solvePipeline, stateEntry } from '../support/client.ts'
+import { type Cluster, type ClusterNode, type ClusterProcess, startCluster } from '../support/cluster.ts'
 
 const START_MS = 120_000
 const SESSION_TTL_MS = 2_000
@@ -20,6 +22,7 @@ beforeAll(async () => {
       RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
       RATE_LIMIT_STATE_WRITE_PER_MIN: '1000000',
       SESSION_TTL: `${SESSION_TTL_MS}ms`,
+      STATE_CAPACITY_BYTES: '1000000',
     },
   })
   client = new Client(cluster.baseUrl)
@@ -107,6 +110,177 @@ describe('a revoked token', () => {
     const { code, output } = await cluster.run('revoke', ['tab_00000000000000000000'])
     expect(output).toBe('there is no agent tab_00000000000000000000\n')
     expect(code).toBe(2)
+  })
+})
+
+describe('nodes that race', () => {
+  it('on one key: the last event of the log is its value, on every node', async () => {
+    const agents = await client.registerAgents(2)
+    for (let round = 0; round < 5; round++) {
+      const since = (await cluster.events()).length
+      const answers = await Promise.all(
+        agents.flatMap((agent, which) =>
+          clients.map((each, node) =>
+            each.request('PUT', '/v1/state/raced', {
+              token: agent.token,
+              json: { value: `${round} ${which} ${node}` },
+            }),
+          ),
+        ),
+      )
+      for (const answer of answers) expect(answer.status).toBe(200)
+      const written = (await cluster.events(since)).filter(({ type }) => type === 'state_written')
+      expect(written).toHaveLength(answers.length)
+      for (const answer of await everywhere(agents[0] as Agent, 'GET', '/v1/state/raced'))
+        expect(answer.as(200, stateEntry).value).toBe(written.at(-1)?.data.value)
+    }
+  })
+
+  it('on one challenge: one agent is registered', async () => {
+    const operator = await client.registerOperator()
+    const { challenge_id, challenge_data } = await operator.challenge()
+    const json = { verification_response: { challenge_id, response: solvePipeline(challenge_data) } }
+    const answers = await Promise.all(
+      clients.flatMap((each) => [1, 2].map(() => each.request('POST', '/v1/agents', { token: operator.token, json }))),
+    )
+    expect(answers.filter(({ status }) => status === 201)).toHaveLength(1)
+    expect(answers.filter(({ status }) => status === 422 || status === 403 || status === 400)).toHaveLength(
+      answers.length - 1,
+    )
+  })
+
+  it('on one queue: each message is handed out once', async () => {
+    const [one, two] = await client.registerAgents(2)
+    if (!one || !two) throw new Error('two agents were asked for')
+    const contents = Array.from({ length: 30 }, (_, index) => `raced ${index}`)
+    for (const content of contents) await one.send(two.address, content)
+    const answers = (
+      await Promise.all(Array.from({ length: 4 }, () => everywhere(two, 'GET', '/v1/messages?limit=5')))
+    ).flat()
+    const received = answers.flatMap((answer) => answer.as(200, messagesPage).messages.map(({ content }) => content))
+    expect(received.toSorted()).toEqual(contents.toSorted())
+  })
+
+  it('on the last byte of capacity: one gets it', async () => {
+    const agent = await client.registerAgent()
+    const { total_bytes, used_bytes } = await agent.capacity()
+    // All that is left but for less than two of what is raced for.
+    const key = (index: number) => `fill/${index}`
+    let left = total_bytes - used_bytes
+    for (let index = 0; left > 1_200; index++) {
+      const size = Math.min(left - 1_000, 100_000)
+      await agent.write(key(index), 'x'.repeat(size - key(index).length))
+      left -= size
+    }
+    const answers = await Promise.all(
+      clients.flatMap((each, node) =>
+        [1, 2].map((attempt) =>
+          each.request('PUT', `/v1/state/last${node}${attempt}`, {
+            token: agent.token,
+            json: { value: 'x'.repeat(left - 6) },
+          }),
+        ),
+      ),
+    )
+    expect(answers.map(({ status }) => status).toSorted()).toEqual([200, ...Array(answers.length - 1).fill(507)])
+    expect((await agent.capacity()).used_bytes).toBe(total_bytes)
+  })
+})
+
+describe('a node that dies', () => {
+  /** The process that applies what is in the log to the database, and a node that is not that. */
+  async function leaderAndAnother(): Promise<[ClusterProcess, ClusterNode]> {
+    const members = [...cluster.workers, ...cluster.nodes]
+    const leading = await Promise.all(
+      members.map(async ({ internalUrl }) =>
+        (await (await fetch(`${internalUrl}/metrics`)).text()).includes(
+          'tabulum_projection_leading{projection="database"} 1',
+        ),
+      ),
+    )
+    const leader = members[leading.indexOf(true)]
+    const node = cluster.nodes.find((candidate) => candidate !== leader)
+    if (!leader || !node) throw new Error('nobody leads')
+    return [leader, node]
+  }
+  const isInLog = (since: number, key: string) =>
+    vi.waitFor(
+      async () => {
+        const events = await cluster.events(since)
+        expect(events.some(({ type, data }) => type === 'state_written' && data.key === key)).toBe(true)
+      },
+      { timeout: 5_000, interval: 20 },
+    )
+
+  it('between append and apply has lost nothing but its answer', async () => {
+    const agent = await client.registerAgent()
+    const [leader, node] = await leaderAndAnother()
+    const since = (await cluster.events()).length
+    await leader.freeze()
+    const unanswered = new Client(node.url).request('PUT', '/v1/state/appended', {
+      token: agent.token,
+      json: { value: 'and no more' },
+    })
+    unanswered.catch(() => {})
+    await isInLog(since, 'appended')
+    await node.kill()
+    await leader.thaw()
+    await expect(unanswered).rejects.toThrow()
+    await vi.waitFor(async () => expect((await agent.read('appended')).value).toBe('and no more'), { timeout: 5_000 })
+    await node.restart()
+  })
+
+  it('between apply and answer has lost nothing but its answer, and the write is made once', async () => {
+    const agent = await client.registerAgent()
+    const [leader, node] = await leaderAndAnother()
+    const since = (await cluster.events()).length
+    await leader.freeze()
+    const unanswered = new Client(node.url).request('PUT', '/v1/state/applied', {
+      token: agent.token,
+      json: { value: 'and no more' },
+    })
+    unanswered.catch(() => {})
+    await isInLog(since, 'applied')
+    await node.freeze()
+    await leader.thaw()
+    await vi.waitFor(async () => expect((await agent.read('applied')).value).toBe('and no more'), { timeout: 5_000 })
+    await node.kill()
+    await expect(unanswered).rejects.toThrow()
+    const written = (await cluster.events(since)).filter(({ data }) => data.key === 'applied')
+    expect(written.filter(({ type }) => type === 'state_written')).toHaveLength(1)
+    await node.restart()
+  })
+
+  it('while it writes a response that carries messages: they are visible again after the lease', {
+    timeout: 60_000,
+  }, async () => {
+    const [one, two] = await client.registerAgents(2)
+    if (!one || !two) throw new Error('two agents were asked for')
+    const [, node] = await leaderAndAnother()
+    // More than the buffers of the connection hold, so that the response cannot end before somebody reads it.
+    const contents = Array.from({ length: 12 }, (_, index) => `${index} ${'x'.repeat(1_000_000)}`)
+    for (const content of contents) await one.send(two.address, content)
+    const { hostname, port } = new URL(node.url)
+    const socket = connect(Number(port), hostname)
+    socket.on('error', () => {})
+    socket.write(`GET /v1/messages?limit=100 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${two.token}\r\n\r\n`)
+    await once(socket, 'readable')
+    await sleep(500)
+    const leasedAt = performance.now()
+    expect((await two.receive()).messages).toEqual([])
+    await node.kill()
+    const received: string[] = []
+    await vi.waitFor(
+      async () => {
+        received.push(...(await two.receive()).messages.map(({ content }) => content))
+        expect(received).toHaveLength(contents.length)
+      },
+      { timeout: 40_000, interval: 500 },
+    )
+    expect(received).toEqual(contents)
+    expect(performance.now() - leasedAt).toBeGreaterThan(20_000)
+    socket.destroy()
+    await node.restart()
   })
 })
 

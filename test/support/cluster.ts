@@ -83,8 +83,8 @@ export interface ClusterOptions {
   readonly workers?: number
   /** For all kernel processes, over the defaults: warnings only, the cheapest bcrypt. */
   readonly settings?: Settings
-  /** Where they reach the servers instead of directly, such as through a TCP proxy: what to set, by the servers' urls. */
-  readonly route?: (servers: Servers) => Promise<Settings>
+  /** Where they reach the servers instead of directly, such as through a TCP proxy: what to set, by the servers' urls. The stack ends with the cluster. */
+  readonly route?: (servers: Servers, stack: AsyncDisposableStack) => Promise<Settings>
 }
 
 export interface Servers {
@@ -114,7 +114,7 @@ export async function startCluster({
     REDIS_URL: redis.url,
     NATS_URL: nats.url,
     TRUSTED_PROXIES: '127.0.0.1/32',
-    ...(await route({ postgres, redis, nats })),
+    ...(await route({ postgres, redis, nats }, stack)),
     ...settings,
   }
   const nodes: ClusterNode[] = []

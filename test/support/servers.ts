@@ -10,6 +10,8 @@ export {
   startHaproxy,
 } from './servers/haproxy.ts'
 export { type NatsCluster, type NatsServer, natsOptions, startNats } from './servers/nats.ts'
+export { type PgBouncer, startPgBouncer } from './servers/pgbouncer.ts'
 export { type PostgresServer, startPostgres } from './servers/postgres.ts'
 export { Process, pidsIn } from './servers/process.ts'
 export { type RedisOptions, type RedisServer, startRedis } from './servers/redis.ts'
+export { type RedisCluster, startRedisCluster } from './servers/redis-cluster.ts'

@@ -42,7 +42,7 @@ export interface PostgresServer extends AsyncDisposable {
 export async function startPostgres({ durable = false }: { durable?: boolean } = {}): Promise<PostgresServer> {
   const directory = makeDirectory('postgres')
   const [port] = (await reservePorts(1)) as [number]
-  const user = postgresUser()
+  const user = serverUser()
   const data = join(directory, 'data')
   const server = new Process({
     name: 'postgres',
@@ -171,8 +171,8 @@ async function answers(url: string): Promise<true> {
 
 type User = { readonly uid: number; readonly gid: number }
 
-/** Postgres refuses to run as root. The user that its package made, else nobody. */
-function postgresUser(): User | undefined {
+/** Postgres and PgBouncer refuse to run as root. The user that its package made, else nobody. */
+export function serverUser(): User | undefined {
   if (process.getuid?.() !== 0) return undefined
   const lines = existsSync('/etc/passwd') ? readFileSync('/etc/passwd', 'utf8').split('\n') : []
   const fields = (lines.find((line) => line.startsWith('postgres:')) ?? 'nobody:x:65534:65534').split(':')

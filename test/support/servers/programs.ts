@@ -18,6 +18,7 @@ const PACKAGES = {
   postgres: 'postgresql',
   initdb: 'postgresql',
   psql: 'postgresql',
+  pgbouncer: 'pgbouncer',
   'redis-server': 'redis-server',
   'nats-server': 'nats-server',
   haproxy: 'haproxy',

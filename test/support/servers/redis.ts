@@ -1,3 +1,4 @@
+import { cpSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { Redis } from 'ioredis'
 import { DEPLOY, loopbackUrl } from './deploy.ts'
@@ -23,6 +24,8 @@ export interface RedisServer extends AsyncDisposable {
   restart(): Promise<void>
   /** Removes every key. */
   wipe(): Promise<void>
+  /** Copies what is on disk, as a backup would; what it returns puts that back, into a server that does not run. */
+  backUp(): () => void
 }
 
 export interface RedisOptions {
@@ -30,11 +33,18 @@ export interface RedisOptions {
   readonly port?: number
   /** Without it a restart begins empty. */
   readonly persistence?: boolean
+  /** More for its command line. */
+  readonly args?: readonly string[]
 }
 
 /** Starts a Redis of its own with the configuration and users of deploy/. */
-export async function startRedis({ port: given, persistence = true }: RedisOptions = {}): Promise<RedisServer> {
+export async function startRedis({
+  port: given,
+  persistence = true,
+  args = [],
+}: RedisOptions = {}): Promise<RedisServer> {
   const directory = makeDirectory('redis')
+  const files = join(directory, 'appendonlydir')
   const reserved = given === undefined ? await reservePorts(1) : []
   const port = given ?? (reserved[0] as number)
   const server = new Process({
@@ -44,6 +54,7 @@ export async function startRedis({ port: given, persistence = true }: RedisOptio
       join(DEPLOY, 'redis', 'start.sh'),
       ...['--port', String(port), '--bind', '127.0.0.1'],
       ...(persistence ? [] : ['--appendonly', 'no']),
+      ...args,
     ],
     env: {
       // The script starts the first redis-server on PATH.
@@ -89,6 +100,15 @@ export async function startRedis({ port: given, persistence = true }: RedisOptio
     },
     async wipe() {
       await withClient(url('admin'), (client) => client.flushall())
+    },
+    backUp() {
+      const copy = makeDirectory('redis-copy')
+      cpSync(files, copy, { recursive: true })
+      return () => {
+        if (server.running) throw new Error('Redis must not run while its files are replaced')
+        rmSync(files, { recursive: true })
+        cpSync(copy, files, { recursive: true })
+      }
     },
     [Symbol.asyncDispose]: dispose,
   }
