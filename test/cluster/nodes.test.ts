@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { type Agent, Client, messageAccepted, messagesPage, solvePipeline, stateEntry } from '../support/client.ts'
+import { type Agent, Client, messageAccepted, messagesPage, solvePipeline, stateValue } from '../support/client.ts'
 import { type Cluster, type ClusterNode, type ClusterProcess, startCluster } from '../support/cluster.ts'
 
 const START_MS = 120_000
@@ -84,7 +84,8 @@ describe('a revoked token', () => {
   })
 
   it('is refused by every node once the sessions have run out, while Redis is out', async () => {
-    const agent = await client.registerAgent()
+    const [agent, bystander] = await client.registerAgents(2)
+    if (!agent || !bystander) throw new Error('two agents were asked for')
     await everywhere(agent, 'GET', '/v1/agents/me')
     await cluster.redis.kill()
     try {
@@ -101,6 +102,7 @@ describe('a revoked token', () => {
         for (const answer of await everywhere(agent, 'GET', '/v1/agents/me')) expect(answer.status).toBe(401)
         for (const { internalUrl } of cluster.nodes)
           expect(await (await fetch(`${internalUrl}/metrics`)).text()).toMatch(/^tabulum_redis_up 1$/m)
+        for (const answer of await everywhere(bystander, 'GET', '/v1/messages')) expect(answer.status).toBe(200)
       },
       { timeout: 10_000 },
     )
@@ -132,7 +134,7 @@ describe('nodes that race', () => {
       const written = (await cluster.events(since)).filter(({ type }) => type === 'state_written')
       expect(written).toHaveLength(answers.length)
       for (const answer of await everywhere(agents[0] as Agent, 'GET', '/v1/state/raced'))
-        expect(answer.as(200, stateEntry).value).toBe(written.at(-1)?.data.value)
+        expect(answer.as(200, stateValue).value).toBe(written.at(-1)?.data.value)
     }
   })
 
@@ -184,6 +186,7 @@ describe('nodes that race', () => {
     )
     expect(answers.map(({ status }) => status).toSorted()).toEqual([200, ...Array(answers.length - 1).fill(507)])
     expect((await agent.capacity()).used_bytes).toBe(total_bytes)
+    for (const filled of (await agent.list('fill/')).keys) await agent.delete(filled)
   })
 })
 
@@ -212,11 +215,12 @@ describe('a node that dies', () => {
       { timeout: 5_000, interval: 20 },
     )
 
-  it('between append and apply has lost nothing but its answer', async () => {
+  it('between append and apply has lost nothing but its answer', async ({ onTestFinished }) => {
     const agent = await client.registerAgent()
     const [leader, node] = await leaderAndAnother()
     const since = (await cluster.events()).length
     await leader.freeze()
+    onTestFinished(() => leader.thaw())
     const unanswered = new Client(node.url).request('PUT', '/v1/state/appended', {
       token: agent.token,
       json: { value: 'and no more' },
@@ -230,11 +234,14 @@ describe('a node that dies', () => {
     await node.restart()
   })
 
-  it('between apply and answer has lost nothing but its answer, and the write is made once', async () => {
+  it('between apply and answer has lost nothing but its answer, and the write is made once', async ({
+    onTestFinished,
+  }) => {
     const agent = await client.registerAgent()
     const [leader, node] = await leaderAndAnother()
     const since = (await cluster.events()).length
     await leader.freeze()
+    onTestFinished(() => leader.thaw())
     const unanswered = new Client(node.url).request('PUT', '/v1/state/applied', {
       token: agent.token,
       json: { value: 'and no more' },
@@ -254,12 +261,12 @@ describe('a node that dies', () => {
   it('while it writes a response that carries messages: they are visible again after the lease', {
     timeout: 60_000,
   }, async () => {
-    const [one, two] = await client.registerAgents(2)
-    if (!one || !two) throw new Error('two agents were asked for')
+    const [one, another, two] = await client.registerAgents(3)
+    if (!one || !another || !two) throw new Error('three agents were asked for')
     const [, node] = await leaderAndAnother()
     // More than the buffers of the connection hold, so that the response cannot end before somebody reads it.
-    const contents = Array.from({ length: 12 }, (_, index) => `${index} ${'x'.repeat(1_000_000)}`)
-    for (const content of contents) await one.send(two.address, content)
+    const contents = Array.from({ length: 100 }, (_, index) => `${index} ${'x'.repeat(65_000)}`)
+    for (const [index, content] of contents.entries()) await (index < 50 ? one : another).send(two.address, content)
     const { hostname, port } = new URL(node.url)
     const socket = connect(Number(port), hostname)
     socket.on('error', () => {})
@@ -272,7 +279,7 @@ describe('a node that dies', () => {
     const received: string[] = []
     await vi.waitFor(
       async () => {
-        received.push(...(await two.receive()).messages.map(({ content }) => content))
+        received.push(...(await two.receive('?limit=100')).messages.map(({ content }) => content))
         expect(received).toHaveLength(contents.length)
       },
       { timeout: 40_000, interval: 500 },
