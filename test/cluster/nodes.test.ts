@@ -187,7 +187,7 @@ describe('nodes that race', () => {
     )
     expect(answers.map(({ status }) => status).toSorted()).toEqual([200, ...Array(answers.length - 1).fill(507)])
     expect((await agent.capacity()).used_bytes).toBe(total_bytes)
-    for (const filled of (await agent.list('?prefix=fill/')).keys) await agent.tryDelete(filled)
+    for (const filled of (await agent.list('?prefix=fill/')).keys) await agent.remove(filled)
   })
 })
 
