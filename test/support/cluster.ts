@@ -72,7 +72,7 @@ export interface Cluster extends AsyncDisposable {
   startWorker(settings?: Settings): Promise<ClusterProcess>
   /** Runs a command such as `verify` to its end. */
   run(command: string, args?: readonly string[], settings?: Settings): Promise<CommandResult>
-  /** The event log after `since` (exclusive), read through the first node that runs. */
+  /** The event log after `since` (exclusive), read through the first node that runs and is not frozen. */
   events(since?: number): Promise<Event[]>
   /** What all kernel processes have printed. */
   output(): string
@@ -187,7 +187,7 @@ export async function startCluster({
     },
     run,
     events(since = 0) {
-      const node = nodes.find((candidate) => candidate.process.running)
+      const node = nodes.find(({ process }) => process.running && !process.frozen)
       if (node === undefined) throw new Error('No node runs that could read the event log')
       return readEvents(node.internalUrl, since)
     },

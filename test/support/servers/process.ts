@@ -66,6 +66,11 @@ export class Process {
     return child?.pid !== undefined && child.exitCode === null && child.signalCode === null
   }
 
+  /** Between freeze and thaw. */
+  get frozen(): boolean {
+    return this.#frozen
+  }
+
   get pid(): number {
     if (this.#child?.pid === undefined || !this.running) throw new Error(`${this.name} is not running`)
     return this.#child.pid
