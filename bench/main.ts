@@ -1,5 +1,6 @@
 /**
- * `npm run bench -- [embedded] [cluster] [webhooks] [--seconds 3] [--agents 10000] [--json file]`; all three if none is named.
+ * `npm run bench -- [embedded] [cluster] [growth] [webhooks] [--seconds 3] [--agents 10000] [--sizes 1000,100000,1000000] [--json file]`; all if
+ * none is named.
  *
  * Starts kernels of its own and prints what they need: time to start, memory, and for each endpoint requests a second, latency and
  * CPU. Beside each endpoint stands its ratio to a bare Hono route measured in the same run, which is what compares between machines.
@@ -12,16 +13,18 @@ import { startCluster } from '../test/support/cluster.ts'
 import { startKernel } from '../test/support/kernel.ts'
 import { measureBareRoute } from './bare-route.ts'
 import { measureEndpoints } from './endpoints.ts'
+import { benchGrowth } from './growth.ts'
 import type { Figures } from './load.ts'
 import { measureMemory } from './memory.ts'
 import { benchWebhooks } from './webhooks.ts'
 
-const BENCHES = ['embedded', 'cluster', 'webhooks']
+const BENCHES = ['embedded', 'cluster', 'growth', 'webhooks']
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     seconds: { type: 'string', default: '3' },
     agents: { type: 'string', default: '10000' },
+    sizes: { type: 'string', default: '1000,100000,1000000' },
     json: { type: 'string' },
   },
 })
@@ -33,6 +36,7 @@ if (unknown.length > 0) {
 const wanted = (name: string) => positionals.length === 0 || positionals.includes(name)
 const seconds = positive('seconds', values.seconds)
 const agents = positive('agents', values.agents)
+const sizes = values.sizes.split(',').map((size) => positive('sizes', size))
 
 /** What limits is not the limits. */
 const UNLIMITED = Object.fromEntries(
@@ -72,6 +76,12 @@ if (wanted('cluster')) {
   const [worker] = cluster.workers
   if (!node || !worker) throw new Error('the cluster has no node or no worker')
   report.cluster = await measure('cluster, one api node', node.url, { api: node.pid, worker: worker.pid })
+}
+if (wanted('growth')) {
+  const growth = await benchGrowth(sizes, seconds, SETTINGS)
+  report.growth = growth
+  console.log('\ngrowth: ms (median) at so many agents, keys and messages in one queue, and the greatest to the least')
+  console.table(growth)
 }
 if (wanted('webhooks')) await benchWebhooks()
 if (values.json !== undefined) await writeFile(values.json, `${JSON.stringify(report, null, 2)}\n`)
