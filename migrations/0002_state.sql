@@ -45,20 +45,23 @@ create table state_blocks (
 insert into state_blocks values (1, '', 0), (2, '', 0);
 
 -- Number of keys k with low <= k < high; high null means no upper end. Looks at the rows of at most two blocks a level.
-create function count_state_keys(low bytea, high bytea) returns bigint language plpgsql stable as $$
+-- Its plans are made once, for any keys, and go by the indexes whatever size the tables had then.
+create function count_state_keys(low bytea, high bytea) returns bigint language plpgsql stable
+set plan_cache_mode to force_generic_plan set enable_seqscan to off as $$
 declare
+  -- No UTF-8 has this byte.
+  upper  bytea := coalesce(high, '\xff');
   low_1  bytea := (select first_key from state_blocks where level = 1 and first_key >= low order by first_key limit 1);
-  high_1 bytea := (select first_key from state_blocks where level = 1 and (high is null or first_key <= high)
-                   order by first_key desc limit 1);
+  high_1 bytea := (select first_key from state_blocks where level = 1 and first_key <= upper order by first_key desc limit 1);
   low_2  bytea;
   high_2 bytea;
   total  bigint;
 begin
   if low_1 is null or low_1 >= high_1 then
-    return (select count(*) from state where key >= low and (high is null or key < high));
+    return (select count(*) from state where key >= low and key < upper);
   end if;
   total := (select count(*) from state where key >= low and key < low_1)
-         + (select count(*) from state where key >= high_1 and (high is null or key < high));
+         + (select count(*) from state where key >= high_1 and key < upper);
   low_2 := (select first_key from state_blocks where level = 2 and first_key >= low_1 order by first_key limit 1);
   high_2 := (select first_key from state_blocks where level = 2 and first_key <= high_1 order by first_key desc limit 1);
   if low_2 is null or low_2 >= high_2 then
@@ -71,7 +74,7 @@ begin
     + (select coalesce(sum(keys), 0) from state_blocks where level = 1 and first_key >= high_2 and first_key < high_1);
 end $$;
 
--- Cuts a block that has grown past 1,024 members into blocks of 512.
+-- Cuts a block that has grown too large in two or more: one of more than 1,024 keys into blocks of 512, one of more than 128 blocks into blocks of 64.
 create function split_state_block(block_level integer, block_first_key bytea) returns void language plpgsql as $$
 declare
   next_key bytea := (select first_key from state_blocks where level = block_level and first_key > block_first_key
@@ -84,11 +87,11 @@ begin
           where key >= block_first_key and (next_key is null or key < next_key)) as parted
     group by part
     on conflict (level, first_key) do update set keys = excluded.keys;
-  elsif (select count(*) > 1024 from state_blocks
+  elsif (select count(*) > 128 from state_blocks
          where level = 1 and first_key >= block_first_key and (next_key is null or first_key < next_key)) then
     insert into state_blocks (level, first_key, keys)
     select 2, (array_agg(first_key order by first_key))[1], sum(keys)
-    from (select first_key, keys, (row_number() over (order by first_key) - 1) / 512 as part from state_blocks
+    from (select first_key, keys, (row_number() over (order by first_key) - 1) / 64 as part from state_blocks
           where level = 1 and first_key >= block_first_key and (next_key is null or first_key < next_key)) as parted
     group by part
     on conflict (level, first_key) do update set keys = excluded.keys;

@@ -69,7 +69,8 @@ export class StateStore {
     const high = endOfPrefix(low)
     const rows = await roundTrip(this.#database, 'state_page', () =>
       this.#database
-        .selectFrom(sql<{ total: number }>`(select count_state_keys(${low}, ${high}) as total)`.as('counted'))
+        // In FROM it is called once; as a column of a subquery, once for each row of the page.
+        .selectFrom(sql<{ total: number }>`count_state_keys(${low}, ${high})`.as<'counted'>(sql`counted (total)`))
         .leftJoinLateral(
           (join) =>
             join
