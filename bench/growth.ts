@@ -19,88 +19,114 @@ const BATCH = 5_000
 /** A short message as the queue keeps it. */
 const PAYLOAD = JSON.stringify(['3f6c1e9e-7d7b-4d0c-9d42-5a4a0f5f3b11', '', '', 'x'.repeat(100), ''])
 const PAGE = 50
-const SETTLE_MS = 3_000
+/** Rounds of measuring; the median counts. */
+const ROUNDS = 5
+const SETTLE_MS = 5_000
 /** Filling goes on for longer than a request may. */
-const FILL_TIMEOUT = { statement_timeout: '0', lock_timeout: '0' }
+const FILL_TIMEOUT: Readonly<Record<string, string>> = { statement_timeout: '0', lock_timeout: '0' }
 
-/** p50 in ms of each request, by size. */
+/** A cluster that has been filled, and the requests whose cost is compared. */
+interface Filled extends AsyncDisposable {
+  readonly size: string
+  readonly url: string
+  readonly token: string
+  readonly paths: Readonly<Record<string, string>>
+}
+
+/** Median in ms of each request, by size. The sizes take turns, so that all meet the same moods of the machine. */
 export async function benchGrowth(
   sizes: readonly number[],
   seconds: number,
   settings: Readonly<Record<string, string>>,
 ): Promise<Record<string, Record<string, number>>> {
-  await using cluster = await startCluster({ nodes: 1, workers: 1, settings })
-  const [node] = cluster.nodes
-  if (!node) throw new Error('the cluster has no node')
-  const [agent] = await new Client(node.url).registerAgents(1)
-  if (!agent) throw new Error('an agent was asked for')
-  const database = openPostgres({ url: cluster.postgres.superuserUrl, poolMode: 'session', maxConnections: 1 })
-  const redis = await RedisClient.open(cluster.redis.url, 'single', createLogger('silent', 'bench'))
+  await using stack = new AsyncDisposableStack()
+  const clusters: Filled[] = []
+  for (const size of sizes) clusters.push(stack.use(await startFilled(size, settings)))
+  await sleep(SETTLE_MS)
+  const names = Object.keys(clusters[0]?.paths ?? {})
   const figures: Record<string, Record<string, number>> = {}
+  for (const name of names) {
+    const medians = clusters.map((): number[] => [])
+    for (let round = 0; round < ROUNDS; round++) {
+      for (const [index, { url, token, paths }] of clusters.entries()) {
+        const path = paths[name] ?? ''
+        const { p50Ms, failed } = await load(url, seconds / ROUNDS, () => ({ method: 'GET', path, token }), {}, 1)
+        if (failed > 0) throw new Error(`${failed} requests failed: ${name}`)
+        medians[index]?.push(p50Ms)
+      }
+    }
+    const middle = medians.map((values) => values.toSorted((one, other) => one - other)[Math.floor(ROUNDS / 2)] ?? 0)
+    figures[name] = {
+      ...Object.fromEntries(clusters.map(({ size }, index) => [size, round(middle[index] ?? 0)])),
+      'last to first': round((middle.at(-1) ?? 0) / (middle[0] ?? 1)),
+    }
+  }
+  return figures
+}
+
+async function startFilled(size: number, settings: Readonly<Record<string, string>>): Promise<Filled> {
+  await using stack = new AsyncDisposableStack()
+  const cluster = stack.use(await startCluster({ nodes: 1, workers: 1, settings }))
+  const [node] = cluster.nodes
+  const [agent] = await new Client(cluster.baseUrl).registerAgents(1)
+  if (!node || !agent) throw new Error('a node and an agent were asked for')
+  const database = openPostgres({ url: cluster.postgres.superuserUrl, poolMode: 'session', maxConnections: 1 })
+  const redis = await RedisClient.open(cluster.redis.adminUrl, 'single', createLogger('silent', 'bench'))
   try {
     for (const [name, value] of Object.entries(FILL_TIMEOUT))
       await sql`select set_config(${name}, ${value}, false)`.execute(database)
+    await fillRegistry(database, size)
+    await fillState(database, size)
+    await fillQueue(redis, agent.address, size)
+    await settle(database, redis)
     const cursors = await CursorSeal.load(database)
-    let filled = 0
-    for (const size of sizes) {
-      await fillRegistry(database, filled, size)
-      await fillState(database, filled, size)
-      await fillQueue(redis, agent.address, filled, size)
-      await settle(database, redis)
-      filled = size
-      const middle = Math.floor(size / 2)
-      const registryCursor = cursors.seal('registry', Buffer.from(String(FIRST_PLACE + middle)))
-      const stateCursor = cursors.seal('state growth/', Buffer.from(keyOf(middle)))
-      const requests: Record<string, string> = {
+    const middle = Math.floor(size / 2)
+    const registryCursor = cursors.seal('registry', Buffer.from(String(FIRST_PLACE + middle)))
+    const stateCursor = cursors.seal('state growth/', Buffer.from(keyOf(middle)))
+    const owner = stack.move()
+    return {
+      size: size.toLocaleString('en'),
+      url: node.url,
+      token: agent.token,
+      paths: {
         'registry, first page': `/v1/registry?limit=${PAGE}`,
         'registry, from the middle': `/v1/registry?limit=${PAGE}&cursor=${percentEncode(registryCursor)}`,
         'state, first page': `/v1/state?prefix=growth/&limit=${PAGE}`,
         'state, from the middle': `/v1/state?prefix=growth/&limit=${PAGE}&cursor=${percentEncode(stateCursor)}`,
         'receive, one message': '/v1/messages?limit=1',
-      }
-      for (const [name, path] of Object.entries(requests)) {
-        const { p50Ms, failed } = await load(
-          node.url,
-          seconds,
-          () => ({ method: 'GET', path, token: agent.token }),
-          {},
-          1,
-        )
-        if (failed > 0) throw new Error(`${failed} requests failed: ${name}`)
-        const row = figures[name] ?? {}
-        figures[name] = row
-        row[size.toLocaleString('en')] = p50Ms
-      }
+      },
+      [Symbol.asyncDispose]: () => owner.disposeAsync(),
     }
   } finally {
     await redis.close()
     await database.destroy()
   }
-  const [least, most] = [sizes[0], sizes.at(-1)].map((size) => size?.toLocaleString('en') ?? '')
-  for (const row of Object.values(figures)) row.ratio = (row[most ?? ''] ?? 0) / (row[least ?? ''] ?? 1)
-  return figures
+}
+
+function round(value: number): number {
+  return Number(value.toFixed(2))
 }
 
 function keyOf(number: number): string {
   return `growth/${String(number).padStart(8, '0')}`
 }
 
-async function fillRegistry(database: Database, from: number, to: number): Promise<void> {
+async function fillRegistry(database: Database, size: number): Promise<void> {
   await sql`
     insert into agents (address, operator_id, token_lookup, token_hash, seq, registered_at)
     select 'tab_' || lpad(n::text, 20, '0'), gen_random_uuid(), substr(sha256(n::text::bytea), 1, 8), '',
       ${FIRST_PLACE}::bigint + n, now()
-    from generate_series(${from}::integer + 1, ${to}::integer) n`.execute(database)
-  await sql`update registry_totals set agents = agents + ${to - from}::bigint`.execute(database)
+    from generate_series(1, ${size}::integer) n`.execute(database)
+  await sql`update registry_totals set agents = agents + ${size}::bigint`.execute(database)
 }
 
-async function fillState(database: Database, from: number, to: number): Promise<void> {
-  for (let first = from; first < to; first += BATCH) {
+async function fillState(database: Database, size: number): Promise<void> {
+  for (let first = 0; first < size; first += BATCH) {
     await sql`
       select project_state((
         select json_agg(json_build_object('key', encode(('growth/' || lpad(n::text, 8, '0'))::bytea, 'base64'),
           'value', encode(repeat('x', 100)::bytea, 'base64'), 'seq', ${FIRST_PLACE}::bigint + n, 'by', 'bench', 'at', now()))
-        from generate_series(${first}::integer + 1, ${Math.min(to, first + BATCH)}::integer) n), '[]')`.execute(
+        from generate_series(${first}::integer + 1, ${Math.min(size, first + BATCH)}::integer) n), '[]')`.execute(
       database,
     )
   }
@@ -116,14 +142,13 @@ async function settle(database: Database, redis: RedisClient): Promise<void> {
     )
   )
     await sleep(500)
-  await sleep(SETTLE_MS)
 }
 
-async function fillQueue(redis: RedisClient, recipient: string, from: number, to: number): Promise<void> {
+async function fillQueue(redis: RedisClient, recipient: string, size: number): Promise<void> {
   const generation = await redis.run('generation', (connection) => connection.hget('{queues}:position', 'generation'))
   if (generation === null) throw new Error('there are no queues')
-  for (let first = from; first < to; first += BATCH) {
-    const added: QueueChange['added'] = Array.from({ length: Math.min(BATCH, to - first) }, (_, index) => [
+  for (let first = 0; first < size; first += BATCH) {
+    const added: QueueChange['added'] = Array.from({ length: Math.min(BATCH, size - first) }, (_, index) => [
       FIRST_PLACE + first + index,
       PAYLOAD,
     ])
