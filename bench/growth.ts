@@ -11,7 +11,6 @@ import { createLogger } from '../src/platform/logger.ts'
 import { RedisClient } from '../src/platform/redis.ts'
 import { Client, percentEncode } from '../test/support/client.ts'
 import { startCluster } from '../test/support/cluster.ts'
-import { load } from './load.ts'
 
 /** Far above the places that the log gives out meanwhile. */
 const FIRST_PLACE = 1_000_000_000
@@ -20,7 +19,8 @@ const BATCH = 5_000
 const PAYLOAD = JSON.stringify(['3f6c1e9e-7d7b-4d0c-9d42-5a4a0f5f3b11', '', '', 'x'.repeat(100), ''])
 const PAGE = 50
 /** Rounds of measuring; the median counts. */
-const ROUNDS = 5
+const ROUNDS = 7
+const REQUESTS = 100
 const SETTLE_MS = 5_000
 /** Filling goes on for longer than a request may. */
 const FILL_TIMEOUT: Readonly<Record<string, string>> = { statement_timeout: '0', lock_timeout: '0' }
@@ -36,7 +36,6 @@ interface Filled extends AsyncDisposable {
 /** Median in ms of each request, by size. The sizes take turns, so that all meet the same moods of the machine. */
 export async function benchGrowth(
   sizes: readonly number[],
-  seconds: number,
   settings: Readonly<Record<string, string>>,
 ): Promise<Record<string, Record<string, number>>> {
   await using stack = new AsyncDisposableStack()
@@ -49,13 +48,10 @@ export async function benchGrowth(
     const medians = clusters.map((): number[] => [])
     for (let round = 0; round < ROUNDS; round++) {
       for (const [index, { url, token, paths }] of clusters.entries()) {
-        const path = paths[name] ?? ''
-        const { p50Ms, failed } = await load(url, seconds / ROUNDS, () => ({ method: 'GET', path, token }), {}, 1)
-        if (failed > 0) throw new Error(`${failed} requests failed: ${name}`)
-        medians[index]?.push(p50Ms)
+        medians[index]?.push(await medianTime(new Client(url), paths[name] ?? '', token))
       }
     }
-    const middle = medians.map((values) => values.toSorted((one, other) => one - other)[Math.floor(ROUNDS / 2)] ?? 0)
+    const middle = medians.map(median)
     figures[name] = {
       ...Object.fromEntries(clusters.map(({ size }, index) => [size, round(middle[index] ?? 0)])),
       'last to first': round((middle.at(-1) ?? 0) / (middle[0] ?? 1)),
@@ -101,6 +97,22 @@ async function startFilled(size: number, settings: Readonly<Record<string, strin
     await redis.close()
     await database.destroy()
   }
+}
+
+/** Of some requests, one after the other. Few, as receiving takes messages out. */
+async function medianTime(client: Client, path: string, token: string): Promise<number> {
+  const times: number[] = []
+  for (let index = 0; index < REQUESTS; index++) {
+    const begin = performance.now()
+    const answer = await client.request('GET', path, { token })
+    times.push(performance.now() - begin)
+    if (answer.status !== 200) throw new Error(`${answer}`)
+  }
+  return median(times)
+}
+
+function median(values: readonly number[]): number {
+  return values.toSorted((one, other) => one - other)[Math.floor(values.length / 2)] ?? 0
 }
 
 function round(value: number): number {

@@ -36,9 +36,8 @@ export async function load(
   seconds: number,
   next: (index: number) => Ask | undefined,
   pids: Readonly<Record<string, number>> = {},
-  connections = CONNECTIONS,
 ): Promise<Figures> {
-  const pool = new Pool(baseUrl, { connections, headersTimeout: DEADLINE_MS, bodyTimeout: DEADLINE_MS })
+  const pool = new Pool(baseUrl, { connections: CONNECTIONS, headersTimeout: DEADLINE_MS, bodyTimeout: DEADLINE_MS })
   const latencies: number[] = []
   let failed = 0
   let index = 0
@@ -76,7 +75,7 @@ export async function load(
       latencies.push(now - sent)
     }
   }
-  await Promise.all(Array.from({ length: connections }, loop))
+  await Promise.all(Array.from({ length: CONNECTIONS }, loop))
   const elapsed = (performance.now() - begin) / 1_000
   const cpuAfter = cpuTimes(pids)
   await pool.close()

@@ -78,7 +78,7 @@ if (wanted('cluster')) {
   report.cluster = await measure('cluster, one api node', node.url, { api: node.pid, worker: worker.pid })
 }
 if (wanted('growth')) {
-  const growth = await benchGrowth(sizes, seconds, SETTINGS)
+  const growth = await benchGrowth(sizes, SETTINGS)
   report.growth = growth
   console.log('\ngrowth: ms (median) at so many agents, keys and messages in one queue, and the greatest to the least')
   console.table(growth)
