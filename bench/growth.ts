@@ -19,7 +19,8 @@ const BATCH = 5_000
 const PAYLOAD = JSON.stringify(['3f6c1e9e-7d7b-4d0c-9d42-5a4a0f5f3b11', '', '', 'x'.repeat(100), ''])
 const PAGE = 50
 /** Rounds of measuring; the median counts. */
-const ROUNDS = 7
+const ROUNDS = 8
+const PAUSE_MS = 200
 const REQUESTS = 100
 const SETTLE_MS = 5_000
 /** Filling goes on for longer than a request may. */
@@ -42,12 +43,16 @@ export async function benchGrowth(
   const clusters: Filled[] = []
   for (const size of sizes) clusters.push(stack.use(await startFilled(size, settings)))
   await sleep(SETTLE_MS)
+  const forth = [...clusters.entries()]
+  const back = forth.toReversed()
   const names = Object.keys(clusters[0]?.paths ?? {})
   const figures: Record<string, Record<string, number>> = {}
   for (const name of names) {
     const medians = clusters.map((): number[] => [])
     for (let round = 0; round < ROUNDS; round++) {
-      for (const [index, { url, token, paths }] of clusters.entries()) {
+      // Back and forth, and with a pause for what the one before still does after its answers.
+      for (const [index, { url, token, paths }] of round % 2 === 0 ? forth : back) {
+        await sleep(PAUSE_MS)
         medians[index]?.push(await medianTime(new Client(url), paths[name] ?? '', token))
       }
     }
