@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
 import { releasePorts, reservePorts } from './directory.ts'
 import { type RedisServer, startRedis } from './redis.ts'
@@ -53,9 +54,9 @@ async function join(masters: readonly RedisServer[], busPorts: readonly number[]
       if (index > 0) await clients[0]?.call('CLUSTER', 'MEET', '127.0.0.1', port, busPorts[index] as number)
     const deadline = performance.now() + READY_DEADLINE_MS
     for (const client of clients) {
-      while (!(await client.cluster('INFO')).includes(`cluster_state:ok`)) {
+      while (!(await client.cluster('INFO')).includes('cluster_state:ok')) {
         if (performance.now() > deadline) throw new Error('the masters of a Redis Cluster did not agree in time')
-        await new Promise((resolve) => setTimeout(resolve, POLL_MS))
+        await sleep(POLL_MS)
       }
     }
   } finally {
