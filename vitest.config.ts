@@ -1,23 +1,38 @@
 import { join } from 'node:path'
 import { defineConfig } from 'vitest/config'
 
-/** Projects with the same order run together, the next order when they are done: measurements want a quiet machine. */
-const ORDER = { quick: 0, contractCluster: 1, cluster: 2, faults: 3, fuzz: 4 }
+/**
+ * Projects of the same stage run together, those of the next when they are done. A cluster is eleven processes: with three of them at once a small
+ * machine has no processor left for any.
+ */
+const STAGES = {
+  quick: { groupOrder: 0, maxWorkers: 3 },
+  cluster: { groupOrder: 1, maxWorkers: 2 },
+  long: { groupOrder: 2, maxWorkers: 2 },
+}
 
 /** Real processes are started, on a machine that may be busy with other tests. */
 const TIMEOUTS = { testTimeout: 30_000, hookTimeout: 30_000 }
 
+/** What is set up once, for the tests of all projects that name it. */
+const EMBEDDED = ['test/support/prepared-data.ts']
+const ON_SERVERS = ['test/support/prepared-postgres.ts']
+
 export default defineConfig({
   test: {
     projects: [
-      project('unit', ['test/unit/**/*.test.ts', 'test/conformance/**/*.test.ts'], ORDER.quick),
-      project('contract', ['test/contract/**/*.test.ts'], ORDER.quick, { TABULUM_TEST_TARGET: 'embedded' }),
-      project('contract-cluster', ['test/contract/**/*.test.ts'], ORDER.contractCluster, {
-        TABULUM_TEST_TARGET: 'cluster',
-      }),
-      project('cluster', ['test/cluster/**/*.test.ts'], ORDER.cluster),
-      project('faults', ['test/faults/**/*.test.ts'], ORDER.faults),
-      project('fuzz', ['test/fuzz/**/*.test.ts'], ORDER.fuzz),
+      project('unit', ['test/unit/**/*.test.ts', 'test/conformance/**/*.test.ts'], STAGES.quick),
+      project('contract', ['test/contract/**/*.test.ts'], STAGES.quick, { TABULUM_TEST_TARGET: 'embedded' }),
+      project(
+        'contract-cluster',
+        ['test/contract/**/*.test.ts'],
+        STAGES.cluster,
+        { TABULUM_TEST_TARGET: 'cluster' },
+        ON_SERVERS,
+      ),
+      project('cluster', ['test/cluster/**/*.test.ts'], STAGES.cluster, {}, ON_SERVERS),
+      project('faults', ['test/faults/**/*.test.ts'], STAGES.long, {}, [...EMBEDDED, ...ON_SERVERS]),
+      project('fuzz', ['test/fuzz/**/*.test.ts'], STAGES.long),
     ],
   },
 })
@@ -25,16 +40,24 @@ export default defineConfig({
 /** The many kernel processes that tests start load their code from here after the first. */
 process.env.NODE_COMPILE_CACHE ??= join(import.meta.dirname, 'node_modules/.cache/node-compile')
 
-function project(name: string, include: string[], groupOrder: number, env: Record<string, string> = {}) {
+function project(
+  name: string,
+  include: string[],
+  { groupOrder, maxWorkers }: (typeof STAGES)['quick'],
+  env: Record<string, string> = {},
+  globalSetup = EMBEDDED,
+) {
   return {
     test: {
       name,
       include,
       env,
       ...TIMEOUTS,
-      globalSetup: ['test/support/prepared-data.ts'],
+      globalSetup,
       pool: 'forks' as const,
-      maxWorkers: 2,
+      // Files share a process, one after the other: the loading of code is a good part of what a small one takes.
+      isolate: false,
+      maxWorkers,
       sequence: { groupOrder },
     },
   }

@@ -126,12 +126,14 @@ const settings = z.object({
   WEBHOOK_CONCURRENCY: integer(100, 1, 10_000),
   /** Ranges that webhooks may reach although they are not public. For tests and private deployments. */
   WEBHOOK_ALLOW_CIDRS: list(cidr, 'comma-separated CIDR ranges, such as 10.0.0.0/8'),
-  /** Encrypts the webhook secrets in the database; the same for all processes. Without it they share a key kept in that database. */
-  WEBHOOK_SECRET_KEY: z
-    .string()
-    .regex(/^[0-9a-f]{64}$/i, '64 hexadecimal digits from a random source, such as openssl rand -hex 32')
-    .transform((text) => Buffer.from(text, 'hex'))
-    .optional(),
+  /**
+   * Encrypts the webhook secrets in the database; the same for all processes. Of several the first encrypts, and all decrypt: to change it,
+   * see docs/deploying.md. Without one they share a key kept in that database.
+   */
+  WEBHOOK_SECRET_KEY: list(
+    z.string().regex(/^[0-9a-f]{64}$/i),
+    '64 hexadecimal digits from a random source, such as openssl rand -hex 32, or a comma-separated list of such',
+  ).transform((keys) => keys.map((key) => Buffer.from(key, 'hex'))),
   /** PEM file of an additional certificate authority for webhooks. */
   WEBHOOK_CA_FILE: z.string().min(1).optional(),
   /** How long a stopping process waits for what is in flight. */

@@ -1,6 +1,7 @@
 /** The command line: one command per role, and the operator's commands. */
 import { parseArgs } from 'node:util'
 import { type Config, ConfigError, loadConfig } from './config.ts'
+import { endAtSignals } from './platform/shutdown.ts'
 
 interface Command {
   summary: string
@@ -113,6 +114,7 @@ async function main(args: string[]): Promise<void> {
   await command.run(loadConfig(process.env, { partOfCluster: command.partOfCluster ?? false }), positionals)
 }
 
+endAtSignals()
 try {
   await main(process.argv.slice(2))
 } catch (error) {

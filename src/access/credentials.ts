@@ -3,7 +3,8 @@ import { createHmac, timingSafeEqual } from 'node:crypto'
 import { availableParallelism } from 'node:os'
 import { Piscina } from 'piscina'
 import { Histogram } from 'prom-client'
-import type { BcryptTask } from './bcrypt-thread.ts'
+import { monotonicMs } from '../platform/monotonic-clock.ts'
+import type { BcryptOperation, BcryptTask } from './bcrypt-thread.ts'
 
 /** Too many tokens are waiting to be checked. */
 export class VerifierBusy extends Error {
@@ -14,10 +15,16 @@ export interface CredentialOptions {
   verifier: 'bcrypt' | 'hmac'
   hmacKey: string | undefined
   bcryptCost: number
+  /** Default 15,000. */
+  maxWaitMs?: number | undefined
 }
 
-/** Checks waiting for a thread at most; at 70 ms each on two threads the last of them waits 9 s, and its client may retry. */
-const MAX_WAITING = 256
+/** At a low priority (bcrypt-thread.ts), so that they take what the event loop leaves. */
+const THREADS = availableParallelism()
+/** A token waits so long for its check at most; then the client is told to come again. Well below the time for which a load balancer waits. */
+const MAX_WAIT_MS = 15_000
+/** And so many at most, each of which costs a message to the thread even where it has waited too long. */
+const MAX_WAITING = 1_000
 
 const duration = new Histogram({
   name: 'tabulum_bcrypt_seconds',
@@ -28,11 +35,11 @@ const duration = new Histogram({
 
 export class Credentials {
   readonly #options: CredentialOptions
-  /** One core is left to the event loop. Threads start with the first task. */
-  readonly #pool = new Piscina<BcryptTask, string | boolean>({
+  /** Threads start with the first task. */
+  readonly #pool = new Piscina<BcryptTask, string | boolean | undefined>({
     filename: new URL('./bcrypt-thread.ts', import.meta.url).href,
     minThreads: 0,
-    maxThreads: Math.max(1, availableParallelism() - 1),
+    maxThreads: THREADS,
     maxQueue: MAX_WAITING,
     idleTimeout: 30_000,
   })
@@ -45,13 +52,13 @@ export class Credentials {
   async hash(secret: string): Promise<string> {
     const { verifier, bcryptCost } = this.#options
     if (verifier === 'hmac') return `hmac-sha256$${this.#hmac(secret).toString('hex')}`
-    return String(await this.#run({ operation: 'hash', secret, cost: bcryptCost }))
+    return String(await this.#run({ name: 'hash', secret, cost: bcryptCost }))
   }
 
   /** Whether the token is the one that `stored` was made from, by whichever verifier. Throws `VerifierBusy`. */
   async verify(secret: string, stored: string): Promise<boolean> {
     const [, mac] = /^hmac-sha256\$([0-9a-f]{64})$/.exec(stored) ?? []
-    if (mac === undefined) return Boolean(await this.#run({ operation: 'compare', secret, stored }))
+    if (mac === undefined) return Boolean(await this.#run({ name: 'compare', secret, stored }))
     return this.#options.hmacKey !== undefined && timingSafeEqual(this.#hmac(secret), Buffer.from(mac, 'hex'))
   }
 
@@ -61,11 +68,16 @@ export class Credentials {
       .digest()
   }
 
-  async #run(task: BcryptTask): Promise<string | boolean> {
+  async #run(operation: BcryptOperation): Promise<string | boolean> {
     if (this.#pool.queueSize >= MAX_WAITING) throw new VerifierBusy('too many tokens are being checked')
-    const stop = duration.startTimer({ operation: task.operation })
+    const stop = duration.startTimer({ operation: operation.name })
     try {
-      return await this.#pool.run(task)
+      const result = await this.#pool.run({
+        operation,
+        notAfter: monotonicMs() + (this.#options.maxWaitMs ?? MAX_WAIT_MS),
+      })
+      if (result === undefined) throw new VerifierBusy('too many tokens are being checked')
+      return result
     } finally {
       stop()
     }

@@ -1,5 +1,6 @@
 /** Sessions and buckets in this process: embedded storage, and a cluster node while Redis is out. */
 import { LRUCache } from 'lru-cache'
+import { atMost } from '../platform/cache.ts'
 import { type Admission, type Allowance, type BucketState, type Category, type Session, takeFrom } from './admission.ts'
 import type { PresentedToken } from './tokens.ts'
 
@@ -28,13 +29,13 @@ export class MemoryAdmission implements Admission {
   /** By look-up, so that a revocation finds it. */
   readonly #sessions: LRUCache<string, Entry>
   readonly #revoked: LRUCache<string, true>
-  readonly #buckets = new LRUCache<string, { fullAtMs: number }>({ max: MAX_BUCKETS })
+  readonly #buckets = new LRUCache<string, { fullAtMs: number }>(atMost(MAX_BUCKETS))
 
   constructor(options: MemoryAdmissionOptions) {
     this.#options = options
     this.#now = options.now ?? Date.now
-    this.#revoked = new LRUCache({ max: MAX_REVOKED, ttl: REVOCATION_MARK_MS, perf: { now: this.#now } })
-    this.#sessions = new LRUCache({ max: MAX_SESSIONS, ttl: options.sessionTtlMs, perf: { now: this.#now } })
+    this.#revoked = new LRUCache({ ...atMost(MAX_REVOKED), ttl: REVOCATION_MARK_MS, perf: { now: this.#now } })
+    this.#sessions = new LRUCache({ ...atMost(MAX_SESSIONS), ttl: options.sessionTtlMs, perf: { now: this.#now } })
   }
 
   async admit(token: PresentedToken, category?: Category) {

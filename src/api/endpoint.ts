@@ -14,6 +14,8 @@ export interface ApiEnvironment {
     route: string
     /** Agent address or operator id, once known. */
     identity: string
+    /** What the answer says of the bucket that the request drew on. */
+    limitHeaders?: Readonly<Record<string, string>>
   }
 }
 

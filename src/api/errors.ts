@@ -10,8 +10,9 @@ import { BatchQueueFull } from '../platform/batch.ts'
 import { UnknownCursor } from '../platform/cursor.ts'
 import { DatabaseUnavailable } from '../platform/database.ts'
 import { VerificationFailed } from '../registry/registry.ts'
-import { KeyBusy, StoreFull, UnknownKey } from '../state/state.ts'
+import { StateBusy, StoreFull, UnknownKey } from '../state/state.ts'
 import { WebhookUrlRefused } from '../webhooks/webhook-url.ts'
+import type { ApiEnvironment } from './endpoint.ts'
 
 export const ERROR_CODES = {
   bad_request: 400,
@@ -69,14 +70,15 @@ export function toApiError(error: unknown): ApiError {
   }
   if (error instanceof ProjectionBehind)
     return unavailable('the change is recorded and will take effect, but has not yet')
-  if (error instanceof KeyBusy) return unavailable('other agents are deleting this key; try again')
+  if (error instanceof StateBusy) return unavailable('other agents are changing the same; try again')
   if (error instanceof VerifierBusy || error instanceof BatchQueueFull)
     return unavailable('the kernel is overloaded; try again')
   return new ApiError('internal_error', 'something went wrong in the kernel')
 }
 
 /** Writes an error's answer. */
-export function respondWithError(context: Context, error: ApiError): Response {
-  for (const [name, value] of Object.entries(error.headers)) context.header(name, value)
+export function respondWithError(context: Context<ApiEnvironment>, error: ApiError): Response {
+  for (const [name, value] of Object.entries({ ...context.var.limitHeaders, ...error.headers }))
+    context.header(name, value)
   return context.json({ error: error.code, message: error.message }, ERROR_CODES[error.code])
 }

@@ -108,8 +108,10 @@ function readBody(incoming: HttpBindings['incoming'], maxBytes: number): Promise
     }
   })
   incoming.once('end', () => resolve(Buffer.concat(chunks)))
-  // The client has gone, so nobody reads this.
-  const brokeOff = () => reject(new ApiError('bad_request', 'the body broke off'))
+  const brokeOff = () => {
+    // The client has gone, so nobody reads this.
+    if (!incoming.readableEnded) reject(new ApiError('bad_request', 'the body broke off'))
+  }
   incoming.once('error', brokeOff).once('close', brokeOff)
   if (incoming.destroyed) brokeOff()
   return promise

@@ -7,13 +7,13 @@ import { openCluster } from './cluster.ts'
 import { startNode } from './node.ts'
 
 /** Longer than a worker's: an API node leads a projection only where no worker does. */
-const PATIENCE_MS = 900
+const PATIENCE = { patienceMs: 900, startDelayMs: 900 }
 /** Load balancers ask `/readyz` every 200 ms; after this they send nothing more. */
 const DRAIN_MS = 1_000
 
 export async function api(config: Config): Promise<void> {
   const logger = createLogger(config.LOG_LEVEL, 'api')
-  const cluster = await openCluster(config, 'api', PATIENCE_MS, logger)
+  const cluster = await openCluster(config, 'api', PATIENCE, logger)
   const node = await startNode(config, cluster.storage, cluster.checks, logger)
   const stopped = untilStopped(logger, config.SHUTDOWN_TIMEOUT)
   logger.info({ port: node.port, internalPort: node.internalPort }, 'api node serves')

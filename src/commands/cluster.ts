@@ -2,6 +2,7 @@
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
 import { sql } from 'kysely'
+import type { Msg, NatsError } from 'nats'
 import { RedisAdmission } from '../access/redis-admission.ts'
 import { type ClusterServers, type Config, ConfigError } from '../config.ts'
 import type { LoggedEvent } from '../events/event.ts'
@@ -17,7 +18,7 @@ import { connectNats } from '../platform/nats.ts'
 import { RedisClient } from '../platform/redis.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { DatabaseProjection } from '../projector/database-projection.ts'
-import { type Projection, runProjector } from '../projector/projector.ts'
+import { type Projection, type ProjectorOptions, runProjector } from '../projector/projector.ts'
 import { QueueProjection } from '../projector/queue-projection.ts'
 import { Doorbell } from '../webhooks/doorbell.ts'
 import { allowances, type Storage, stores } from './node.ts'
@@ -25,17 +26,20 @@ import { allowances, type Storage, stores } from './node.ts'
 export interface Cluster {
   storage: Storage
   redis: RedisClient
+  /** Of the event log, on each server that keeps a copy. */
+  logBytes: () => Promise<number>
   checks: Record<string, ReadinessCheck>
   /** Stops the projectors and closes the connections. */
   close(): Promise<void>
 }
 
-/** What the projector tells everybody after each batch, and now and then. */
+/** What the projector tells those who wait after each batch, and everybody now and then. */
 interface Announcement {
   applied: number
   queues?: QueueGeneration
 }
 
+/** Followed by the projection's name, and by the origin of events for those who wait for them. */
 const ANNOUNCEMENTS = 'tabulum.projection'
 /** Said when there are new messages to push. */
 const PUSHES = 'tabulum.pushes'
@@ -68,14 +72,14 @@ export async function connectDatabase(config: Config, url: string): Promise<Data
   return database
 }
 
-/**
- * Opens all three servers. `patienceMs`: how long a projector must be silent before this process offers to lead; workers are quicker, so
- * that API nodes lead only where there is no worker.
- */
+/** When a process offers to lead the projections. Workers are quicker, so that API nodes lead only where there is no worker. */
+export type Patience = Required<Pick<ProjectorOptions, 'patienceMs' | 'startDelayMs'>>
+
+/** Opens all three servers. */
 export async function openCluster(
   config: Config,
   command: string,
-  patienceMs: number,
+  patience: Patience,
   logger: Logger,
 ): Promise<Cluster> {
   const servers = clusterServers(config, command)
@@ -89,20 +93,22 @@ export async function openCluster(
   const redis = await RedisClient.open(servers.redisUrl, config.REDIS_MODE, logger)
   const holder = `${command}-${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
   const nats = await connectNats(servers.natsUrls, holder, logger)
-  const log = await JetStreamEventLog.open(nats, config.EVENTS_REPLICAS)
+  const origin = randomUUID().slice(0, 8)
+  const log = await JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, origin)
 
   const databaseProgress = new Progress()
   const queueProgress = new Progress()
   let queues: QueueGeneration | undefined
   const hear = (name: string, progress: Progress) => {
-    nats.subscribe(`${ANNOUNCEMENTS}.${name}`, {
-      callback: (error, message) => {
-        if (error) return
-        const { applied, queues: announced } = message.json<Announcement>()
-        if (name === 'queues') queues = announced
-        progress.advance(applied)
-      },
-    })
+    const callback = (error: NatsError | null, message: Msg) => {
+      if (error) return
+      const { applied, queues: announced } = message.json<Announcement>()
+      if (name === 'queues') queues = announced
+      log.heardOf(applied)
+      progress.advance(applied)
+    }
+    for (const subject of [`${ANNOUNCEMENTS}.${name}`, `${ANNOUNCEMENTS}.${name}.${origin}`])
+      nats.subscribe(subject, { callback })
   }
   hear('database', databaseProgress)
   hear('queues', queueProgress)
@@ -122,16 +128,19 @@ export async function openCluster(
         progress,
         logger,
         holder,
-        patienceMs,
+        ...patience,
         ...(projection.name === 'database' && {
           onApplied: (events: readonly LoggedEvent[]) => {
             if (events.some(isToBePushed)) nats.publish(PUSHES)
           },
         }),
-        broadcast: (applied) => {
+        broadcast: (applied, events) => {
           const announcement: Announcement = { applied, ...details() }
           if (projection.name === 'queues') queues = announcement.queues
-          nats.publish(`${ANNOUNCEMENTS}.${projection.name}`, JSON.stringify(announcement))
+          const text = JSON.stringify(announcement)
+          for (const to of waitingFor(events)) {
+            if (to !== origin) nats.publish(`${ANNOUNCEMENTS}.${projection.name}${to && `.${to}`}`, text)
+          }
         },
       },
       stop.signal,
@@ -160,6 +169,7 @@ export async function openCluster(
       pushes,
     },
     redis,
+    logBytes: () => log.bytes(),
     checks: {
       postgres: () => roundTrip(database, 'check', () => sql`select 1`.execute(database)).then(() => undefined),
       redis: async () => (redis.available ? undefined : 'Redis does not answer'),
@@ -178,4 +188,10 @@ export async function openCluster(
       await database.destroy()
     },
   }
+}
+
+/** The origins of events, which wait for them; '' is everybody, where one is not known. */
+function waitingFor(events?: readonly LoggedEvent[]): Iterable<string> {
+  const origins = new Set(events?.map(({ origin = '' }) => origin))
+  return origins.size === 0 || origins.has('') ? [''] : origins
 }

@@ -7,7 +7,7 @@ import { createEndpoints } from '../api/endpoints.ts'
 import { ApiError, ERROR_CODES } from '../api/errors.ts'
 import type { Config } from '../config.ts'
 import { formatEvent } from '../events/event.ts'
-import { type EventLog, LogUnavailable, readEvents } from '../events/event-log.ts'
+import { type EventLog, LogUnavailable } from '../events/event-log.ts'
 import type { Progress } from '../events/progress.ts'
 import type { MessageQueue } from '../messaging/message-queue.ts'
 import { Messaging } from '../messaging/messaging.ts'
@@ -136,9 +136,7 @@ export async function startNode(
     host: config.HOST,
     port: config.INTERNAL_PORT,
     checks,
-    readEvents: async function* (since, limit) {
-      for await (const event of readEvents(log, since, limit)) yield formatEvent(event)
-    },
+    readEvents: async ({ since, limit }) => (await log.read(since, limit)).map(formatEvent),
   })
   const server = await startHttpServer({
     fetch: (request, bindings) => app.fetch(request, bindings),
@@ -153,6 +151,7 @@ export async function startNode(
     close: async () => {
       await server.close()
       await messaging.drain()
+      await state.close()
       await credentials.close()
       await internal.close()
     },

@@ -1,6 +1,7 @@
 /** Pushing to webhooks, put together from the settings: in `worker`, and in `serve`. */
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Config } from '../config.ts'
 import type { Logger } from '../platform/logger.ts'
 import { StartupError } from '../platform/startup-error.ts'
@@ -13,6 +14,7 @@ import { runWebhookWorker } from '../webhooks/webhook-worker.ts'
 import type { Storage } from './node.ts'
 
 const MINUTE_MS = 60_000
+const ROTATION_RETRY_MS = 5_000
 
 /** Begins to push what there is to push. `stop` lets the deliveries in flight finish and begins no new ones. Throws `StartupError`. */
 export async function startPushing(
@@ -20,17 +22,19 @@ export async function startPushing(
   { database, log, databaseProgress, pushes }: Storage,
   logger: Logger,
 ): Promise<{ stop(): Promise<void> }> {
-  if (config.cluster && config.WEBHOOK_SECRET_KEY === undefined) {
+  if (config.cluster && config.WEBHOOK_SECRET_KEY.length === 0) {
     logger.warn('WEBHOOK_SECRET_KEY is not set: the key of the webhook secrets is in the database that they are in')
   }
   const client = openClient(config)
+  const secrets = await WebhookSecrets.load(database, config.WEBHOOK_SECRET_KEY)
   const stop = new AbortController()
+  const rotating = config.WEBHOOK_SECRET_KEY.length > 1 ? rotate(secrets, logger, stop.signal) : undefined
   const pushing = runWebhookWorker(
     {
       lanes: new WebhookLanes(database),
       log,
       client,
-      secrets: await WebhookSecrets.load(database, config.WEBHOOK_SECRET_KEY),
+      secrets,
       progress: databaseProgress,
       pushes,
       logger,
@@ -46,9 +50,23 @@ export async function startPushing(
   return {
     async stop() {
       stop.abort()
-      await pushing
+      await Promise.all([pushing, rotating])
       client.close()
     },
+  }
+}
+
+/** While there is more than one key: brings all secrets under the first, and says when the others can go. */
+async function rotate(secrets: WebhookSecrets, logger: Logger, signal: AbortSignal): Promise<void> {
+  while (!signal.aborted) {
+    try {
+      const done = await secrets.sealAnew(signal)
+      if (!signal.aborted) logger.info(done, 'all webhook secrets are under the first key of WEBHOOK_SECRET_KEY now')
+      return
+    } catch (error) {
+      logger.warn({ error: String(error) }, 'webhook secrets not sealed anew, trying again')
+      await sleep(ROTATION_RETRY_MS, undefined, { signal }).catch(() => {})
+    }
   }
 }
 

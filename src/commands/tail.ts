@@ -20,7 +20,7 @@ export async function tail(config: Config, sinceText = '0'): Promise<void> {
 async function tailCluster(config: Config, since: number): Promise<void> {
   const { log } = await openForReading(config)
   for (let position = since; ; await sleep(POLL_MS)) {
-    for await (const event of readEvents(log, position, Number.MAX_SAFE_INTEGER)) {
+    for await (const event of readEvents(log, position)) {
       console.log(formatEvent(event))
       position = event.seq
     }
@@ -37,10 +37,11 @@ async function tailEmbedded(config: Config, since: number): Promise<void> {
         `no kernel answers on internal port ${config.INTERNAL_PORT}: start one, or set INTERNAL_PORT (${error})`,
       )
     })
+    if (!response.ok) throw new StartupError(`the kernel cannot read its event log: ${await response.text()}`)
     const lines = (await response.text()).split('\n').filter((line) => line !== '')
     for (const line of lines) console.log(line)
     const last = lines.at(-1)
     if (last) position = JSON.parse(last).seq
-    if (lines.length < PAGE) await sleep(POLL_MS)
+    else await sleep(POLL_MS)
   }
 }

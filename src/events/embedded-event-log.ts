@@ -2,13 +2,15 @@
 import { sql } from 'kysely'
 import { batched } from '../platform/batch.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
-import { CHANGES, type LoggedEvent, type NewEvent, type Routing } from './event.ts'
+import { changesOf, type EventType, type LoggedEvent, type NewEvent, type Routing } from './event.ts'
 import {
   type Appended,
   type AppendOptions,
   DEDUPLICATION_WINDOW_MS,
   type EventLog,
+  type FollowOptions,
   LogUnavailable,
+  PAGE_BYTES,
 } from './event-log.ts'
 
 interface Append {
@@ -25,12 +27,12 @@ interface Row {
   data: string
   via: string | null
   about: number | null
+  reservation: string | null
 }
 
-const COLUMNS = ['seq', 'ts', 'type', 'agent', 'data', 'via', 'about'] as const
+const COLUMNS = ['seq', 'ts', 'type', 'agent', 'data', 'via', 'about', 'reservation'] as const
 /** Events that one page of catching up holds at most. */
 const PAGE = 500
-const PAGE_BYTES = 8 * 1_048_576
 
 export class EmbeddedEventLog implements EventLog {
   readonly #database: Database
@@ -113,9 +115,9 @@ export class EmbeddedEventLog implements EventLog {
         this.#database,
         'append',
         () =>
-          sql`insert into events (seq, id, ts, type, agent, data, via, about)
-            select seq, id, ts, type, agent, data, via, about from json_to_recordset(${JSON.stringify(rows)}::json)
-              as row (seq bigint, id text, ts text, type text, agent text, data text, via text, about bigint)`.execute(
+          sql`insert into events (seq, id, ts, type, agent, data, via, about, reservation)
+            select seq, id, ts, type, agent, data, via, about, reservation from json_to_recordset(${JSON.stringify(rows)}::json)
+              as row (seq bigint, id text, ts text, type text, agent text, data text, via text, about bigint, reservation uuid)`.execute(
             this.#database,
           ),
         30_000,
@@ -137,11 +139,11 @@ export class EmbeddedEventLog implements EventLog {
   }
 
   async read(since: number, limit: number): Promise<LoggedEvent[]> {
-    return this.#page(since, limit, false)
+    return this.#page(since, limit)
   }
 
   /** Events after `since`, at most `limit` and, past the first, at most PAGE_BYTES. */
-  async #page(since: number, limit: number, onlyChanges: boolean): Promise<LoggedEvent[]> {
+  async #page(since: number, limit: number, types?: readonly EventType[]): Promise<LoggedEvent[]> {
     const rows = await this.#database
       .with('page', (database) =>
         database
@@ -149,7 +151,7 @@ export class EmbeddedEventLog implements EventLog {
           .select(COLUMNS)
           .select(sql<number>`sum(octet_length(data)) over (order by seq) - octet_length(data)`.as('bytes_before'))
           .where('seq', '>', since)
-          .$if(onlyChanges, (query) => query.where('type', 'in', CHANGES))
+          .$if(types !== undefined, (query) => query.where('type', 'in', types ?? []))
           .orderBy('seq')
           .limit(limit),
       )
@@ -172,13 +174,13 @@ export class EmbeddedEventLog implements EventLog {
     })
   }
 
-  async *follow(since: number, signal: AbortSignal): AsyncIterable<LoggedEvent[]> {
+  async *follow(since: number, signal: AbortSignal, { capability }: FollowOptions = {}): AsyncIterable<LoggedEvent[]> {
     const aborted = new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
     let position = since
     while (!signal.aborted) {
       // Taken before reading, so that what is appended meanwhile is not waited for.
       const next = this.#appended.promise
-      const events = position >= this.#last ? [] : await this.#page(position, PAGE, true)
+      const events = position >= this.#last ? [] : await this.#page(position, PAGE, changesOf(capability))
       yield events
       position = events.at(-1)?.seq ?? position
       if (events.length === 0) await Promise.race([next, aborted])
@@ -193,7 +195,7 @@ export class EmbeddedEventLog implements EventLog {
     const last = await this.#database
       .selectFrom('events')
       .select('seq')
-      .where('type', 'in', CHANGES)
+      .where('type', 'in', changesOf())
       .orderBy('seq', 'desc')
       .limit(1)
       .executeTakeFirst()
@@ -206,7 +208,7 @@ export class EmbeddedEventLog implements EventLog {
 }
 
 function toEvent(row: Row): LoggedEvent {
-  const { seq, ts, type, agent, via, about } = row
+  const { seq, ts, type, agent, via, about, reservation } = row
   return {
     seq,
     ts,
@@ -215,5 +217,6 @@ function toEvent(row: Row): LoggedEvent {
     data: JSON.parse(row.data),
     ...(via !== null && { via }),
     ...(about !== null && { about }),
+    ...(reservation !== null && { reservation }),
   } as LoggedEvent
 }

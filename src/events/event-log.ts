@@ -1,6 +1,6 @@
 /** The port of the event log: append-only, one total order, the commit point of everything. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { LoggedEvent, NewEvent, Routing } from './event.ts'
+import type { Capability, LoggedEvent, NewEvent, Routing } from './event.ts'
 
 export interface AppendOptions extends Routing {
   /**
@@ -24,6 +24,16 @@ export interface Appended {
   duplicate: boolean
 }
 
+export interface FollowOptions {
+  /** Only the events of this one. */
+  readonly capability?: Capability | undefined
+  /** Events that nobody waits for: a log may hold them back for some milliseconds, so that more of them come in one batch. */
+  readonly mayWait?: ((event: LoggedEvent) => boolean) | undefined
+}
+
+/** A page of the log ends after so many bytes, past its first event, so that a reader knows how much it may have to hold. */
+export const PAGE_BYTES = 8 * 1_048_576
+
 /** How long an id is remembered: the retry window that `Idempotency-Key` promises. */
 export const DEDUPLICATION_WINDOW_MS = 120_000
 
@@ -36,17 +46,20 @@ export interface EventLog {
   /** Appends an event durably and returns its place. Throws `LogUnavailable` within 2 s when it cannot. */
   append(event: NewEvent, options?: AppendOptions): Promise<Appended>
 
-  /** Events after `since` (exclusive) in order, at most `limit`, fewer if they are large; an empty answer means that there are none yet. */
+  /**
+   * Events after `since` (exclusive) in order, at most `limit`, fewer if they are large; an empty answer means that there are none yet. Throws
+   * `LogUnavailable`.
+   */
   read(since: number, limit: number): Promise<LoggedEvent[]>
 
   /** The events at the given places, in the order asked. Throws `LogUnavailable` if one cannot be had. */
   get(seqs: readonly number[]): Promise<LoggedEvent[]>
 
   /**
-   * All events that change something after `since`, in batches, as they happen, until `signal` aborts. An empty batch says
-   * that there is nothing more at present. Throws `LogUnavailable` when the log cannot be followed any longer.
+   * All events that change something after `since` in batches, as they happen, until `signal` aborts. An empty batch says that there is
+   * nothing more at present. Throws `LogUnavailable` when the log cannot be followed any longer.
    */
-  follow(since: number, signal: AbortSignal): AsyncIterable<LoggedEvent[]>
+  follow(since: number, signal: AbortSignal, options?: FollowOptions): AsyncIterable<LoggedEvent[]>
 
   /** The place of the last event, 0 in an empty log. */
   lastSeq(): Promise<number>
@@ -57,34 +70,27 @@ export interface EventLog {
   close(): Promise<void>
 }
 
-/**
- * The events after `since` in order, at most `limit`, a page at a time: no more than a page is held. While the log cannot be read it is
- * asked again for `patienceMs`, then `LogUnavailable` is thrown.
- */
-export async function* readEvents(
-  log: EventLog,
-  since: number,
-  limit: number,
-  patienceMs = 0,
-): AsyncGenerator<LoggedEvent> {
-  let position = since
-  let left = limit
-  while (left > 0) {
-    const page = await readPage(log, position, Math.min(left, 1_000), performance.now() + patienceMs)
+/** Events that a page of a whole log holds at most. */
+const PAGE = 1_000
+const READ_RETRY_MS = 250
+/** An election in NATS takes up to 9 s; a reading of hours must not end with it. */
+const READ_PATIENCE_MS = 20_000
+
+/** All events after `since` in order; no more than a page is held. Throws `LogUnavailable` when the log cannot be read for 20 s. */
+export async function* readEvents(log: EventLog, since: number): AsyncGenerator<LoggedEvent> {
+  for (let position = since; ; ) {
+    const page = await readPage(log, position, performance.now() + READ_PATIENCE_MS)
     yield* page
     const last = page.at(-1)
     if (!last) return
     position = last.seq
-    left -= page.length
   }
 }
 
-const READ_RETRY_MS = 250
-
-async function readPage(log: EventLog, since: number, limit: number, deadline: number): Promise<LoggedEvent[]> {
+async function readPage(log: EventLog, since: number, deadline: number): Promise<LoggedEvent[]> {
   for (;;) {
     try {
-      return await log.read(since, limit)
+      return await log.read(since, PAGE)
     } catch (error) {
       if (!(error instanceof LogUnavailable) || performance.now() > deadline) throw error
       await sleep(READ_RETRY_MS)

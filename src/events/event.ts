@@ -33,10 +33,12 @@ export interface Routing {
   via?: Via
   /** The place of the event that this one is about: of a delivery or of a move to the pull queue, that of its message. */
   about?: number
+  /** What a write took its room from, where that was a reservation of its own. A UUID. */
+  reservation?: string
 }
 
-/** An event with its place in the one total order. */
-export type LoggedEvent = NewEvent & Routing & { seq: number }
+/** An event with its place in the one total order, and who appended it, where that is known: there it is waited for. */
+export type LoggedEvent = NewEvent & Routing & { seq: number; origin?: string }
 
 const CAPABILITY = {
   operator_created: 'registry.change',
@@ -59,10 +61,14 @@ export function eventSubject(event: NewEvent, via?: Via): string {
   return `events.${CAPABILITY[event.type]}.${event.type}.${via ?? '-'}.${event.agent ?? '-'}`
 }
 
-/** The events that change what the API answers; the others only record that somebody looked. */
-export const CHANGES = Object.entries(CAPABILITY).flatMap(([type, capability]) =>
-  capability.endsWith('.change') ? [type as EventType] : [],
-)
+export type Capability = 'registry' | 'message' | 'state'
+
+/** The events that change what the API answers, or those of one capability; the others only record that somebody looked. */
+export function changesOf(capability: Capability | '' = ''): EventType[] {
+  return Object.entries(CAPABILITY).flatMap(([type, name]) =>
+    name.startsWith(capability) && name.endsWith('.change') ? [type as EventType] : [],
+  )
+}
 
 /** As the log shows it: `seq` first, then the rest in the contract's order. */
 export function formatEvent({ seq, ts, type, agent, data }: LoggedEvent): string {

@@ -64,7 +64,11 @@ export class EmbeddedMessageQueue implements MessageQueue {
     const messages = (await this.#log.get(seqs)).map(toLeasedMessage)
     for (const seq of seqs) leased.add(seq)
     if (leased.size > 0) this.#leased.set(recipient, leased)
-    return { messages, remaining: Math.max(0, (rows[0]?.length ?? 0) - leased.size) }
+    return {
+      messages,
+      remaining: Math.max(0, (rows[0]?.length ?? 0) - leased.size),
+      release: async () => this.#forget(recipient, seqs),
+    }
   }
 
   async remove(recipient: string, messages: readonly LeasedMessage[]): Promise<void> {
@@ -91,13 +95,6 @@ export class EmbeddedMessageQueue implements MessageQueue {
     for (const seq of gone) removed.delete(seq)
     if (removed.size === 0) this.#removed.delete(recipient)
     this.#forget(recipient, gone)
-  }
-
-  async release(recipient: string, messages: readonly LeasedMessage[]): Promise<void> {
-    this.#forget(
-      recipient,
-      messages.map(({ seq }) => seq),
-    )
   }
 
   #forget(recipient: string, seqs: readonly number[]): void {

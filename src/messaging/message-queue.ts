@@ -18,6 +18,8 @@ export interface Lease {
   messages: LeasedMessage[]
   /** Queued messages that are not leased to anybody. */
   remaining: number
+  /** The messages have not been delivered: they are back in the queue, in their places. Does nothing where the lease has run out. */
+  release(): Promise<void>
 }
 
 /** How long messages stay out of sight when the process that leased them died with them. */
@@ -32,9 +34,13 @@ export interface MessageQueue {
   /** Leases the oldest messages of an agent, at most `limit`. */
   lease(recipient: string, limit: number): Promise<Lease>
 
-  /** The leased messages have been delivered, and their delivery is in the log or on its way there: they are gone. */
-  remove(recipient: string, messages: readonly LeasedMessage[]): Promise<void>
-
-  /** The leased messages have not been delivered: they are back in the queue, in their places. */
-  release(recipient: string, messages: readonly LeasedMessage[]): Promise<void>
+  /**
+   * The leased messages have been delivered, and their delivery is in the log or on its way there: they are gone. `isProjected`: the projection
+   * that the queues are has applied it already.
+   */
+  remove(
+    recipient: string,
+    messages: readonly LeasedMessage[],
+    options?: { readonly isProjected?: boolean },
+  ): Promise<void>
 }

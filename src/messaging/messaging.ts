@@ -32,8 +32,8 @@ export interface Receipt {
 /** Deliveries that wait for the log at most, while it is out; past that nothing more is handed out. */
 const MAX_UNRECORDED = 10_000
 const RECORD_RETRY_MS = 250
-/** A projector that has been silent for so long is not waited for: the message is in the log, and follows. */
-const PROJECTOR_SILENCE_MS = 500
+/** A projector that has been silent for so long is not waited for: the message is in the log, and follows. It says where it is every 250 ms. */
+const PROJECTOR_SILENCE_MS = 750
 /** Admission and append may have taken over a second; the whole stays within 2 s. */
 const QUEUED_TIMEOUT_MS = 500
 
@@ -47,7 +47,7 @@ const lost = new Counter({
 })
 
 export class Messaging {
-  readonly #registry: Pick<Registry, 'findRecipient'>
+  readonly #registry: Pick<Registry, 'findAgent'>
   readonly #log: EventLog
   readonly #queue: MessageQueue
   readonly #progress: Progress
@@ -57,7 +57,7 @@ export class Messaging {
   #unrecorded = 0
 
   constructor(
-    parts: { registry: Pick<Registry, 'findRecipient'>; log: EventLog; queue: MessageQueue; progress: Progress },
+    parts: { registry: Pick<Registry, 'findAgent'>; log: EventLog; queue: MessageQueue; progress: Progress },
     options: { now?: () => number } = {},
   ) {
     this.#registry = parts.registry
@@ -72,7 +72,7 @@ export class Messaging {
    * Throws `UnknownRecipient`, `IdempotencyKeyReused`, `LogUnavailable`.
    */
   async send(from: string, to: string, content: string, idempotencyKey?: string): Promise<Omit<Message, 'content'>> {
-    const recipient = await this.#registry.findRecipient(to)
+    const recipient = await this.#registry.findAgent(to)
     if (!recipient) throw new UnknownRecipient()
     const message: Message = {
       message_id: randomUUID(),
@@ -107,20 +107,26 @@ export class Messaging {
     return first
   }
 
-  /** Waits until the recipient can fetch the message, so that what is acknowledged is there; but not for a projector that is away. */
-  async #queued(seq: number): Promise<void> {
-    if (this.#progress.silenceMs() > PROJECTOR_SILENCE_MS) return
+  /**
+   * Waits until the queues are where the log was at `seq`, so that what is acknowledged can be fetched; but not for a projector that is
+   * away. Returns whether they are.
+   */
+  async #queued(seq: number): Promise<boolean> {
+    if (this.#progress.silenceMs() > PROJECTOR_SILENCE_MS) return false
     try {
       await this.#progress.reached(seq, QUEUED_TIMEOUT_MS)
+      return true
     } catch (error) {
       if (!(error instanceof ProjectionBehind)) throw error
+      return false
     }
   }
 
   /** Takes the oldest queued messages of an agent, at most `limit`. Throws `QueueUnavailable`, `LogUnavailable`. */
   async receive(recipient: string, limit: number): Promise<Receipt> {
     if (this.#unrecorded >= MAX_UNRECORDED) throw new QueueUnavailable('too many deliveries wait to be recorded')
-    const { messages, remaining } = await this.#queue.lease(recipient, limit)
+    const lease = await this.#queue.lease(recipient, limit)
+    const { messages } = lease
     return {
       messages: messages.map(({ message_id, from, to, content, timestamp }) => ({
         message_id,
@@ -129,9 +135,9 @@ export class Messaging {
         content,
         timestamp,
       })),
-      remaining,
+      remaining: lease.remaining,
       delivered: () => this.#settle(messages.length, () => this.#recordAndRemove(recipient, messages)),
-      undelivered: () => this.#settle(0, () => this.#queue.release(recipient, messages)),
+      undelivered: () => this.#settle(0, () => lease.release()),
     }
   }
 
@@ -154,10 +160,11 @@ export class Messaging {
     let unrecorded = messages
     let removed = false
     for (;;) {
-      unrecorded = await this.#record(unrecorded)
+      const recorded = await this.#record(unrecorded)
+      unrecorded = recorded.unrecorded
       // The queue may be out as well; the projector removes what the log says was delivered.
       if (!removed)
-        removed = await this.#queue.remove(recipient, messages).then(
+        removed = await this.#queue.remove(recipient, messages, { isProjected: recorded.isProjected }).then(
           () => true,
           () => false,
         )
@@ -166,8 +173,10 @@ export class Messaging {
     }
   }
 
-  /** Appends the deliveries to the log; returns those that it did not take. */
-  async #record(messages: readonly LeasedMessage[]): Promise<readonly LeasedMessage[]> {
+  /** Appends the deliveries to the log. Returns those that it did not take, and whether the queues have heard of all of them. */
+  async #record(
+    messages: readonly LeasedMessage[],
+  ): Promise<{ unrecorded: readonly LeasedMessage[]; isProjected: boolean }> {
     const results = await Promise.all(
       messages.map(async (message) => {
         try {
@@ -187,8 +196,9 @@ export class Messaging {
         }
       }),
     )
-    await this.#queued(Math.max(0, ...results.flatMap((seq) => seq ?? [])))
-    return messages.filter((_, index) => results[index] === undefined)
+    const unrecorded = messages.filter((_, index) => results[index] === undefined)
+    const isQueued = await this.#queued(Math.max(0, ...results.flatMap((seq) => seq ?? [])))
+    return { unrecorded, isProjected: isQueued && unrecorded.length === 0 }
   }
 
   /** Resolves when all deliveries so far are in the log. For an orderly stop. */

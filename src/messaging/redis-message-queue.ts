@@ -5,18 +5,27 @@
  * Streams belong to a generation. When Redis has lost or forgotten something, the projector builds a new generation from the database
  * and the log, and announces it when it is whole; until then nothing is handed out.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { EventLog } from '../events/event-log.ts'
-import { callScript, loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
+import { COMMAND_TIMEOUT_MS, callScript, loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
 import { LEASE_MS, type Lease, type LeasedMessage, type MessageQueue, QueueUnavailable } from './message-queue.ts'
 import { toLeasedMessage } from './messages-of-log.ts'
 
 const leaseScript = loadScript('lease', new URL('./lua/lease.lua', import.meta.url), 1)
+const releaseScript = loadScript('release_messages', new URL('./lua/release.lua', import.meta.url), 1)
 const removeScript = loadScript('remove', new URL('./lua/remove.lua', import.meta.url), 1)
 
 /** An empty queue is forgotten after this; a projector that was frozen for longer would find its lease gone. */
 export const EMPTY_QUEUE_TTL_MS = 600_000
 /** Contents up to this many bytes are kept in the queue; larger ones are fetched from the log when they are delivered. */
 export const INLINE_CONTENT_BYTES = 1_024
+
+/** What a lease that is given up took is given back as soon as Redis can be reached, for so long at most: later ones must not overtake it. */
+const RELEASE_PATIENCE_MS = 5_000
+const RELEASE_RETRY_MS = 50
+
+/** The first try learns what time it is there; more only where the clocks have jumped meanwhile. */
+const LEASE_TRIES = 3
 
 /** What the projector announces: which generation is whole, in which running servers. */
 export interface QueueGeneration {
@@ -40,6 +49,8 @@ export class RedisMessageQueue implements MessageQueue {
   readonly #redis: RedisClient
   readonly #log: EventLog
   readonly #current: () => QueueGeneration | undefined
+  /** Redis's clock less `performance.now()`, in ms, at most: as it was answered last. In Redis Cluster, by whichever master that was. */
+  #clockOffset = Number.NEGATIVE_INFINITY
 
   /** `current` gives what the projector announced last. */
   constructor(redis: RedisClient, log: EventLog, current: () => QueueGeneration | undefined) {
@@ -50,18 +61,33 @@ export class RedisMessageQueue implements MessageQueue {
 
   async lease(recipient: string, limit: number): Promise<Lease> {
     const key = queueKey(this.#generation(), recipient)
-    const [entries, remaining] = await this.#run(
-      async () => (await this.#redis.script(leaseScript, [key], [limit, LEASE_MS])) as [Entry[], number],
-    )
+    const [now, entries, remaining] = await this.#lease(key, limit)
+    const release = () => this.#release(key, entries, now)
     try {
-      return { messages: await this.#contents(entries), remaining }
+      return { messages: await this.#contents(entries), remaining, release }
     } catch (error) {
-      await this.#release(
-        key,
-        entries.map(([id]) => id),
-      ).catch(() => {})
+      // Before the answer: who asks again must not get later ones first.
+      await release().catch(() => {})
       throw error
     }
+  }
+
+  async #lease(key: string, limit: number): Promise<Leased> {
+    for (let tries = 0; tries < LEASE_TRIES; tries++) {
+      const deadline = Math.max(0, Math.floor(this.#clockOffset + performance.now() + COMMAND_TIMEOUT_MS))
+      const answer = (await this.#run(() =>
+        this.#redis.script(leaseScript, [key], [limit, LEASE_MS, deadline], (late) => this.#giveBack(key, late)),
+      )) as Leased | TooLate
+      this.#clockOffset = answer[0] - performance.now()
+      if (answer.length === 3) return answer
+    }
+    throw new QueueUnavailable('Redis answers too late')
+  }
+
+  /** The answer to a lease came when nobody waited for it any more. */
+  #giveBack(key: string, answer: unknown): void {
+    const [now, entries = []] = answer as Leased | TooLate
+    void this.#release(key, entries, now).catch(() => {})
   }
 
   #generation(): string {
@@ -82,23 +108,27 @@ export class RedisMessageQueue implements MessageQueue {
     })
   }
 
-  async remove(recipient: string, messages: readonly LeasedMessage[]): Promise<void> {
-    if (messages.length === 0) return
+  /** Not left to the projection where that is behind: a lease may run out before it gets there. */
+  async remove(recipient: string, messages: readonly LeasedMessage[], { isProjected = false } = {}): Promise<void> {
+    if (messages.length === 0 || isProjected) return
     const key = queueKey(this.#generation(), recipient)
     await this.#run(() => this.#redis.script(removeScript, [key], [EMPTY_QUEUE_TTL_MS, ...messages.map(idOf)]))
   }
 
-  async release(recipient: string, messages: readonly LeasedMessage[]): Promise<void> {
-    if (messages.length > 0) await this.#release(queueKey(this.#generation(), recipient), messages.map(idOf))
-  }
-
-  /** Ages the leases to their end, so that the next one to ask claims them. */
-  async #release(key: string, ids: readonly string[]): Promise<void> {
-    await this.#run(() =>
-      this.#redis.run('release', (connection) =>
-        connection.call('XCLAIM', [key, 'agents', 'responses', '0', ...ids, 'IDLE', String(LEASE_MS), 'JUSTID']),
-      ),
-    )
+  /** Gives back what was leased at `leasedAt`, by Redis's clock. */
+  async #release(key: string, entries: readonly Entry[], leasedAt: number): Promise<void> {
+    if (entries.length === 0) return
+    const args = [leasedAt + LEASE_MS, LEASE_MS, ...entries.map(([id]) => id)]
+    const patientUntil = performance.now() + RELEASE_PATIENCE_MS
+    for (;;) {
+      try {
+        await this.#run(() => this.#redis.script(releaseScript, [key], args))
+        return
+      } catch (error) {
+        if (!(error instanceof QueueUnavailable) || performance.now() > patientUntil) throw error
+        await sleep(RELEASE_RETRY_MS)
+      }
+    }
   }
 
   async #run<T>(command: () => Promise<T>): Promise<T> {
@@ -112,6 +142,9 @@ export class RedisMessageQueue implements MessageQueue {
 }
 
 type Entry = [id: string, fields: [name: string, payload: string]]
+/** What lease.lua returns. */
+type Leased = [now: number, entries: Entry[], remaining: number]
+type TooLate = [now: number]
 
 function placeOf(id: string): number {
   return Number(id.slice(0, id.indexOf('-')))

@@ -66,3 +66,18 @@ export function batched<Item, Result>(
     return deferred.promise
   }
 }
+
+/** Calls that share one answer at most. */
+const MAX_SHARING = 20_000
+
+/** Returns a function that shares the answers of `run`: calls that come while one is under way have the next one in common. */
+export function shared<Result>(run: () => Promise<Result>): () => Promise<Result> {
+  const call = batched<undefined, Result>(
+    async (calls) => {
+      const result = await run()
+      return calls.map(() => result)
+    },
+    { maxItems: MAX_SHARING, maxWaiting: MAX_SHARING },
+  )
+  return () => call(undefined)
+}

@@ -1,6 +1,7 @@
 /** The SQL database: Postgres in a cluster, PGlite embedded. Same schema, same statements. */
 import { type Generated, Kysely, type Transaction } from 'kysely'
 import { Counter, Histogram } from 'prom-client'
+import { Patience } from './patience.ts'
 import { openPGlite, PGliteDialect } from './pglite-dialect.ts'
 import { PostgresDialect, type PostgresOptions, PostgresPool } from './postgres-dialect.ts'
 
@@ -29,9 +30,18 @@ export interface Schema {
   challenges: { challenge_id: string; operator_id: string; answer_hash: Buffer | null; expires_at: Date }
   signing_keys: { name: string; key: Buffer }
   projections: { name: string; applied_seq: number; holder: string | null; lease_expires_at: Date | null }
-  state: { key: Buffer; value: Buffer; size: number; seq: number; modified_by: string; modified_at: Date }
-  state_usage: { used_bytes: number; reserved_bytes: number; key_count: number }
-  state_reservations: { id: string; key: Buffer; kind: 'write' | 'delete'; size: number; reserved_at: Generated<Date> }
+  state: {
+    key: Buffer
+    value: Buffer
+    size: number
+    seq: number
+    modified_by: string
+    modified_at: Date
+    delete_until: Date | null
+  }
+  state_usage: { used_bytes: number; reserved_bytes: number; room_bytes: number; key_count: number }
+  state_reservations: { id: string; key: Buffer; size: number; reserved_at: Generated<Date> }
+  state_rooms: { id: string; bytes: number; renewed_at: Generated<Date> }
   queued_messages: { message_id: string; recipient: string; seq: number; pushed: boolean }
   queues: { recipient: string; length: number; dropped: number }
   webhook_lanes: {
@@ -58,6 +68,7 @@ export interface Schema {
     data: string
     via: string | null
     about: number | null
+    reservation: string | null
   }
 }
 
@@ -69,10 +80,17 @@ export class DatabaseUnavailable extends Error {
   override name = 'DatabaseUnavailable'
 }
 
-/** How long one statement may take before the request is answered 503. The contract's clients retry. */
+/** How long a database that answers nothing is waited for before the request is answered 503. The contract's clients retry. */
 export const STATEMENT_TIMEOUT_MS = 1_000
 
 const pools = new WeakMap<Database, PostgresPool>()
+const patiences = new WeakMap<Database, Patience>()
+
+function patienceWith(database: Database): Patience {
+  const patience = patiences.get(database) ?? new Patience()
+  patiences.set(database, patience)
+  return patience
+}
 
 /** Opens Postgres. Connects on first use. */
 export function openPostgres(options: PostgresOptions): Database {
@@ -100,8 +118,8 @@ const failures = new Counter({
 })
 
 /**
- * Runs one round trip with a deadline and a name for its metrics. Throws `DatabaseUnavailable` when the database is out; lets
- * errors of the statement itself through, as those are defects.
+ * Runs one round trip with a deadline (so many milliseconds of silence, see `Patience`) and a name for its metrics. Throws
+ * `DatabaseUnavailable` when the database is out; lets errors of the statement itself through, as those are defects.
  */
 export async function roundTrip<T>(
   database: Database,
@@ -110,12 +128,8 @@ export async function roundTrip<T>(
   timeoutMs = STATEMENT_TIMEOUT_MS,
 ): Promise<T> {
   const stop = duration.startTimer({ operation })
-  let timer: NodeJS.Timeout | undefined
   try {
-    const deadline = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new DatabaseUnavailable(`the database took over ${timeoutMs} ms`)), timeoutMs)
-    })
-    return await Promise.race([run(), deadline])
+    return await patienceWith(database).wait(run(), timeoutMs, () => new DatabaseUnavailable('it does not answer'))
   } catch (error) {
     if (error instanceof DatabaseUnavailable || isOutage(error)) {
       failures.inc({ operation })
@@ -124,7 +138,6 @@ export async function roundTrip<T>(
     }
     throw error
   } finally {
-    clearTimeout(timer)
     stop()
   }
 }

@@ -1,8 +1,10 @@
 /** The internal port of every process: is it alive, is it ready, its metrics, and the event log for operators. */
 import { Hono } from 'hono'
-import { stream } from 'hono/streaming'
 import { collectDefaultMetrics, register } from 'prom-client'
+import { z } from 'zod'
+import { batched } from './batch.ts'
 import { type HttpServer, startHttpServer } from './http-server.ts'
+import { Patience } from './patience.ts'
 
 /** Says why a part is not ready; undefined if it is. */
 export type ReadinessCheck = () => Promise<string | undefined>
@@ -11,12 +13,23 @@ export interface InternalServerOptions {
   host: string
   port: number
   checks: Readonly<Record<string, ReadinessCheck>>
-  /** The events after `since` as JSON, at most `limit`. */
-  readEvents?: (since: number, limit: number) => AsyncIterable<string>
+  /** A page of the events after `since` as JSON: at most `limit`, fewer if they are large, none at the end of the log. */
+  readEvents?: (asked: { since: number; limit: number }) => Promise<readonly string[]>
 }
 
 const CHECK_TIMEOUT_MS = 1_000
+/** Load balancers ask many times a second; once a process has been ready, the parts themselves are asked this often at most. */
+const CHECK_INTERVAL_MS = 1_000
 const MAX_EVENTS = 1_000
+/** Pages are large, and what agents wait for comes over the same connections. */
+const MAX_PAGES_AT_ONCE = 4
+const MAX_PAGES_WAITING = 1_000
+
+const wholeNumber = z
+  .string()
+  .regex(/^\d{1,15}$/)
+  .transform(Number)
+const eventsQuery = z.object({ since: wholeNumber.default(0), limit: wholeNumber.default(100) })
 
 let collecting = false
 
@@ -39,13 +52,23 @@ export async function startInternalServer({
 
   const app = new Hono()
   app.get('/livez', (context) => context.json({ status: 'ok' }))
-  app.get('/readyz', async (context) => {
+  const examine = async () => {
     const entries = await Promise.all(
       Object.entries(checks).map(async ([part, check]) => [part, await outcome(check)] as const),
     )
     const parts = Object.fromEntries(entries.map(([part, problem]) => [part, problem ?? 'ok']))
     const isWhole = entries.every(([, problem]) => problem === undefined)
     hasBeenReady ||= isWhole
+    return { parts, isWhole }
+  }
+  let examination: ReturnType<typeof examine> | undefined
+  let examinedAt = 0
+  app.get('/readyz', async (context) => {
+    if (examination === undefined || !hasBeenReady || performance.now() - examinedAt > CHECK_INTERVAL_MS) {
+      examinedAt = performance.now()
+      examination = examine()
+    }
+    const { parts, isWhole } = await examination
     const status = draining ? 'draining' : isWhole ? 'ready' : hasBeenReady ? 'degraded' : 'starting'
     return context.json({ status, parts }, status === 'ready' || status === 'degraded' ? 200 : 503)
   })
@@ -53,13 +76,17 @@ export async function startInternalServer({
     context.body(await register.metrics(), 200, { 'Content-Type': register.contentType }),
   )
   if (readEvents) {
+    const page = batched((asked: { since: number; limit: number }[]) => Promise.all(asked.map(readEvents)), {
+      maxItems: MAX_PAGES_AT_ONCE,
+      maxWaiting: MAX_PAGES_WAITING,
+    })
     app.get('/events', async (context) => {
-      const since = wholeNumber(context.req.query('since'), 0)
-      const limit = Math.min(wholeNumber(context.req.query('limit'), 100), MAX_EVENTS)
-      context.header('Content-Type', 'application/x-ndjson')
-      return stream(context, async (output) => {
-        for await (const line of readEvents(since, limit)) await output.write(`${line}\n`)
-      })
+      const query = eventsQuery.safeParse(context.req.query())
+      if (!query.success)
+        return context.json({ error: 'bad_request', message: 'since and limit must be whole numbers' }, 400)
+      const { since, limit } = query.data
+      const lines = await page({ since, limit: Math.min(limit, MAX_EVENTS) })
+      return context.body(lines.map((line) => `${line}\n`).join(''), 200, { 'Content-Type': 'application/x-ndjson' })
     })
   }
   app.onError((error, context) => context.json({ error: 'unavailable', message: error.message }, 503))
@@ -79,19 +106,13 @@ export async function startInternalServer({
 }
 
 async function outcome(check: ReadinessCheck): Promise<string | undefined> {
-  let timer: NodeJS.Timeout | undefined
-  const timeout = new Promise<string>((resolve) => {
-    timer = setTimeout(() => resolve(`no answer within ${CHECK_TIMEOUT_MS} ms`), CHECK_TIMEOUT_MS)
-  })
   try {
-    return await Promise.race([check(), timeout])
+    return await new Patience().wait(
+      check(),
+      CHECK_TIMEOUT_MS,
+      () => new Error(`no answer within ${CHECK_TIMEOUT_MS} ms`),
+    )
   } catch (error) {
     return error instanceof Error ? error.message : String(error)
-  } finally {
-    clearTimeout(timer)
   }
-}
-
-function wholeNumber(text: string | undefined, fallback: number): number {
-  return text !== undefined && /^\d{1,15}$/.test(text) ? Number(text) : fallback
 }

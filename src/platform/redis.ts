@@ -4,6 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Cluster, Redis, type RedisOptions } from 'ioredis'
 import { Counter, Gauge, Histogram } from 'prom-client'
 import type { Logger } from './logger.ts'
+import { Patience } from './patience.ts'
 import { StartupError } from './startup-error.ts'
 
 /** Redis did not answer in time. Nothing is known of what it did. */
@@ -11,9 +12,19 @@ export class RedisUnavailable extends Error {
   override name = 'RedisUnavailable'
 }
 
-const COMMAND_TIMEOUT_MS = 500
+/** Not all servers of a Redis Cluster are known, or they change. */
+class ServersChanging extends Error {
+  override name = 'ServersChanging'
+}
+
+/** A server that answers nothing is waited for so long. */
+export const COMMAND_TIMEOUT_MS = 500
+/** A connection on which an answer is due and nothing comes for so long is given up, and made anew. Until then a late answer can be made use of. */
+const SILENCE_MS = 5_000
 const CONNECT_TIMEOUT_MS = 1_000
 const PROBE_MS = 200
+/** Servers of a Redis Cluster that has just been made, or has just changed, need a moment to tell each other. */
+const IDENTIFY_TIMEOUT_MS = 5_000
 
 const seconds = new Histogram({
   name: 'tabulum_redis_seconds',
@@ -43,10 +54,15 @@ export function loadScript(name: string, url: URL, keys: number): Script {
 
 export class RedisClient {
   readonly connection: RedisConnection
+  readonly #patience = new Patience()
   #out = false
   #closed = false
+  #corked: Redis['stream'] | undefined
+  #probing = false
   /** Identifies the running servers: changes when one of them was restarted or replaced. Empty while not known. */
   #incarnation = ''
+  /** How often what servers there are was learned anew. */
+  #changes = 0
 
   private constructor(connection: RedisConnection) {
     this.connection = connection
@@ -55,7 +71,7 @@ export class RedisClient {
   /** Connects and checks that the server keeps what it is given. Throws `StartupError`. */
   static async open(url: string, mode: 'single' | 'cluster', logger: Logger): Promise<RedisClient> {
     const options = {
-      commandTimeout: COMMAND_TIMEOUT_MS,
+      socketTimeout: SILENCE_MS,
       connectTimeout: CONNECT_TIMEOUT_MS,
       enableOfflineQueue: false,
       maxRetriesPerRequest: 0,
@@ -74,7 +90,7 @@ export class RedisClient {
         ? new Redis(url, options)
         : new Cluster([{ host: hostname, port: Number(port || 6379) }], {
             redisOptions: {
-              commandTimeout: COMMAND_TIMEOUT_MS,
+              socketTimeout: SILENCE_MS,
               connectTimeout: CONNECT_TIMEOUT_MS,
               maxRetriesPerRequest: 0,
               ...credentials,
@@ -94,14 +110,16 @@ export class RedisClient {
       client.#markOut(error, logger)
     })
     connection.on('close', () => client.#markOut(new Error('connection closed'), logger))
+    for (const change of ['+node', '-node']) connection.on(change, () => client.#forget())
     try {
       await connection.connect()
-      await client.#identify()
+      await client.#identified()
       const [, policy] = (await connection.config('GET', 'maxmemory-policy')) as string[]
       if (policy !== 'noeviction') {
         throw new StartupError(`Redis may throw queues away: set maxmemory-policy to noeviction (it is ${policy})`)
       }
     } catch (error) {
+      client.#closed = true
       connection.disconnect()
       if (error instanceof StartupError) throw error
       throw new StartupError(`REDIS_URL: cannot use Redis at ${hostname}:${port || 6379}: ${reason ?? error}`)
@@ -126,14 +144,34 @@ export class RedisClient {
     return this.connection instanceof Cluster ? this.connection.nodes('master') : [this.connection]
   }
 
-  /** One round trip. Throws `RedisUnavailable` at once while Redis is known to be out. */
-  async run<T>(operation: string, command: (connection: RedisConnection) => Promise<T>): Promise<T> {
+  /** Memory of all masters together; a limit of 0 is none. */
+  async memory(): Promise<{ usedBytes: number; limitBytes: number }> {
+    const answers = await this.run('memory', () => Promise.all(this.masters.map((master) => master.info('memory'))))
+    const sum = (field: string) =>
+      answers.reduce((total, text) => total + Number(new RegExp(`^${field}:(\\d+)`, 'm').exec(text)?.[1] ?? 0), 0)
+    return { usedBytes: sum('used_memory'), limitBytes: sum('maxmemory') }
+  }
+
+  /**
+   * One round trip. Throws `RedisUnavailable` when it takes too long, and at once while Redis is known to be out. `late` is given an answer
+   * that came after that: what the command did, nobody else has heard of.
+   */
+  async run<T>(
+    operation: string,
+    command: (connection: RedisConnection) => Promise<T>,
+    late?: (answer: T) => void,
+  ): Promise<T> {
     if (!this.available) throw new RedisUnavailable('Redis is out')
     const stop = seconds.startTimer({ operation })
+    this.#cork()
+    const answer = command(this.connection)
     try {
-      return await command(this.connection)
+      // Of several servers, the answers of one say nothing of another.
+      const patience = this.connection instanceof Cluster ? new Patience() : this.#patience
+      return await patience.wait(answer, COMMAND_TIMEOUT_MS, () => new Error('no answer in time'))
     } catch (error) {
       if (isReply(error)) throw error
+      if (late) answer.then(late, () => {})
       failures.inc({ operation })
       this.#markOut(error)
       throw new RedisUnavailable(`Redis did not answer: ${error instanceof Error ? error.message : error}`, {
@@ -144,39 +182,93 @@ export class RedisClient {
     }
   }
 
+  /**
+   * What is asked in one turn of the event loop goes out in one write, which is most of what a command costs. (The library's own way,
+   * `enableAutoPipelining`, ends the process when a connection breaks: ioredis 6.0.0.) Not in Redis Cluster, which has a connection a server.
+   */
+  #cork(): void {
+    const { connection } = this
+    if (connection instanceof Cluster || connection.stream === this.#corked) return
+    const { stream } = connection
+    this.#corked = stream
+    stream.cork()
+    setImmediate(() => {
+      this.#corked = undefined
+      stream.uncork()
+    })
+  }
+
   /** Runs a script, by its hash; sends it whole where the server does not have it. Keys must be of one slot. */
-  async script(script: Script, keys: readonly string[], args: readonly (string | number)[]): Promise<unknown> {
-    return this.run(script.name, (connection) => callScript(connection, script, keys, args))
+  async script(
+    script: Script,
+    keys: readonly string[],
+    args: readonly (string | number)[],
+    late?: (answer: unknown) => void,
+  ): Promise<unknown> {
+    return this.run(script.name, (connection) => callScript(connection, script, keys, args), late)
   }
 
   #markOut(error: unknown, logger?: Logger): void {
     if (this.#out || this.#closed) return
     this.#out = true
-    this.#incarnation = ''
     up.set(0)
     logger?.warn({ error: String(error) }, 'redis is out')
-    void this.#probe()
+    this.#forget()
+  }
+
+  /** Which servers there are has to be asked again. */
+  #forget(): void {
+    this.#incarnation = ''
+    this.#changes++
+    if (!this.#probing) void this.#probe()
   }
 
   async #probe(): Promise<void> {
-    while (!this.#closed) {
+    this.#probing = true
+    while (!this.#closed && this.#incarnation === '') {
       await sleep(PROBE_MS, undefined, { ref: false })
       try {
         await this.#identify()
         this.#out = false
         up.set(1)
-        return
       } catch {
-        // Still out.
+        // Still out, or not all servers are known yet.
+      }
+    }
+    this.#probing = false
+  }
+
+  /** Resolves when all servers are known. Throws what the last try failed with. */
+  async #identified(): Promise<void> {
+    const deadline = performance.now() + IDENTIFY_TIMEOUT_MS
+    for (;;) {
+      try {
+        return await this.#identify()
+      } catch (error) {
+        if (!(error instanceof ServersChanging) || performance.now() > deadline) throw error
+        await sleep(PROBE_MS)
       }
     }
   }
 
   async #identify(): Promise<void> {
-    const infos = await Promise.all(this.masters.map((server) => server.info('server')))
-    const ids = infos.map((info) => /^run_id:(\w+)/m.exec(info)?.[1] ?? '')
-    if (ids.length === 0) throw new Error('no servers known')
-    this.#incarnation = ids.sort().join('-')
+    const changes = this.#changes
+    const { masters, connection } = this
+    if (connection instanceof Cluster) {
+      // The library may know fewer than there are: it has asked one that did not know them yet, or has given one up that was away.
+      const views = await Promise.all(masters.map((master) => master.cluster('INFO')))
+      const sizes = views.map((view) => Number(/^cluster_size:(\d+)/m.exec(view)?.[1]))
+      if (sizes.length === 0 || sizes.some((size) => size !== masters.length)) {
+        connection.refreshSlotsCache()
+        throw new ServersChanging(`${masters.length} servers are known, of ${sizes}`)
+      }
+    }
+    const infos = await Promise.all(masters.map((server) => server.info('server')))
+    if (changes !== this.#changes) throw new ServersChanging('the servers have changed')
+    this.#incarnation = infos
+      .map((info) => /^run_id:(\w+)/m.exec(info)?.[1] ?? '')
+      .sort()
+      .join('-')
   }
 
   async close(): Promise<void> {

@@ -1,5 +1,20 @@
 /** An orderly end: the first signal starts it, the second forces it, and it takes no longer than it may. */
+import { constants } from 'node:os'
 import type { Logger } from './logger.ts'
+
+const SIGNALS = ['SIGTERM', 'SIGINT'] as const
+
+/**
+ * Lets a signal end the process at once, until `untilStopped` is called. That is what signals do anyway, but not to the first process of a
+ * container: there nothing happens while nobody listens.
+ */
+export function endAtSignals(): void {
+  for (const name of SIGNALS) process.once(name, endAtOnce)
+}
+
+function endAtOnce(signal: NodeJS.Signals): void {
+  process.exit(128 + constants.signals[signal])
+}
 
 /**
  * Resolves at SIGTERM or SIGINT, after which the process has `timeoutMs` to end by itself; past that, or at a second signal, it
@@ -7,13 +22,13 @@ import type { Logger } from './logger.ts'
  */
 export async function untilStopped(logger: Logger, timeoutMs: number): Promise<void> {
   const signal = await new Promise<NodeJS.Signals>((resolve) => {
-    for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, resolve)
+    for (const name of SIGNALS) process.off(name, endAtOnce).once(name, resolve)
   })
   logger.info({ signal }, 'stopping')
   const force = (why: string) => {
     logger.error(`stopped by force: ${why}`)
     process.exit(1)
   }
-  for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, () => force('a second signal'))
+  for (const name of SIGNALS) process.once(name, () => force('a second signal'))
   setTimeout(() => force(`not done within ${timeoutMs} ms`), timeoutMs).unref()
 }

@@ -21,6 +21,10 @@ const dropped = new Counter({
 
 export class DatabaseProjection implements Projection {
   readonly name = NAME
+  // Agents wait for the queues, not for the index of what is in them. What is to be pushed is in a hurry.
+  readonly follows = {
+    mayWait: ({ type, via }: LoggedEvent) => type.startsWith('message_') && via !== 'webhook',
+  }
   readonly #database: Database
   readonly #stores: { registry: RegistryStore; state: StateStore }
   readonly #options: { maxQueue: number; exclusive: boolean }
@@ -48,8 +52,21 @@ export class DatabaseProjection implements Projection {
     return rows[0]?.applied_seq
   }
 
+  /** Does not wait for what is being applied, which holds the row and which no other process can come between: a large batch is no silence. */
   async renew(holder: string, leaseMs: number): Promise<void> {
-    if ((await this.acquire(holder, leaseMs)) === undefined) throw new LeaseLost()
+    const { rows } = await roundTrip(this.#database, 'renew_projection', () =>
+      sql<{ is_mine: boolean }>`
+        with free as (
+          select name from projections where name = ${NAME} and holder = ${holder} for update skip locked
+        ), renewed as (
+          update projections set lease_expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
+          from free where projections.name = free.name
+        )
+        select holder is not distinct from ${holder} as is_mine from projections where name = ${NAME}`.execute(
+        this.#database,
+      ),
+    )
+    if (rows[0]?.is_mine !== true) throw new LeaseLost()
   }
 
   async apply(holder: string, from: number, events: readonly LoggedEvent[]): Promise<void> {
@@ -87,7 +104,11 @@ export class DatabaseProjection implements Projection {
 
   /** Gives back what dead nodes left reserved and staged. Safe here alone: the whole log has just been applied. */
   async tidy(): Promise<void> {
-    const now = new Date()
+    // The database's clock, as it was what was reserved and staged by: this process's may have jumped.
+    const { rows } = await roundTrip(this.#database, 'clock', () =>
+      sql<{ now: Date }>`select clock_timestamp() as now`.execute(this.#database),
+    )
+    const now = rows[0]?.now ?? new Date(0)
     const before = new Date(now.getTime() - ABANDONED_MS)
     await this.#stores.state.releaseAbandoned(before)
     await this.#stores.registry.removeAbandoned(now, before)

@@ -6,7 +6,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge, Histogram } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
-import type { EventLog } from '../events/event-log.ts'
+import { type EventLog, type FollowOptions, LogUnavailable } from '../events/event-log.ts'
 import type { Progress } from '../events/progress.ts'
 import type { Logger } from '../platform/logger.ts'
 
@@ -18,6 +18,8 @@ export class LeaseLost extends Error {
 /** A projection as its store keeps it: the data, the position in the log that they reflect, and the lease. */
 export interface Projection {
   readonly name: string
+  /** Whose events it is made of (all unless given), and which of them nobody waits for. */
+  readonly follows?: FollowOptions
   /** Takes the lease. Returns the position, undefined if another process holds the lease. */
   acquire(holder: string, leaseMs: number): Promise<number | undefined>
   /** Prolongs the lease. Throws `LeaseLost` if it is another's now, or the store is not what this process left. */
@@ -72,17 +74,20 @@ export interface ProjectorOptions {
   logger: Logger
   /** A name of this process that no other has. */
   holder: string
-  /** Tells other processes where the projection is; called after each batch and with each renewal. */
-  broadcast?: (seq: number) => void
+  /** Tells other processes where the projection is: those that wait for these events, or all, which is now and then. */
+  broadcast?: (seq: number, events?: readonly LoggedEvent[]) => void
   /** Called with each batch that was applied. */
   onApplied?: (events: readonly LoggedEvent[]) => void
   /** Standing by, wait until no projector has been heard of for so long. */
   patienceMs?: number
+  /** Stand by for so long at first: another process that starts now is to lead. */
+  startDelayMs?: number
 }
 
 /** Runs until `signal` aborts; then gives the lease back. Never throws: it logs and starts over. */
 export async function runProjector(options: ProjectorOptions, signal: AbortSignal): Promise<void> {
-  const { projection, progress, logger, holder, patienceMs = 0 } = options
+  const { projection, progress, logger, holder, patienceMs = 0, startDelayMs = 0 } = options
+  await sleep(startDelayMs, undefined, { signal }).catch(() => {})
   while (!signal.aborted) {
     try {
       const position = progress.silenceMs() < patienceMs ? undefined : await projection.acquire(holder, LEASE_MS)
@@ -111,12 +116,13 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
   const lost = new AbortController()
   const stop = AbortSignal.any([signal, lost.signal])
   let position = start
-  let caughtUp = false
+  let isCaughtUp = false
+  let wasCaughtUp = false
 
-  const announce = () => {
+  const announce = (events?: readonly LoggedEvent[]) => {
     appliedGauge.set(labels, position)
     progress.advance(position)
-    options.broadcast?.(position)
+    options.broadcast?.(position, events)
   }
   const renewing = (async () => {
     let tidiedAt = performance.now()
@@ -125,7 +131,7 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
       if (stop.aborted) return
       await projection.renew(holder, LEASE_MS)
       announce()
-      if (caughtUp && performance.now() - tidiedAt > TIDY_MS) {
+      if (isCaughtUp && performance.now() - tidiedAt > TIDY_MS) {
         tidiedAt = performance.now()
         await projection.tidy?.()
       }
@@ -136,19 +142,27 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
   })
 
   try {
+    const end = await log.lastSeq()
+    // Of a leader just elected, this may be true for a moment.
+    if (end < start)
+      throw new LogUnavailable(
+        `the event log ends at ${end}, before ${start}, which has been applied: if it stays so, it has lost events, or was restored from an older copy than the database`,
+      )
     announce()
-    for await (const events of log.follow(position, stop)) {
+    for await (const events of log.follow(position, stop, projection.follows)) {
       const last = events.at(-1)
-      caughtUp = last === undefined
+      isCaughtUp = last === undefined
       if (last) {
         await projection.apply(holder, position, events)
         position = last.seq
         options.onApplied?.(events)
         lagHistogram.observe(labels, Math.max(0, Date.now() - Date.parse(last.ts)) / 1_000)
+        announce(events)
       } else {
         projection.caughtUp?.()
+        if (!wasCaughtUp) announce()
+        wasCaughtUp = true
       }
-      announce()
     }
   } finally {
     lost.abort()

@@ -26,8 +26,8 @@ const REBUILD_PAGE = 5_000
 const REBUILD_TIMEOUT_MS = 10_000
 const SWEEP_COUNT = 500
 /**
- * Responses that were carrying messages when Redis was lost have recorded their deliveries in the log after this (an append takes 1.5 s
- * at most); before, a message might be handed out a second time.
+ * Responses that were carrying messages when Redis was lost have recorded their deliveries in the log after this, where it is not busy (an
+ * append takes 1.5 s at most then); before, a message might be handed out a second time.
  */
 const DELIVERIES_UNDER_WAY_MS = 2_000
 
@@ -45,6 +45,7 @@ type Found = [generation: string | null, incarnation: string | null, position: s
 
 export class QueueProjection implements Projection {
   readonly name = 'queues'
+  readonly follows = { capability: 'message' } as const
   readonly #redis: RedisClient
   readonly #database: Database
   readonly #maxQueue: number

@@ -2,6 +2,7 @@
 import { sql } from 'kysely'
 import type { Level } from '../access/tokens.ts'
 import type { LoggedEvent } from '../events/event.ts'
+import { batched, shared } from '../platform/batch.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
 
 export interface Agent {
@@ -9,9 +10,20 @@ export interface Agent {
   registeredAt: string
 }
 
+export interface RegisteredAgent extends Agent {
+  hasWebhook: boolean
+}
+
 export interface Candidate {
   identity: string
   tokenHash: string
+}
+
+export interface NewChallenge {
+  challengeId: string
+  operatorId: string
+  answerHash: Buffer | undefined
+  ttlMs: number
 }
 
 export interface RegistryPage {
@@ -24,11 +36,23 @@ const HOLDERS = {
   agent: { table: 'agents', identity: 'address' },
 } as const
 
+const CHALLENGES_AT_ONCE = 500
+const MAX_WAITING_CHALLENGES = 20_000
+
 export class RegistryStore {
   readonly #database: Database
+  /** How many agents there are. */
+  readonly total: () => Promise<number>
+  /** Keeps a challenge until it is taken. Returns when it expires, by the database's clock: those of nodes may differ. */
+  readonly saveChallenge: (challenge: NewChallenge) => Promise<Date>
 
   constructor(database: Database) {
     this.#database = database
+    this.saveChallenge = batched((challenges) => this.#saveChallenges(challenges), {
+      maxItems: CHALLENGES_AT_ONCE,
+      maxWaiting: MAX_WAITING_CHALLENGES,
+    })
+    this.total = shared(() => this.#total())
   }
 
   async stageOperator(row: { operatorId: string; lookup: Buffer; tokenHash: string }): Promise<void> {
@@ -76,7 +100,7 @@ export class RegistryStore {
     )
   }
 
-  async findAgent(address: string): Promise<(Agent & { hasWebhook: boolean }) | undefined> {
+  async findAgent(address: string): Promise<RegisteredAgent | undefined> {
     const row = await roundTrip(this.#database, 'find_agent', () =>
       this.#database
         .selectFrom('agents')
@@ -114,23 +138,27 @@ export class RegistryStore {
     return { agents, total: rows[0]?.total ?? 0 }
   }
 
-  async saveChallenge(row: {
-    challengeId: string
-    operatorId: string
-    answerHash: Buffer | undefined
-    expiresAt: Date
-  }): Promise<void> {
-    await roundTrip(this.#database, 'save_challenge', () =>
-      this.#database
-        .insertInto('challenges')
-        .values({
-          challenge_id: row.challengeId,
-          operator_id: row.operatorId,
-          answer_hash: row.answerHash ?? null,
-          expires_at: row.expiresAt,
-        })
-        .execute(),
+  async #total(): Promise<number> {
+    const { agents } = await roundTrip(this.#database, 'registry_total', () =>
+      this.#database.selectFrom('registry_totals').select('agents').executeTakeFirstOrThrow(),
     )
+    return agents
+  }
+
+  async #saveChallenges(challenges: NewChallenge[]): Promise<Date[]> {
+    const rows = JSON.stringify(
+      challenges.map(({ answerHash, ...rest }) => ({ ...rest, answerHash: answerHash?.toString('base64') ?? null })),
+    )
+    const saved = await roundTrip(this.#database, 'save_challenges', () =>
+      sql<{ challenge_id: string; expires_at: Date }>`
+        insert into challenges (challenge_id, operator_id, answer_hash, expires_at)
+        select "challengeId", "operatorId", decode("answerHash", 'base64'), clock_timestamp() + "ttlMs" * interval '1 millisecond'
+        from json_to_recordset(${rows}::json)
+          as challenge ("challengeId" uuid, "operatorId" uuid, "answerHash" text, "ttlMs" double precision)
+        returning challenge_id, expires_at`.execute(this.#database),
+    )
+    const expiry = new Map(saved.rows.map((row) => [row.challenge_id, row.expires_at]))
+    return challenges.map(({ challengeId }) => expiry.get(challengeId) as Date)
   }
 
   /** Takes a challenge out: whoever asks first gets it, on whichever node. */
@@ -140,7 +168,7 @@ export class RegistryStore {
         .deleteFrom('challenges')
         .where('challenge_id', '=', challengeId)
         .where('operator_id', '=', operatorId)
-        .returning(['answer_hash', 'expires_at'])
+        .returning(['answer_hash', sql<boolean>`expires_at <= clock_timestamp()`.as('is_expired')])
         .executeTakeFirst(),
     )
   }

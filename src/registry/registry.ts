@@ -5,9 +5,10 @@ import type { Credentials } from '../access/credentials.ts'
 import { type Level, newAddress, newToken, type PresentedToken } from '../access/tokens.ts'
 import { type EventLog, PREPARATION_USABLE_MS } from '../events/event-log.ts'
 import type { Progress } from '../events/progress.ts'
+import { atMost } from '../platform/cache.ts'
 import type { CursorSeal } from '../platform/cursor.ts'
 import { pipelineChallenge, stubChallenge } from './challenge.ts'
-import type { Agent, RegistryStore } from './registry-store.ts'
+import type { Agent, RegisteredAgent, RegistryStore } from './registry-store.ts'
 
 /** The challenge is unknown, expired, used, or answered wrongly. */
 export class VerificationFailed extends Error {
@@ -22,13 +23,18 @@ export interface RegistryOptions {
   now?: () => number
 }
 
-export interface Recipient {
-  hasWebhook: boolean
-}
-
-/** Addresses known to exist, which they do for ever: ~100 bytes each. */
-const MAX_KNOWN_RECIPIENTS = 200_000
+/** Registered agents, which never change: ~200 bytes each. */
+const MAX_KNOWN_AGENTS = 200_000
 const CURSOR_LIST = 'registry'
+/** Of all pages kept, the sum of their agents: some 20 MB. */
+const MAX_KNOWN_PAGE_ROWS = 100_000
+/** More pages than fit, of one agent each, are not worth their overhead. */
+const MAX_KNOWN_PAGES = 5_000
+
+interface Page {
+  readonly agents: readonly Agent[]
+  readonly nextCursor: string | null
+}
 
 export class Registry {
   readonly #store: RegistryStore
@@ -38,7 +44,16 @@ export class Registry {
   readonly #cursors: CursorSeal
   readonly #options: RegistryOptions
   readonly #now: () => number
-  readonly #recipients = new LRUCache<string, Recipient>({ max: MAX_KNOWN_RECIPIENTS })
+  readonly #known = new LRUCache<string, RegisteredAgent>(atMost(MAX_KNOWN_AGENTS))
+  /**
+   * Pages that are full, by where they begin and how long they are. Agents are added at the end of the list and never change, so such a
+   * page stays as it is.
+   */
+  readonly #pages = new LRUCache<string, Page>({
+    max: MAX_KNOWN_PAGES,
+    maxSize: MAX_KNOWN_PAGE_ROWS,
+    sizeCalculation: ({ agents }) => agents.length,
+  })
   /** Checks under way by token digest, so that many requests with one cold token cost one check. */
   readonly #verifying = new Map<string, Promise<string | undefined>>()
 
@@ -78,9 +93,9 @@ export class Registry {
   async issueChallenge(operatorId: string) {
     const challenge = this.#options.gate === 'stub' ? stubChallenge() : pipelineChallenge()
     const challengeId = randomUUID()
-    const expiresAt = new Date(this.#now() + this.#options.challengeTtlMs)
     const answerHash = challenge.answer === undefined ? undefined : sha256(challenge.answer)
-    await this.#store.saveChallenge({ challengeId, operatorId, answerHash, expiresAt })
+    const ttlMs = this.#options.challengeTtlMs
+    const expiresAt = await this.#store.saveChallenge({ challengeId, operatorId, answerHash, ttlMs })
     return { challengeId, type: challenge.type, data: challenge.data, expiresAt: expiresAt.toISOString() }
   }
 
@@ -127,7 +142,7 @@ export class Registry {
     if (!UUID.test(challengeId)) throw new VerificationFailed('no such challenge')
     const challenge = await this.#store.takeChallenge(challengeId, operatorId)
     if (!challenge) throw new VerificationFailed('no such challenge: it is unknown, expired or already used')
-    if (challenge.expires_at.getTime() <= this.#now()) throw new VerificationFailed('the challenge has expired')
+    if (challenge.is_expired) throw new VerificationFailed('the challenge has expired')
     if (challenge.answer_hash !== null && !timingSafeEqual(sha256(response), challenge.answer_hash)) {
       throw new VerificationFailed('the response is wrong; ask for a new challenge')
     }
@@ -157,33 +172,30 @@ export class Registry {
     return this.#store.revoke(level, identity)
   }
 
-  /** What a sender needs to know of a recipient; undefined if nobody has that address. */
-  async findRecipient(address: string): Promise<Recipient | undefined> {
-    const known = this.#recipients.get(address)
+  /** The agent with an address, from memory where this node has seen it before; undefined if nobody has it. */
+  async findAgent(address: string): Promise<RegisteredAgent | undefined> {
+    const known = this.#known.get(address)
     if (known) return known
     const agent = ADDRESS.test(address) ? await this.#store.findAgent(address) : undefined
-    if (!agent) return undefined
-    const recipient = { hasWebhook: agent.hasWebhook }
-    this.#recipients.set(address, recipient)
-    return recipient
-  }
-
-  async findAgent(address: string): Promise<Agent | undefined> {
-    return this.#store.findAgent(address)
+    if (agent) this.#known.set(address, agent)
+    return agent
   }
 
   /** A page of all agents, oldest first. Throws `UnknownCursor`. */
-  async list(
-    limit: number,
-    cursor: string | undefined,
-  ): Promise<{ agents: Agent[]; nextCursor: string | null; total: number }> {
+  async list(limit: number, cursor: string | undefined): Promise<Page & { readonly total: number }> {
     const since = cursor === undefined ? 0 : Number(this.#cursors.open(CURSOR_LIST, cursor).toString())
+    const name = `${since} ${limit}`
+    const known = this.#pages.get(name)
+    if (known) return { ...known, total: await this.#store.total() }
     const { agents, total } = await this.#store.page(since, limit + 1)
-    const page = agents.slice(0, limit)
-    const last = page.at(-1)
-    const nextCursor =
-      agents.length > limit && last ? this.#cursors.seal(CURSOR_LIST, Buffer.from(String(last.seq))) : null
-    return { agents: page, nextCursor, total }
+    const isFull = agents.length > limit
+    const last = agents.at(limit - 1)
+    const page = {
+      agents: agents.slice(0, limit).map(({ address, registeredAt }) => ({ address, registeredAt })),
+      nextCursor: isFull && last ? this.#cursors.seal(CURSOR_LIST, Buffer.from(String(last.seq))) : null,
+    }
+    if (isFull) this.#pages.set(name, page)
+    return { ...page, total }
   }
 }
 

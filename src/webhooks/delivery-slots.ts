@@ -2,15 +2,22 @@
  * The slots of one worker: how many lanes it works on at once, and how many of them may be ones that hold a slot for long.
  *
  * An endpoint that accepts and never answers holds its slot for the whole time-out, thousands of times as long as a healthy one. Were they
- * served alike, a few would soon hold all slots. So lanes whose last attempt failed or was slow get what the prompt ones leave: a quarter
- * of the slots while twice the peak of the prompt ones fits into the rest, and never less than a tenth. Lanes that nothing is known of yet
- * get, with these, half of the slots: each of them can turn out bad but once, and must not wait for long where many have.
+ * served alike, a few would soon hold all slots. So lanes whose last attempt took long get what the prompt ones leave: a quarter of the slots
+ * while twice the peak of the prompt ones fits into the rest, and never less than a twentieth. One that failed at once is prompt: it takes
+ * nothing from anybody, and must not queue up behind those that take 10 s each because of a single 503. Lanes that nothing is known of yet
+ * get, with the doubtful ones, half of the slots: each of them can turn out bad but once, and must not wait for long where many have.
  */
 import type { Room, Standing } from './webhook-lanes.ts'
 
 const UNPROVEN_SHARE = 0.5
-const LEAST_DOUBTFUL_SHARE = 0.1
+/** Half of what the others may lose where one endpoint in ten is a black hole. */
+const LEAST_DOUBTFUL_SHARE = 0.05
 const GREATEST_DOUBTFUL_SHARE = 0.25
+/**
+ * Doubtful lanes in one claim. Black holes that are begun together time out together, and are begun together again: 25 TLS handshakes at once
+ * keep everybody waiting for 25 ms.
+ */
+const DOUBTFUL_AT_ONCE_SHARE = 0.03
 /** Slots kept free for prompt lanes, as a multiple of the most that they had in use lately. */
 const HEADROOM = 2
 /** What is left after a second of a peak that is not reached again. */
@@ -22,12 +29,14 @@ export class DeliverySlots {
   #prompt = 0
   #unknown = 0
   #doubtful = 0
-  #peak = 0
+  #peak: number
   #peakAt: number
 
   /** @param now a clock in ms that never goes back */
   constructor(total: number, now: () => number = () => performance.now()) {
     this.#total = total
+    // Nothing is known of them at the start, when there may be a backlog to work off, and slots that black holes have then they have for long.
+    this.#peak = total
     this.#now = now
     this.#peakAt = now()
   }
@@ -41,7 +50,8 @@ export class DeliverySlots {
     const total = this.#total - this.inUse
     const left = share(this.#total, UNPROVEN_SHARE) - this.#unknown - this.#doubtful
     const unproven = Math.max(0, Math.min(total, left))
-    const doubtful = Math.max(0, Math.min(unproven, this.#doubtfulSlots() - this.#doubtful))
+    const atOnce = share(this.#total, DOUBTFUL_AT_ONCE_SHARE)
+    const doubtful = Math.max(0, Math.min(unproven, this.#doubtfulSlots() - this.#doubtful, atOnce))
     return { total, unproven, doubtful }
   }
 

@@ -1,5 +1,6 @@
 /** The HTTP client for deliveries: what a receiver does, however slow or hostile, costs one slot for a known time. */
 
+import { constants } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { createSecureContext, getCACertificates, type SecureContext } from 'node:tls'
 import { startDeadline } from './deadline.ts'
@@ -29,6 +30,11 @@ export interface WebhookClientOptions {
    * the common ones, closes an idle connection. To send just as it closes is to lose the attempt.
    */
   readonly idleTimeoutMs?: number
+  /**
+   * How long a connection is used at most, in ms, however busy it is. Default 60,000: so long do deliveries go on to where a name
+   * led when its owner has moved it.
+   */
+  readonly maxConnectionAgeMs?: number
   /** The most that is read of an answer, in bytes, headers and body together. Default 65,536. */
   readonly maxAnswerBytes?: number
   /** For tests of the last check. Default `net.connect`. */
@@ -69,6 +75,7 @@ export function createWebhookClient({
   resolve = createHostResolver(),
   maxIdleConnections = 256,
   idleTimeoutMs = 4_000,
+  maxConnectionAgeMs = 60_000,
   maxAnswerBytes = 65_536,
   openSocket,
 }: WebhookClientOptions = {}): WebhookClient {
@@ -93,7 +100,7 @@ export function createWebhookClient({
   async function postOver(connection: HttpConnection, request: HttpPost, signal: AbortSignal): Promise<number> {
     const status = await connection.post(request, signal)
     if (connection.isOpen) {
-      if (isClosed) connection.destroy()
+      if (isClosed || connection.ageMs > maxConnectionAgeMs) connection.destroy()
       else idle.put(connection)
     }
     return status
@@ -148,7 +155,8 @@ export function createWebhookClient({
 function trusting(caFile: string | undefined): SecureContext {
   const usual = getCACertificates('default')
   const ca = caFile === undefined ? usual : [...usual, certificatesIn(caFile)]
-  return createSecureContext({ ca, minVersion: 'TLSv1.2' })
+  // Without renegotiation (TLS 1.2): a receiver could ask for a handshake after the other, at no more cost to itself than to us.
+  return createSecureContext({ ca, minVersion: 'TLSv1.2', secureOptions: constants.SSL_OP_NO_RENEGOTIATION })
 }
 
 function certificatesIn(file: string): string {

@@ -11,8 +11,8 @@ import { type Database, roundTrip } from '../platform/database.ts'
  * What the last attempt says of an agent's endpoint.
  *
  * - `unknown`: there was none yet
- * - `prompt`: delivered, and soon
- * - `doubtful`: it was slow, or failed
+ * - `prompt`: it was over soon, whether or not the message was delivered
+ * - `doubtful`: it took long
  * - `open`: the circuit is open, or half-open
  */
 const standing = z.enum(['unknown', 'prompt', 'doubtful', 'open'])
@@ -40,6 +40,8 @@ const claimedLane = z.object({
   now: z.number(),
   url: z.string().nullable(),
   sealedSecret: z.string().nullable(),
+  /** The worker that had the lane last did not give it back: what it delivered last may be among the messages still. */
+  wasHeld: z.boolean(),
   /** The oldest messages, in order. */
   messages: z.array(z.object({ seq: z.int(), id: z.uuid() })),
 })
@@ -120,11 +122,21 @@ export class WebhookLanes {
     return rows[0]?.due ?? Number.POSITIVE_INFINITY
   }
 
-  /** Prolongs the leases of all lanes that a worker holds. Throws `DatabaseUnavailable`. */
-  async renew(holder: string, leaseMs: number): Promise<void> {
-    await roundTrip(this.#database, 'renew_lanes', () =>
-      sql`select renew_webhook_lanes(${holder}, ${leaseMs})`.execute(this.#database),
+  /** Prolongs leases, by their claims; returns the recipients whose lanes are the worker's still. Throws `DatabaseUnavailable`. */
+  async renew(
+    holder: string,
+    claimed: readonly Pick<ClaimedLane, 'recipient' | 'claim'>[],
+    leaseMs: number,
+  ): Promise<Set<string>> {
+    const claims = JSON.stringify(claimed.map(({ recipient, claim }) => ({ recipient, claim })))
+    const { rows } = await roundTrip(this.#database, 'renew_lanes', () =>
+      sql<{
+        recipient: string
+      }>`select recipient from renew_webhook_lanes(${holder}, ${claims}::json, ${leaseMs}) as recipient`.execute(
+        this.#database,
+      ),
     )
+    return new Set(rows.map(({ recipient }) => recipient))
   }
 
   async #release(turns: LaneTurn[]): Promise<undefined[]> {

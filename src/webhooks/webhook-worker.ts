@@ -7,7 +7,6 @@
  * is killed leaves its lanes to the others when its leases run out; only the deliveries it had in flight may be made again.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Counter, Gauge, Histogram } from 'prom-client'
 import { type Allowance, takeFrom } from '../access/admission.ts'
 import type { NewEvent, QueuedReason } from '../events/event.ts'
 import { type AppendOptions, type EventLog, LogUnavailable } from '../events/event-log.ts'
@@ -20,18 +19,25 @@ import { type CircuitMode, type CircuitPolicy, circuitMode, recordFailure } from
 import type { DeliveryOutcome } from './delivery-outcome.ts'
 import { DeliverySlots } from './delivery-slots.ts'
 import type { Doorbell } from './doorbell.ts'
+import { type Held, LaneLeases, LeaseLapsed } from './lane-leases.ts'
 import { SecretNotOpened } from './secret-box.ts'
 import { signatureHeaders } from './signature.ts'
 import type { WebhookClient } from './webhook-client.ts'
 import type { ClaimedLane, LaneTurn, WebhookLanes } from './webhook-lanes.ts'
+import {
+  attemptSeconds,
+  attempts,
+  backlogAge,
+  backlogMessages,
+  deliverySeconds,
+  fallbacks,
+  inFlight,
+  openCircuits,
+} from './webhook-metrics.ts'
 import type { WebhookSecrets } from './webhook-secrets.ts'
 
 /** How long the lanes of a worker that died or froze stay with it. */
 const LEASE_MS = 10_000
-/** As parts of the lease: how often it is prolonged, how often looked after, and how much must be left for it to be relied on. */
-const RENEW_SHARE = 1 / 4
-const WATCH_SHARE = 1 / 20
-const MARGIN_SHARE = 1 / 10
 /** What has come due is looked for so often: where there was no slot for it, and where a ring went astray. */
 const POLL_MS = 100
 const IDLE_POLL_MS = 1_000
@@ -48,43 +54,10 @@ const OUTAGE_MS = 250
 const DEFECT_MS = 10_000
 /** A projector that has been silent for so long may be behind: what was delivered meanwhile is still in the lanes. */
 const PROJECTOR_SILENCE_MS = 2_000
+/** And is waited for so long at a time: it says where it is every 250 ms. */
+const PROJECTOR_PATIENCE_MS = 750
 const BACKLOG_EVERY_MS = 5_000
 const USER_AGENT = 'Tabulum-Webhooks/1'
-
-const attempts = new Counter({
-  name: 'tabulum_webhook_attempts_total',
-  help: 'Attempts to deliver: `delivered`, `rejected` (answered other than 2xx), or the stage at which there was no answer.',
-  labelNames: ['outcome'] as const,
-})
-const attemptSeconds = new Histogram({
-  name: 'tabulum_webhook_attempt_seconds',
-  help: 'Time of one attempt.',
-  labelNames: ['kind'] as const,
-  buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
-})
-const deliverySeconds = new Histogram({
-  name: 'tabulum_webhook_delivery_seconds',
-  help: 'Time from the acceptance of a message to its delivery, retries included.',
-  buckets: [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300],
-})
-const fallbacks = new Counter({
-  name: 'tabulum_webhook_fallbacks_total',
-  help: 'Messages moved to the pull queue instead, by why.',
-  labelNames: ['reason'] as const,
-})
-const inFlight = new Gauge({
-  name: 'tabulum_webhook_in_flight',
-  help: 'Slots in use in this process; WEBHOOK_CONCURRENCY is the most.',
-})
-const backlogGauge = new Gauge({
-  name: 'tabulum_webhook_backlog',
-  help: 'Messages that wait to be pushed, by all workers.',
-})
-const backlogAge = new Gauge({
-  name: 'tabulum_webhook_backlog_age_seconds',
-  help: 'Age of the oldest message that waits to be pushed, retries included.',
-})
-const openCircuits = new Gauge({ name: 'tabulum_webhook_open_circuits', help: 'Agents whose circuit is open.' })
 
 export interface WebhookWorkerOptions {
   lanes: Pick<WebhookLanes, 'claim' | 'due' | 'renew' | 'release' | 'backlog'>
@@ -117,24 +90,14 @@ export async function runWebhookWorker(options: WebhookWorkerOptions, signal: Ab
   await new WebhookWorker(options, signal).run()
 }
 
-/** A lane in this worker's hands. */
-interface Held {
-  readonly lane: ClaimedLane
-  /** Times of `performance.now()`. */
-  readonly claimedAt: number
-  validUntil: number
-  /** Aborts when the lease has run out. */
-  readonly lapse: AbortController
-}
-
 class WebhookWorker {
   readonly #options: WebhookWorkerOptions
   readonly #leaseMs: number
+  readonly #leases: LaneLeases
   readonly #random: () => number
   readonly #stop: AbortSignal
   readonly #slots: DeliverySlots
   /** Bounded by the slots. */
-  readonly #held = new Set<Held>()
   readonly #turns = new Set<Promise<void>>()
   /** What the lanes say may be older than what the log says: nothing is claimed until they have caught up. */
   #isBehind = true
@@ -143,7 +106,17 @@ class WebhookWorker {
 
   constructor(options: WebhookWorkerOptions, signal: AbortSignal) {
     this.#options = options
+    const { lanes, holder, logger } = options
     this.#leaseMs = options.leaseMs ?? LEASE_MS
+    this.#leases = new LaneLeases({
+      lanes,
+      holder,
+      leaseMs: this.#leaseMs,
+      logger,
+      onFailure: () => {
+        this.#isBehind = true
+      },
+    })
     this.#random = options.random ?? Math.random
     this.#stop = signal
     this.#slots = new DeliverySlots(options.concurrency)
@@ -154,12 +127,14 @@ class WebhookWorker {
     const unsubscribe = this.#options.pushes.onRing(wake)
     this.#stop.addEventListener('abort', wake, { once: true })
     const ended = new AbortController()
-    const beside = [this.#renewLeases(ended.signal), this.#measureBacklog(ended.signal)]
+    const beside = [this.#leases.keep(ended.signal), this.#measureBacklog(ended.signal)]
     while (!this.#stop.aborted) {
       this.#woken = false
       let pause = POLL_MS
       try {
-        const isIdle = (await this.#mayClaim()) && (await this.#claim()) === 0
+        // Where there is no room, the next slot that comes free wakes it.
+        const mayClaim = this.#slots.room.total > 0 && (await this.#mayClaim())
+        const isIdle = mayClaim && (await this.#claim()) === 0
         if (isIdle && !this.#woken) pause = Math.min(Math.max(POLL_MS, await this.#options.lanes.due()), IDLE_POLL_MS)
       } catch (error) {
         this.#isBehind = true
@@ -191,12 +166,11 @@ class WebhookWorker {
 
   /** Not while messages that were delivered may still be in the lanes. */
   async #mayClaim(): Promise<boolean> {
-    const { progress, log } = this.#options
+    const { progress } = this.#options
     if (progress.silenceMs() > PROJECTOR_SILENCE_MS) this.#isBehind = true
     if (!this.#isBehind) return true
-    const last = await log.lastChangeSeq()
     try {
-      await progress.reached(last, OUTAGE_MS)
+      await this.#untilCaughtUp(PROJECTOR_PATIENCE_MS)
     } catch (error) {
       if (error instanceof ProjectionBehind) return false
       throw error
@@ -205,15 +179,19 @@ class WebhookWorker {
     return !this.#isBehind
   }
 
+  /** Until all that the log says now is in the lanes. Throws `ProjectionBehind`. */
+  async #untilCaughtUp(patienceMs?: number): Promise<void> {
+    const { progress, log } = this.#options
+    await progress.reached(await log.lastChangeSeq(), patienceMs)
+  }
+
   /** Claims what there is room for, and begins its turns. Returns how many. */
   async #claim(): Promise<number> {
     const room = this.#slots.room
-    if (room.total === 0) return 0
     const claimedAt = performance.now()
     const lanes = await this.#options.lanes.claim(this.#options.holder, this.#leaseMs, room, TURN_MESSAGES)
     for (const lane of lanes) {
-      const held = { lane, claimedAt, validUntil: claimedAt + this.#leaseMs, lapse: new AbortController() }
-      const turn = this.#turn(held)
+      const turn = this.#turn(this.#leases.hold(lane, claimedAt))
       this.#turns.add(turn)
       void turn.finally(() => this.#turns.delete(turn))
     }
@@ -226,18 +204,20 @@ class WebhookWorker {
     // One that rests sends nothing, and so takes no time.
     const isResting = lane.standing === 'open' && lane.now < lane.openUntil
     const giveBack = this.#slots.take(isResting ? 'prompt' : lane.standing)
-    this.#held.add(held)
     inFlight.set(this.#slots.inUse)
     const turn = beginTurn(lane)
     try {
-      await this.#work(held, turn)
+      // Given back as it was, to be claimed again without what the worker before has delivered.
+      if (lane.wasHeld) await this.#untilCaughtUp()
+      else await this.#work(held, turn)
       await lanes.release(turn)
     } catch (error) {
       // The lane is another worker's now, or will be when the lease runs out.
-      if (held.lapse.signal.aborted || error instanceof LeaseLapsed) this.#isBehind = true
+      const isLost = error instanceof LeaseLapsed || error instanceof ProjectionBehind
+      if (held.lapse.signal.aborted || isLost) this.#isBehind = true
       else await this.#releaseLate(held, turn, error)
     } finally {
-      this.#held.delete(held)
+      this.#leases.drop(held)
       giveBack()
       inFlight.set(this.#slots.inUse)
       this.#wakeUp()
@@ -290,12 +270,13 @@ class WebhookWorker {
     const startedAt = performance.now()
     const outcome = await this.#post(held, message)
     const durationMs = performance.now() - startedAt
+    // What it answered does not matter here: what it costs the others is the time for which it holds a slot.
+    const standing = durationMs <= PROMPT_MS ? 'prompt' : 'doubtful'
     attempts.inc({ outcome: outcome.kind === 'failed' ? outcome.stage : outcome.kind })
     attemptSeconds.observe({ kind: outcome.kind }, durationMs / 1_000)
     if (outcome.kind === 'delivered') {
       await this.#record(held, delivered(message), { via: 'push', about: seq, id: `delivered-${id}` })
       deliverySeconds.observe(Math.max(0, Date.now() - Date.parse(message.timestamp)) / 1_000)
-      const standing = durationMs <= PROMPT_MS ? 'prompt' : 'doubtful'
       Object.assign(turn, {
         doneSeq: seq,
         attempts: 0,
@@ -307,7 +288,7 @@ class WebhookWorker {
     }
     turn.attempts = (turn.retriedSeq === seq ? turn.attempts : 0) + 1
     turn.retriedSeq = seq
-    turn.standing = 'doubtful'
+    turn.standing = standing
     this.#options.logger.info(
       { agent: message.to, message_id: id, attempt: turn.attempts, duration_ms: Math.round(durationMs), ...outcome },
       'webhook attempt failed',
@@ -321,12 +302,13 @@ class WebhookWorker {
     await this.#giveUp(held, turn, { seq, id }, 'undeliverable')
     const { failures, openUntil } = recordFailure({ ...turn, probeUntil: 0 }, databaseClock(held), circuit)
     const isOpen = openUntil > 0
-    Object.assign(turn, { failures, openUntil, standing: isOpen ? 'open' : 'doubtful' } satisfies Partial<LaneTurn>)
+    Object.assign(turn, { failures, openUntil, standing: isOpen ? 'open' : standing } satisfies Partial<LaneTurn>)
     return isOpen
   }
 
-  async #post({ lane, lapse, validUntil }: Held, message: Message): Promise<DeliveryOutcome> {
-    if (performance.now() > validUntil - this.#leaseMs * MARGIN_SHARE) throw new LeaseLapsed()
+  async #post(held: Held, message: Message): Promise<DeliveryOutcome> {
+    this.#leases.check(held)
+    const { lane, lapse } = held
     if (lane.url === null || lane.sealedSecret === null)
       return { kind: 'failed', stage: 'url', reason: 'the agent has no webhook' }
     const { message_id, from, to, content, timestamp } = message
@@ -375,37 +357,13 @@ class WebhookWorker {
     }
   }
 
-  /** Keeps the leases of lanes that are worked on, and ends the work on those whose lease could not be kept. */
-  async #renewLeases(ended: AbortSignal): Promise<void> {
-    let renewedAt = performance.now()
-    while (!ended.aborted) {
-      await sleep(this.#leaseMs * WATCH_SHARE, undefined, { signal: ended }).catch(() => {})
-      const now = performance.now()
-      if (now - renewedAt >= this.#leaseMs * RENEW_SHARE && this.#held.size > 0) {
-        const held = [...this.#held]
-        try {
-          await this.#options.lanes.renew(this.#options.holder, this.#leaseMs)
-          renewedAt = now
-          // Those that had run out by then may be another worker's.
-          for (const each of held) if (each.validUntil > now) each.validUntil = now + this.#leaseMs
-        } catch (error) {
-          this.#isBehind = true
-          this.#options.logger.warn({ error: String(error) }, 'webhook worker could not prolong its leases')
-        }
-      }
-      for (const { validUntil, lapse } of this.#held) {
-        if (performance.now() > validUntil - this.#leaseMs * MARGIN_SHARE) lapse.abort(new LeaseLapsed())
-      }
-    }
-  }
-
   async #measureBacklog(ended: AbortSignal): Promise<void> {
     const { lanes, log } = this.#options
     while (!ended.aborted) {
       try {
         const { messages, oldestSeq, openCircuits: open } = await lanes.backlog()
         const [oldest] = oldestSeq === undefined ? [] : await log.get([oldestSeq])
-        backlogGauge.set(messages)
+        backlogMessages.set(messages)
         backlogAge.set(oldest === undefined ? 0 : Math.max(0, Date.now() - Date.parse(oldest.ts)) / 1_000)
         openCircuits.set(open)
       } catch (error) {
@@ -417,11 +375,6 @@ class WebhookWorker {
 }
 
 type QueuedMessage = ClaimedLane['messages'][number]
-
-/** The lane has been in this worker's hands for too long without a word: it may be another's. */
-class LeaseLapsed extends Error {
-  override name = 'LeaseLapsed'
-}
 
 function beginTurn(lane: ClaimedLane): LaneTurn {
   const { recipient, claim, standing, doneSeq, retriedSeq, attempts, failures, openUntil, bucketFullAt } = lane

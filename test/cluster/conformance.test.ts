@@ -24,7 +24,7 @@ import { startNats, startPostgres, startRedis, startRedisCluster } from '../supp
 const logger = createLogger('warn', 'test')
 
 async function createDatabase(): Promise<DatabaseHarness> {
-  const postgres = await startPostgres()
+  const postgres = await startPostgres({ migrated: true })
   // One connection, as the suites make temporary tables.
   const database = openPostgres({ url: postgres.ownerUrl, poolMode: 'session', maxConnections: 1 })
   await migrate(database)

@@ -6,7 +6,8 @@ import { createServer } from 'node:http'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { expect, test } from 'vitest'
+import { describe, expect, test } from 'vitest'
+import { dashboardQueries } from '../support/dashboard.ts'
 import { DEPLOY } from '../support/servers/deploy.ts'
 import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../support/servers/directory.ts'
 import { findProgram } from '../support/servers/programs.ts'
@@ -14,13 +15,29 @@ import { startNameServer } from '../unit/webhooks/name-server.ts'
 
 const run = promisify(execFile)
 
-test('Prometheus accepts its configuration', { timeout: 600_000 }, async () => {
-  const { stdout } = await run(await findProgram('promtool'), [
-    'check',
-    'config',
-    join(DEPLOY, 'prometheus', 'prometheus.yml'),
-  ])
-  expect(stdout).toContain('SUCCESS')
+describe('Prometheus', { timeout: 600_000 }, () => {
+  const promtool = async (...args: string[]) => (await run(await findProgram('promtool'), args)).stdout
+
+  test('accepts its configuration and its rules', async () => {
+    const stdout = await promtool('check', 'config', join(DEPLOY, 'prometheus', 'prometheus.yml'))
+    expect(stdout).toMatch(/SUCCESS: \d+ rules found/)
+  })
+
+  test('alerts when it should, and when all is well does not', async () => {
+    expect(await promtool('test', 'rules', join(import.meta.dirname, 'prometheus-rules.yml'))).toContain('SUCCESS')
+  })
+
+  test('understands each query of the dashboard', async () => {
+    const directory = makeDirectory('dashboard')
+    const queries = dashboardQueries().map((query) => query.replaceAll('$__rate_interval', '1m'))
+    expect(queries.length).toBeGreaterThan(20)
+    const rules = queries.map((expr, index) => ({ record: `query_${index}`, expr }))
+    const file = join(directory, 'queries.yml')
+    // YAML reads JSON.
+    writeFileSync(file, JSON.stringify({ groups: [{ name: 'dashboard', rules }] }))
+    expect(await promtool('check', 'rules', file)).toContain(`SUCCESS: ${queries.length} rules found`)
+    await removeDirectory(directory)
+  })
 })
 
 test('HAProxy finds nodes by DNS, new ones too, and gives up those that are gone', async () => {

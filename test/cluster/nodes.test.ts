@@ -355,7 +355,7 @@ describe('what a request costs', () => {
 
   // The table "Round trips" of docs/architecture.md.
   it.each<[string, () => Promise<unknown>, Cost]>([
-    ['GET /v1/agents/me', () => agent.me(), { redis: 1, postgres: 1, appends: 0 }],
+    ['GET /v1/agents/me', () => agent.me(), { redis: 1, postgres: 0, appends: 0 }],
     ['GET /v1/registry', () => agent.registry(), { redis: 1, postgres: 1, appends: 1 }],
     ['GET /v1/state', () => agent.list(), { redis: 1, postgres: 1, appends: 0 }],
     ['GET /v1/state/{key}', () => agent.read('cost'), { redis: 1, postgres: 1, appends: 1 }],

@@ -1,22 +1,32 @@
 /** Workers share what is to be pushed, and one that is killed takes nothing with it. */
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { pathToFileURL } from 'node:url'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
 import { type Agent, Client, message } from '../support/client.ts'
 import { type Cluster, type ClusterProcess, startCluster } from '../support/cluster.ts'
 import { createTestAuthority, type Receiver, startReceiver, type TestAuthority } from '../support/receiver.ts'
+import { type NameServer, startNameServer } from '../unit/webhooks/name-server.ts'
 
 const START_MS = 120_000
 const AGENTS = 12
+const ASK_NAME_SERVER = pathToFileURL(join(import.meta.dirname, '../support/ask-name-server.ts')).href
 /** The leases of a killed worker run out after 10 s. */
 const WITHIN = { timeout: 40_000, interval: 100 }
 
 let authority: TestAuthority
+let nameServer: NameServer
+/** What it answers now, by name. */
+const addresses = new Map<string, string[]>()
 let cluster: Cluster
 let client: Client
 let sender: Agent
 
 beforeAll(async () => {
   authority = await createTestAuthority()
+  nameServer = await startNameServer((name, type) =>
+    (addresses.get(name) ?? []).filter((address) => address.includes(':') === (type === 'AAAA')),
+  )
   cluster = await startCluster({
     nodes: 1,
     workers: 2,
@@ -24,7 +34,9 @@ beforeAll(async () => {
       RATE_LIMIT_MESSAGE_PER_MIN: '1000000',
       RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
       RATE_LIMIT_WEBHOOK_PER_MIN: '1000000',
-      WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8',
+      NODE_OPTIONS: `--import=${ASK_NAME_SERVER}`,
+      TEST_NAME_SERVER: nameServer.address,
+      WEBHOOK_ALLOW_CIDRS: '127.0.0.1/32',
       WEBHOOK_CA_FILE: authority.caFile,
       WEBHOOK_CONCURRENCY: '8',
       WEBHOOK_TOTAL_TIMEOUT: '60s',
@@ -37,6 +49,7 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await cluster?.[Symbol.asyncDispose]()
+  await nameServer?.[Symbol.asyncDispose]()
   await authority?.[Symbol.asyncDispose]()
 }, START_MS)
 
@@ -183,3 +196,42 @@ it('the pull queue has what could not be pushed, also after Redis was wiped', as
     expect((await agent.receive()).messages.map(({ content }) => content)).toEqual(['undeliverable'])
   }, WITHIN)
 }, 90_000)
+
+it('names that come to lead to addresses that are not public, and redirects there: nothing is sent, and all comes to the pull queue', async () => {
+  const answers = {
+    'private.test': ['127.0.0.2'],
+    'mixed.test': ['127.0.0.1', '127.0.0.2'],
+    'mapped.test': ['::ffff:127.0.0.2'],
+    'nat64.test': ['64:ff9b::7f00:2'],
+    '6to4.test': ['2002:7f00:2::1'],
+  }
+  const names = Object.keys(answers)
+  const certificateNames = ['127.0.0.1', '127.0.0.2', ...names]
+  await using hook = await startReceiver({ authority, certificateNames })
+  await using inside = await startReceiver({ authority, certificateNames, host: '127.0.0.2', port: hook.port })
+  const redirect = { status: 307, headers: { location: inside.url } }
+  await using redirecting = await startReceiver({ authority, behaviour: redirect })
+  for (const name of names) addresses.set(name, ['127.0.0.1'])
+  const named = await Promise.all(names.map((name) => client.registerAgent({ webhookUrl: hook.urlFor(name) })))
+  const redirected = await client.registerAgent({ webhookUrl: redirecting.url })
+  await sendToAll(named, 0, 1)
+  await allDelivered(named, named.length)
+
+  for (const [name, changed] of Object.entries(answers)) addresses.set(name, changed)
+  // Connections that are kept lead to where they led, which is no way in; these are over.
+  hook.hangUp()
+  await hook.disconnected()
+  await sendToAll([...named, redirected], 1, 1)
+  await Promise.all(
+    [...named, redirected].map((agent) =>
+      vi.waitFor(async () => expect((await agent.receive()).messages).toMatchObject([{ content: '1' }]), WITHIN),
+    ),
+  )
+  expect(hook.deliveries).toHaveLength(named.length)
+  expect(redirecting.deliveries).toHaveLength(2)
+  expect([inside.connections, inside.bytesReceived]).toEqual([0, 0])
+  const refused = await Promise.all(
+    cluster.workers.map((worker) => metric(worker, 'tabulum_webhook_attempts_total{outcome="refused_address"}')),
+  )
+  expect(refused.reduce((sum, count) => sum + count, 0)).toBe(named.length * 2)
+}, 60_000)

@@ -1,43 +1,25 @@
 /** The conformance suites on embedded storage: PGlite, and what lives in the process. */
 import { randomUUID } from 'node:crypto'
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { MemoryAdmission } from '../../src/access/memory-admission.ts'
 import { EmbeddedEventLog } from '../../src/events/embedded-event-log.ts'
 import { Progress } from '../../src/events/progress.ts'
 import { EmbeddedMessageQueue } from '../../src/messaging/embedded-message-queue.ts'
-import { openEmbedded } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
-import { migrate } from '../../src/platform/migrate.ts'
 import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { runProjector } from '../../src/projector/projector.ts'
 import { RegistryStore } from '../../src/registry/registry-store.ts'
 import { StateStore } from '../../src/state/state-store.ts'
+import { openFreshDatabase } from '../support/embedded-database.ts'
 import { describeAdmission } from './admission.ts'
 import { describeEventLog } from './event-log.ts'
 import { describeMessageQueue } from './message-queue.ts'
 import { describeRegistryStore } from './registry-store.ts'
 import { describeStateStore } from './state-store.ts'
-import type { DatabaseHarness } from './support.ts'
 import { describeWebhookLanes } from './webhook-lanes.ts'
 
-async function createDatabase(): Promise<DatabaseHarness> {
-  const directory = await mkdtemp(join(tmpdir(), 'tabulum-test-'))
-  const database = await openEmbedded(directory)
-  await migrate(database)
-  return {
-    database,
-    async [Symbol.asyncDispose]() {
-      await database.destroy()
-      await rm(directory, { recursive: true, force: true })
-    },
-  }
-}
-
 describeEventLog('embedded', async () => {
-  const { database, [Symbol.asyncDispose]: dispose } = await createDatabase()
+  const { database, [Symbol.asyncDispose]: dispose } = await openFreshDatabase()
   const log = await EmbeddedEventLog.open(database)
   return {
     log,
@@ -49,7 +31,7 @@ describeEventLog('embedded', async () => {
 })
 
 describeMessageQueue('embedded', async ({ maxQueue }) => {
-  const { database, [Symbol.asyncDispose]: dispose } = await createDatabase()
+  const { database, [Symbol.asyncDispose]: dispose } = await openFreshDatabase()
   const log = await EmbeddedEventLog.open(database)
   const progress = new Progress()
   const stop = new AbortController()
@@ -85,6 +67,6 @@ describeAdmission('in memory', async (options) => {
   }
 })
 
-describeStateStore('PGlite', createDatabase, { large: false })
-describeRegistryStore('PGlite', createDatabase)
-describeWebhookLanes('PGlite', createDatabase)
+describeStateStore('PGlite', openFreshDatabase, { large: false })
+describeRegistryStore('PGlite', openFreshDatabase)
+describeWebhookLanes('PGlite', openFreshDatabase)

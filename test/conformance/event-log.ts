@@ -1,8 +1,8 @@
 /** The conformance suite of the `EventLog` port. */
 import { randomUUID } from 'node:crypto'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { CHANGES, type LoggedEvent, type NewEvent } from '../../src/events/event.ts'
-import { type EventLog, LogUnavailable } from '../../src/events/event-log.ts'
+import { changesOf, type LoggedEvent, type NewEvent } from '../../src/events/event.ts'
+import { type EventLog, type FollowOptions, LogUnavailable } from '../../src/events/event-log.ts'
 import { deleted, inParallel, inSequence, read, registryRead, sent, written } from './support.ts'
 
 export interface EventLogHarness extends AsyncDisposable {
@@ -12,6 +12,7 @@ export interface EventLogHarness extends AsyncDisposable {
 
 /** What a value of the greatest size takes as JSON at worst: six bytes for each of its 1,048,576. */
 const LARGEST_VALUE = '\0'.repeat(1_048_576)
+const LARGE_VALUE = 'x'.repeat(1_048_576)
 const FOLLOW_TIMEOUT_MS = 15_000
 
 export function describeEventLog(name: string, create: () => Promise<EventLogHarness>): void {
@@ -162,6 +163,14 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         }
       })
 
+      it('has the next page of many soon', async () => {
+        const since = await log.lastSeq()
+        await inParallel(600, (index) => log.append(written('soon', String(index))))
+        const start = performance.now()
+        expect(await readAll(since, 1_000)).toHaveLength(600)
+        expect(performance.now() - start).toBeLessThan(3_000)
+      })
+
       it('begins after `since`, and is empty at the end of the log and beyond', async () => {
         const [first, second] = await appendAll([written('bounds', '1'), written('bounds', '2')])
         if (first === undefined || second === undefined) throw new Error('nothing was appended')
@@ -206,14 +215,18 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
       it('make pages shorter but never empty before the end, and none is passed over', async () => {
         const since = await log.lastSeq()
         const seqs = await appendAll([
-          written('pages', 'small'),
-          ...Array.from({ length: 4 }, () => written('pages', LARGEST_VALUE)),
-          written('pages', 'small'),
+          ...Array.from({ length: 40 }, () => written('pages', 'small')),
+          ...Array.from({ length: 24 }, () => written('pages', LARGE_VALUE)),
+          ...Array.from({ length: 40 }, () => written('pages', 'small')),
         ])
         expect((await readAll(since, 1_000)).map(({ seq }) => seq)).toEqual(seqs)
+        for (const limit of [1_000, 50])
+          expect((await log.read(seqs[38] as number, limit)).filter(isLarge).length).toBeLessThanOrEqual(8)
         const followed = await followUntil(log, since, (events) => events.length === seqs.length)
         expect(followed.map(({ seq }) => seq)).toEqual(seqs)
       })
+
+      const isLarge = ({ type, data }: LoggedEvent) => type === 'state_written' && data.value === LARGE_VALUE
     })
 
     describe('follow', () => {
@@ -229,7 +242,7 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         await following(log, since, (batch) => batches.push(batch) > 0 && batch.length === 0)
         expect(batches.at(-1)).toEqual([])
         expect(batches.flat().map(({ seq }) => seq)).toEqual(changes)
-        expect(batches.flat().every(({ type }) => CHANGES.includes(type))).toBe(true)
+        expect(batches.flat().every(({ type }) => changesOf().includes(type))).toBe(true)
       })
 
       it('from the middle begins right after it', async () => {
@@ -251,6 +264,46 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         const batches: LoggedEvent[][] = []
         await following(log, since, (batch) => batches.push(batch) > 0)
         expect(batches).toEqual([[]])
+      })
+
+      it('says so only after all that was confirmed, however short a time ago', async () => {
+        for (let round = 0; round < 30; round++) {
+          const { seq } = await log.append(written('just', String(round)))
+          const batches: LoggedEvent[][] = []
+          await following(log, seq - 1, (batch) => batches.push(batch) > 0 && batch.length === 0)
+          expect(batches.flat().map((event) => event.seq)).toEqual([seq])
+        }
+      })
+
+      it('keeps to one capability where one is named, and says when of that there is nothing more', async () => {
+        const since = await log.lastSeq()
+        const [message] = await appendAll([
+          sent('tab_bbbbbbbbbbbbbbbbbbbb', 'one'),
+          written('capability', ''),
+          registryRead(),
+        ])
+        const batches: LoggedEvent[][] = []
+        await following(log, since, (batch) => batches.push(batch) > 0 && batch.length === 0, { capability: 'message' })
+        expect(batches.flat().map(({ seq }) => seq)).toEqual([message])
+      })
+
+      it('brings each once and in order, where some may wait and the last may not', async () => {
+        const since = await log.lastSeq()
+        const seqs: number[] = []
+        const batches: LoggedEvent[][] = []
+        const done = following(
+          log,
+          since,
+          (batch) => batches.push(batch) > 0 && batch.at(-1)?.type === 'state_written',
+          {
+            mayWait: ({ type }) => type === 'message_sent',
+          },
+        )
+        for (let index = 0; index < 50; index++)
+          seqs.push((await log.append(sent('tab_bbbbbbbbbbbbbbbbbbbb', String(index)))).seq)
+        seqs.push((await log.append(written('urgent', ''))).seq)
+        await done
+        expect(batches.flat().map(({ seq }) => seq)).toEqual(seqs)
       })
 
       it('brings what is appended while it waits, in order and each once, with an empty batch after it', async () => {
@@ -306,11 +359,16 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
 }
 
 /** Follows until `onBatch` returns true. Throws when that takes too long. */
-async function following(log: EventLog, since: number, onBatch: (batch: LoggedEvent[]) => boolean): Promise<void> {
+async function following(
+  log: EventLog,
+  since: number,
+  onBatch: (batch: LoggedEvent[]) => boolean,
+  options?: FollowOptions,
+): Promise<void> {
   const stop = new AbortController()
   const tooLong = setTimeout(() => stop.abort(), FOLLOW_TIMEOUT_MS)
   try {
-    for await (const batch of log.follow(since, stop.signal)) {
+    for await (const batch of log.follow(since, stop.signal, options)) {
       if (onBatch(batch)) return
     }
     throw new Error(`what was waited for did not come within ${FOLLOW_TIMEOUT_MS} ms`)

@@ -67,7 +67,7 @@ export function describeMessageQueue(
     const contents = (messages: readonly LeasedMessage[]) => messages.map(({ content }) => content)
 
     it('is empty for an agent to whom nobody has written', async () => {
-      expect(await queue.lease(newAddress(), 10)).toEqual({ messages: [], remaining: 0 })
+      expect(await queue.lease(newAddress(), 10)).toMatchObject({ messages: [], remaining: 0 })
     })
 
     it('leases messages in the order of the log, as they were sent', async () => {
@@ -124,7 +124,7 @@ export function describeMessageQueue(
       expect(all.toSorted((a, b) => Number(a) - Number(b))).toEqual(numbered(20))
       for (const { messages } of leases)
         expect(contents(messages)).toEqual(contents(messages).toSorted((a, b) => Number(a) - Number(b)))
-      expect(await other.lease(to, 3)).toEqual({ messages: [], remaining: 0 })
+      expect(await other.lease(to, 3)).toMatchObject({ messages: [], remaining: 0 })
     })
 
     it('keeps agents apart', async () => {
@@ -144,7 +144,7 @@ export function describeMessageQueue(
       expect(contents(rest.messages)).toEqual(numbered(3, 2))
       expect(rest.remaining).toBe(0)
       await deliver(to, rest.messages)
-      expect(await queue.lease(to, 10)).toEqual({ messages: [], remaining: 0 })
+      expect(await queue.lease(to, 10)).toMatchObject({ messages: [], remaining: 0 })
       await send(to, ['later'])
       expect(contents((await queue.lease(to, 10)).messages)).toEqual(['later'])
     })
@@ -157,7 +157,7 @@ export function describeMessageQueue(
       const rest = await other.lease(to, 10)
       expect(contents(rest.messages)).toEqual(['2'])
       expect(rest.remaining).toBe(0)
-      await queue.release(to, rest.messages)
+      await rest.release()
       await harness.applied(await record(messages))
       const again = await other.lease(to, 10)
       expect(contents(again.messages)).toEqual(['2'])
@@ -167,10 +167,10 @@ export function describeMessageQueue(
     it('forgets what the log says was delivered, though nobody removes it', async () => {
       const to = newAddress()
       await send(to, numbered(3))
-      const { messages } = await queue.lease(to, 2)
-      await harness.applied(await record(messages))
+      const lease = await queue.lease(to, 2)
+      await harness.applied(await record(lease.messages))
       // Their lease is over too, should this have been another process's.
-      await queue.release(to, messages).catch(() => {})
+      await lease.release().catch(() => {})
       const rest = await other.lease(to, 10)
       expect(contents(rest.messages)).toEqual(['2'])
       expect(rest.remaining).toBe(0)
@@ -181,8 +181,8 @@ export function describeMessageQueue(
       await send(to, numbered(6))
       const first = await queue.lease(to, 2)
       const second = await queue.lease(to, 2)
-      await queue.release(to, second.messages)
-      await queue.release(to, first.messages)
+      await second.release()
+      await first.release()
       const again = await other.lease(to, 3)
       expect(contents(again.messages)).toEqual(numbered(3))
       expect(again.remaining).toBe(3)
@@ -194,8 +194,7 @@ export function describeMessageQueue(
     it('counts what was released as queued again', async () => {
       const to = newAddress()
       await send(to, numbered(6))
-      const { messages } = await queue.lease(to, 3)
-      await queue.release(to, messages)
+      await (await queue.lease(to, 3)).release()
       expect((await other.lease(to, 1)).remaining).toBe(5)
     })
 
@@ -203,8 +202,7 @@ export function describeMessageQueue(
       const to = newAddress()
       await send(to, numbered(4))
       await queue.lease(to, 1)
-      const { messages } = await queue.lease(to, 1)
-      await queue.release(to, messages)
+      await (await queue.lease(to, 1)).release()
       const { messages: again, remaining } = await other.lease(to, 10)
       expect(contents(again)).toEqual(numbered(3, 1))
       expect(remaining).toBe(0)
@@ -214,7 +212,7 @@ export function describeMessageQueue(
       const to = newAddress()
       await send(to, ['x'])
       await queue.remove(to, [])
-      await queue.release(to, [])
+      await (await queue.lease(newAddress(), 1)).release()
       expect(contents((await queue.lease(to, 10)).messages)).toEqual(['x'])
     })
 
@@ -250,7 +248,7 @@ export function describeMessageQueue(
       const rest = await queue.lease(to, 100)
       expect(contents(rest.messages)).toEqual([...numbered(MAX_QUEUE - 12, 12), 'one more', 'and another'])
       await deliver(to, [...first.messages, ...messages, ...rest.messages])
-      expect(await queue.lease(to, 10)).toEqual({ messages: [], remaining: 0 })
+      expect(await queue.lease(to, 10)).toMatchObject({ messages: [], remaining: 0 })
     })
 
     it('brings a message that an agent sends to itself', async () => {
@@ -280,7 +278,7 @@ export function describeMessageQueue(
       const event = sent(to, 'pushed')
       const { seq } = await harness.log.append(event, { via: 'webhook', id: event.data.message_id })
       await harness.applied(seq)
-      expect(await queue.lease(to, 10)).toEqual({ messages: [], remaining: 0 })
+      expect(await queue.lease(to, 10)).toMatchObject({ messages: [], remaining: 0 })
       await send(to, ['pulled'])
       expect(contents((await queue.lease(to, 10)).messages)).toEqual(['pulled'])
     })
@@ -307,7 +305,7 @@ export function describeMessageQueue(
       expect(messages.map(({ seq }) => seq)).toEqual(appended.map(({ seq }) => seq))
       expect(remaining).toBe(0)
       await deliver(to, messages)
-      expect(await queue.lease(to, 10)).toEqual({ messages: [], remaining: 0 })
+      expect(await queue.lease(to, 10)).toMatchObject({ messages: [], remaining: 0 })
     })
 
     it('loses and doubles nothing while many send, receive and give back at once', async () => {
@@ -327,8 +325,9 @@ export function describeMessageQueue(
       })()
       const receivers = inParallel(4, async (index) => {
         for (let turn = index; received.length < total; turn++) {
-          const { messages } = await (index % 2 === 0 ? queue : other).lease(to, 3)
-          if (turn % 3 === 0) await queue.release(to, messages)
+          const lease = await (index % 2 === 0 ? queue : other).lease(to, 3)
+          const { messages } = lease
+          if (turn % 3 === 0) await lease.release()
           else if (messages.length > 0) {
             received.push(...contents(messages))
             await deliver(to, messages)

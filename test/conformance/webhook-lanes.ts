@@ -176,9 +176,46 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
 
     it('stay with a worker that prolongs its leases', async () => {
       await push(newAddress())
-      await lanes.claim('worker', 0, ROOM, TURN_MESSAGES)
-      await lanes.renew('worker', LEASE_MS)
+      const claimed = await lanes.claim('worker', 0, ROOM, TURN_MESSAGES)
+      expect(await lanes.renew('worker', claimed, LEASE_MS)).toEqual(new Set(claimed.map(({ recipient }) => recipient)))
       expect(await claim()).toEqual([])
+    })
+
+    it('stay with nobody whose claim never reached it, whatever else it prolongs', async () => {
+      const to = newAddress()
+      await push(to)
+      await lanes.claim('worker', 0, ROOM, TURN_MESSAGES)
+      await push(newAddress())
+      const claimed = (await claim()).filter(({ recipient }) => recipient !== to)
+      await sql`update webhook_lanes set next_at = clock_timestamp(), holder = 'worker' where recipient = ${to}`.execute(
+        harness.database,
+      )
+      await lanes.renew('worker', claimed, LEASE_MS)
+      expect((await claimOne('another')).recipient).toBe(to)
+    })
+
+    it('that were given back or taken over are not prolonged, and who asks is told', async () => {
+      const [gone, taken] = [newAddress(), newAddress()]
+      await push(gone)
+      const first = await claimOne()
+      await lanes.release(turnOf(first, { delay: 60_000 }))
+      await push(taken)
+      const [second] = await lanes.claim('worker', 0, ROOM, TURN_MESSAGES)
+      await claimOne('another')
+      expect(await lanes.renew('worker', [first, second as ClaimedLane], LEASE_MS)).toEqual(new Set())
+      expect(await lanes.due()).toBeLessThanOrEqual(LEASE_MS)
+    })
+
+    it('say whether the worker before gave them back', async () => {
+      await push(newAddress(), 2)
+      const first = await claimOne()
+      expect(first.wasHeld).toBe(false)
+      await lanes.release(turnOf(first))
+      expect((await lanes.claim('killed', 0, ROOM, TURN_MESSAGES)).map(({ wasHeld }) => wasHeld)).toEqual([false])
+      const last = await claimOne()
+      expect(last.wasHeld).toBe(true)
+      await lanes.release(turnOf(last))
+      expect((await claimOne()).wasHeld).toBe(false)
     })
 
     it('are given in kinds only as there is room', async () => {
@@ -195,7 +232,13 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
           await lanes.release(turnOf(lane, { standing, openUntil, delay: 100_000 }))
         }
       }
-      await sql`update webhook_lanes set next_at = clock_timestamp()`.execute(harness.database)
+      // A doubtful one first, then a probe, and so on by turns.
+      for (const [index, recipient] of Object.entries(Object.keys(kinds))) {
+        const waiting = kinds[recipient] === 'probe' ? 59 - 2 * (Number(index) % 2) : 60 - 2 * (Number(index) % 4)
+        await sql`
+          update webhook_lanes set next_at = clock_timestamp() - ${waiting} * interval '1 second'
+          where recipient = ${recipient}`.execute(harness.database)
+      }
       const claimedKinds = async (room: Partial<Room>) =>
         Object.entries(
           Object.groupBy(
@@ -214,6 +257,27 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
       ])
       expect(await claimedKinds({ unproven: 0, doubtful: 0 })).toEqual(['1 prompt'])
       expect(await claimedKinds({})).toEqual(['1 probe', '3 doubtful', '3 unknown'])
+    })
+
+    it('share what room there is for those that may take long by how long they have waited', async () => {
+      const standings = ['doubtful', 'open', 'open', 'doubtful'] as const
+      const waiting: string[] = []
+      for (const standing of standings) {
+        const to = newAddress()
+        await push(to)
+        waiting.push(to)
+        await lanes.release(
+          turnOf(await claimOne(), { standing, openUntil: standing === 'open' ? 1 : 0, delay: 100_000 }),
+        )
+      }
+      for (const [index, to] of waiting.entries()) {
+        await sql`
+          update webhook_lanes set next_at = clock_timestamp() - ${10 - index} * interval '1 second'
+          where recipient = ${to}`.execute(harness.database)
+      }
+      const claimed: string[] = []
+      for (const _ of waiting) claimed.push(...(await claim({ doubtful: 1 })).map(({ recipient }) => recipient))
+      expect(claimed).toEqual(waiting)
     })
 
     it('count what waits, until it is delivered or in the pull queue', async () => {

@@ -162,10 +162,10 @@ describe('a success has one event, in the log before its response is sent', () =
 
   it('whatever runs at the same time', async () => {
     const agents = (await client.registerAgents(5)) as Agent[]
+    const since = await lastSeq(target)
     await inParallel(100, async (index) => {
       const agent = agents[index % 5] as Agent
       const content = crypto.randomUUID()
-      const since = await lastSeq(target)
       if (index % 2 === 0) await agent.send(agent.address, content)
       else await agent.write(`log/parallel/${index}`, content)
       const own = (await target.events(since)).filter(({ data }) => [data.content, data.value].includes(content))

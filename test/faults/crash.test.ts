@@ -7,14 +7,13 @@
 import { spawn } from 'node:child_process'
 import { randomInt } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { expect, it } from 'vitest'
 import { seededRandom } from '../contract/support.ts'
 import { Client } from '../support/client.ts'
-import { type Kernel, startKernel } from '../support/kernel.ts'
+import { freshDataDirectory, type Kernel, startKernel } from '../support/kernel.ts'
 import { auditDeliveries, auditLog, auditReads, auditStores, auditTokens, queuedByLog, replay } from './crash-audit.ts'
 import { History, Workload } from './crash-workload.ts'
 
@@ -47,7 +46,7 @@ it(
     console.log(`CRASH_SEED=${SEED}`)
     const random = seededRandom(SEED)
     const history = new History()
-    const dataDir = await mkdtemp(join(tmpdir(), 'tabulum-crash-'))
+    const dataDir = await freshDataDirectory()
     let kernel: Kernel | undefined
     try {
       let kills = 0

@@ -83,6 +83,8 @@ export interface ClusterOptions {
   readonly workers?: number
   /** For all kernel processes, over the defaults: warnings only, the cheapest bcrypt. */
   readonly settings?: Settings
+  /** Of a disk for each NATS server, in MiB: see `startNats`. */
+  readonly natsDiskMiB?: number
   /** Where they reach the servers instead of directly, such as through a TCP proxy: what to set, by the servers' urls. The stack ends with the cluster. */
   readonly route?: (servers: Servers, stack: AsyncDisposableStack) => Promise<Settings>
 }
@@ -98,12 +100,17 @@ export async function startCluster({
   nodes: nodeCount = 3,
   workers: workerCount = 1,
   settings = {},
+  natsDiskMiB,
   route = async () => ({}),
 }: ClusterOptions = {}): Promise<Cluster> {
   await using stack = new AsyncDisposableStack()
   let owner = stack
   const owned = async <T extends AsyncDisposable>(start: Promise<T>) => stack.use(await start)
-  const [postgres, redis, nats] = await allOver([owned(startPostgres()), owned(startRedis()), owned(startNats())])
+  const [postgres, redis, nats] = await allOver([
+    owned(startPostgres({ migrated: true })),
+    owned(startRedis()),
+    owned(startNats({ diskMiB: natsDiskMiB })),
+  ])
   const environment: Settings = {
     PATH: process.env.PATH ?? '',
     NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? '',
@@ -137,8 +144,10 @@ export async function startCluster({
     await removeDirectory(directory)
     return { code, output: child.output() }
   }
-  const migrated = await run('migrate', [], { DATABASE_URL: postgres.ownerUrl })
-  if (migrated.code !== 0) throw new Error(`migrate ended with ${migrated.code}. It printed:\n${migrated.output}`)
+  if (!postgres.isMigrated) {
+    const migrated = await run('migrate', [], { DATABASE_URL: postgres.ownerUrl })
+    if (migrated.code !== 0) throw new Error(`migrate ended with ${migrated.code}. It printed:\n${migrated.output}`)
+  }
 
   const start = async (command: 'api' | 'worker', number: number, own: Settings) => {
     const ports = await reservePorts(2)

@@ -3,14 +3,13 @@
  * over HTTP.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { once } from 'node:events'
 import { cp, mkdtemp, rm } from 'node:fs/promises'
 import { get } from 'node:http'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
+import { releasePorts, reservePorts } from './servers/directory.ts'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 /** A first start takes some 5 s of CPU, most of it to set up the embedded database, and other tests want the CPU too. */
@@ -20,8 +19,6 @@ const STOP_DEADLINE_MS = 30_000
 const EVENTS_PAGE = 1_000
 /** Of what a process has printed, the last so many characters are kept. */
 const OUTPUT_LIMIT = 1_000_000
-/** A port found free may be taken before the kernel binds it. */
-const START_ATTEMPTS = 3
 
 /** One line of the event log. `data` is left as it came: what is in it is for tests to judge. */
 const event = z.strictObject({
@@ -60,19 +57,10 @@ export async function startKernel(
   settings: Readonly<Record<string, string>> = {},
   options: { dataDir?: string } = {},
 ): Promise<Kernel> {
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await attemptStart(settings, options.dataDir)
-    } catch (error) {
-      const taken = error instanceof Error && error.message.includes('EADDRINUSE')
-      if (!taken || attempt === START_ATTEMPTS) throw error
-    }
-  }
-}
-
-async function attemptStart(settings: Readonly<Record<string, string>>, givenDir: string | undefined): Promise<Kernel> {
+  const givenDir = options.dataDir
   const temporaryDir = givenDir === undefined ? await freshDataDirectory() : undefined
-  const [port, internalPort, observePort] = await freePorts()
+  const ports = await reservePorts(3)
+  const [port, internalPort, observePort] = ports as [number, number, number]
   const environment = {
     PATH: process.env.PATH ?? '',
     HOME: process.env.HOME ?? '',
@@ -106,6 +94,7 @@ async function attemptStart(settings: Readonly<Record<string, string>>, givenDir
     events: (since = 0) => readEvents(url(environment.INTERNAL_PORT), since),
     async [Symbol.asyncDispose]() {
       await running.end('SIGKILL')
+      releasePorts(ports)
       if (temporaryDir !== undefined) await rm(temporaryDir, { recursive: true, force: true })
     },
   }
@@ -195,25 +184,6 @@ export async function readEvents(internalUrl: string, since: number): Promise<Ev
     last = page.at(-1)?.seq ?? last
     if (page.length === 0) return events
   }
-}
-
-/** So many ports that were free a moment ago, all different. */
-async function freePorts(): Promise<[number, number, number]> {
-  const find = async () => {
-    const server = createServer().listen(0, '127.0.0.1')
-    await once(server, 'listening')
-    const address = server.address()
-    if (address === null || typeof address === 'string') throw new Error('no port')
-    return { server, port: address.port }
-  }
-  const [one, two, three] = await Promise.all([find(), find(), find()])
-  await Promise.all(
-    [one, two, three].map(async ({ server }) => {
-      server.close()
-      await once(server, 'close')
-    }),
-  )
-  return [one.port, two.port, three.port]
 }
 
 function fetchText(url: string, timeoutMs: number): Promise<{ status: number; text: string }> {

@@ -5,7 +5,7 @@
 import { existsSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { afterAll } from 'vitest'
+import { afterAll, afterEach } from 'vitest'
 import { type Event, freshDataDirectory, type Kernel, startKernel } from './kernel.ts'
 
 export interface Target extends AsyncDisposable {
@@ -28,6 +28,9 @@ const LIFTED_LIMITS = {
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
 }
 
+/** Of what the processes of a target have printed, so many characters are shown when a test fails. */
+const SHOWN_OUTPUT = 5_000
+
 /** Starts a target; `limits: 'default'` leaves the rate limits as the program has them. */
 export async function startTarget(
   settings: Readonly<Record<string, string>> = {},
@@ -43,6 +46,9 @@ export async function startTarget(
 /** A target for all tests of the file that asks for it, which ends with them. */
 export async function sharedTarget(...options: Parameters<typeof startTarget>): Promise<Target> {
   const target = await startTarget(...options)
+  afterEach(({ task }) => {
+    if (task.result?.state === 'fail') console.error(target.output().slice(-SHOWN_OUTPUT))
+  })
   afterAll(() => target[Symbol.asyncDispose]())
   return target
 }

@@ -14,7 +14,9 @@ export interface TcpProxy extends AsyncDisposable {
   cut(): void
   /** Everything arrives so many milliseconds later, in both directions; also on connections that there are. */
   delay(ms: number): void
-  /** Neither cut nor slow. Connections that were cut stay so. */
+  /** Nothing arrives any more, and nobody is told; new connections are made and hear nothing. What was sent meanwhile arrives when it heals. */
+  hold(): void
+  /** Neither cut nor slow nor held. Connections that were cut stay so. */
   heal(): void
   /** How many connections go through at the moment. */
   connections(): number
@@ -25,12 +27,15 @@ export async function startTcpProxy(targetPort: number): Promise<TcpProxy> {
   const sockets = new Set<Socket>()
   let isCut = false
   let delayMs = 0
+  let held = Promise.withResolvers<void>()
+  held.resolve()
 
   /** Holds each piece back for the delay that was set when it came. A piece never overtakes the one before. */
   const line = () =>
     new Transform({
       async transform(piece: Buffer, _encoding, done) {
         if (delayMs > 0) await sleep(delayMs, undefined, { ref: false })
+        await held.promise
         done(null, piece)
       },
     })
@@ -59,6 +64,7 @@ export async function startTcpProxy(targetPort: number): Promise<TcpProxy> {
 
   const cut = () => {
     isCut = true
+    held.resolve()
     for (const socket of sockets) socket.resetAndDestroy()
   }
   return {
@@ -68,9 +74,13 @@ export async function startTcpProxy(targetPort: number): Promise<TcpProxy> {
     delay(ms) {
       delayMs = ms
     },
+    hold() {
+      held = Promise.withResolvers()
+    },
     heal() {
       isCut = false
       delayMs = 0
+      held.resolve()
     },
     connections: () => sockets.size / 2,
     async [Symbol.asyncDispose]() {

@@ -31,7 +31,7 @@ function start(args: string[], settings: Record<string, string> = {}) {
   }
   const child = spawn(process.execPath, ['src/main.ts', ...args], {
     cwd: ROOT,
-    env: { PATH: process.env.PATH, ...defaults, ...settings },
+    env: { PATH: process.env.PATH, NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE, ...defaults, ...settings },
     stdio: ['ignore', 'pipe', 'pipe'],
   })
   let out = ''
@@ -137,6 +137,23 @@ describe('what is wrong is said in one message, without a stack trace, with exit
     }
   })
 })
+
+it.each([
+  ['SIGTERM', 143],
+  ['SIGINT', 130],
+] as const)(
+  'ends by itself on %s before it is ready, as the first process of a container has to',
+  async (signal, code) => {
+    const silent = createServer().listen(0, '127.0.0.1')
+    await once(silent, 'listening')
+    const { port } = silent.address() as { port: number }
+    const starting = start(['migrate'], { DATABASE_URL: `postgres://owner:password@127.0.0.1:${port}/tabulum` })
+    await once(silent, 'connection')
+    // Where a signal had ended it there would be no code.
+    expect((await starting.end(signal)).code).toBe(code)
+    silent.close()
+  },
+)
 
 describe('serve', () => {
   it(

@@ -124,7 +124,7 @@ const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> 
   WEBHOOK_CIRCUIT_DURATION: lasting('10ms', '24h', '9ms', '25h'),
   WEBHOOK_CONCURRENCY: between(1, 10_000),
   WEBHOOK_SECRET_KEY: {
-    wrong: ['short', 'a'.repeat(63), 'g'.repeat(64), 'a'.repeat(65)],
+    wrong: ['short', 'a'.repeat(63), 'g'.repeat(64), 'a'.repeat(65), `${'a'.repeat(64)},short`],
     right: '64 hexadecimal digits from a random source',
     good: [],
   },
@@ -216,11 +216,20 @@ describe('secrets', () => {
     ['REDIS_URL', 'http://:hunter2@host'],
     ['NATS_URL', 'nats:/user:hunter2@host'],
     ['AUTH_HMAC_KEY', 'hunter2'],
+    ['WEBHOOK_SECRET_KEY', `${'a'.repeat(64)},hunter2`],
   ])('in %s are not shown', (name, value) => {
     const message = messageOf({ [name]: value })
     expect(message).toContain(`${name}=(not shown): must be`)
     expect(message).not.toContain('hunter2')
   })
+})
+
+it('WEBHOOK_SECRET_KEY is one key of 32 bytes, or several in their order', () => {
+  expect(loadConfig({}).WEBHOOK_SECRET_KEY).toEqual([])
+  const [one, other] = [Buffer.alloc(32, 1), Buffer.alloc(32, 2)]
+  expect(loadConfig({ WEBHOOK_SECRET_KEY: one.toString('hex') }).WEBHOOK_SECRET_KEY).toEqual([one])
+  const list = `${one.toString('hex')}, ${other.toString('hex')}`
+  expect(loadConfig({ WEBHOOK_SECRET_KEY: list }).WEBHOOK_SECRET_KEY).toEqual([one, other])
 })
 
 describe('combinations', () => {

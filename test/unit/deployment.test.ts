@@ -5,11 +5,13 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { Ajv } from 'ajv'
 import formats from 'ajv-formats'
+import { collectDefaultMetrics, Registry } from 'prom-client'
 import { describe, expect, test } from 'vitest'
 import { parse, parseAllDocuments } from 'yaml'
 import { z } from 'zod'
 import { loadConfig, settingNames } from '../../src/config.ts'
 import { createSecretBox } from '../../src/webhooks/secret-box.ts'
+import { dashboardQueries } from '../support/dashboard.ts'
 import { findProgram } from '../support/servers/programs.ts'
 
 const run = promisify(execFile)
@@ -59,7 +61,6 @@ function filledIn(text: string, environment: Readonly<Record<string, string>>): 
   )
 }
 
-/** The settings that the worker's secrets need are named here until the program knows them. */
 const EXPECTED_SETTINGS = new Set(settingNames)
 
 describe('Dockerfile', () => {
@@ -70,6 +71,10 @@ describe('Dockerfile', () => {
     expect(new Set(images).size).toBe(1)
     expect(images[0]).toMatch(/^node:\d+\.\d+\.\d+-\w+-slim$/)
     expect(`>=${/^node:(\d+)/.exec(images[0] ?? '')?.[1]}`).toBe(engines.node)
+    // The one that the tests run on.
+    const lock = z.object({ packages: z.record(z.string(), z.looseObject({ version: z.string().optional() })) })
+    const { packages } = lock.parse(JSON.parse(read('package-lock.json')))
+    expect(images[0]).toContain(`:${packages['node_modules/node']?.version}-`)
   })
 
   test('runs the program itself, as nobody in particular, without development dependencies', () => {
@@ -97,6 +102,31 @@ describe('docker-compose.yml', () => {
     const validate = ajv.compile(JSON.parse(read('test/support/compose-spec.json')) as object)
     expect(validate(composed), JSON.stringify(validate.errors)).toBe(true)
     expect(validate({ ...composed, services: { api: { imag: 'x' } } })).toBe(false)
+    expect(validate(parse(read('load-tests/compose.yml'))), JSON.stringify(validate.errors)).toBe(true)
+  })
+
+  test('takes the receiver of the load tests beside it', () => {
+    const beside = z.object({
+      services: z.object({
+        receiver: service,
+        api: z.object({ environment: strings }),
+        worker: z.object({ environment: strings, volumes: z.array(z.string()) }),
+      }),
+      networks: z.object({
+        outbound: z.object({ ipam: z.object({ config: z.array(z.object({ subnet: z.string() })) }) }),
+      }),
+    })
+    const { services: added, networks } = beside.parse(parse(read('load-tests/compose.yml')))
+    const { receiver, api, worker } = added
+    expect(receiver.image).toBe(`tabulum-kernel:${version}`)
+    expect(receiver.read_only).toBe(true)
+    // It shares a network with who asks for its address and with who pushes, and with nobody else.
+    expect(receiver.networks).toEqual(['outbound'])
+    for (const { environment } of [api, worker]) {
+      for (const setting of Object.keys(environment)) expect(EXPECTED_SETTINGS).toContain(setting)
+      expect(environment.WEBHOOK_ALLOW_CIDRS).toBe(networks.outbound.ipam.config[0]?.subnet)
+    }
+    expect(worker.volumes).toEqual([`./load-tests/receiver.pem:${worker.environment.WEBHOOK_CA_FILE}:ro`])
   })
 
   test.each(services)('runs %s with nothing that it does not need', (name, definition) => {
@@ -129,6 +159,10 @@ describe('docker-compose.yml', () => {
     expect(members('published')).toEqual(['haproxy', 'prometheus'])
     expect(members('outbound')).toEqual(['api', 'worker'])
     expect(members('entry')).toEqual(['haproxy', 'api'])
+    expect(members('monitoring')).toEqual(['api', 'worker', 'prometheus'])
+    // The name `api` must lead HAProxy to where its own address is one that nodes trust, whichever network is asked first.
+    const { haproxy, api } = compose.services
+    expect(haproxy?.networks.filter((network) => api?.networks.includes(network))).toEqual(['entry'])
     expect(members('storage')).toEqual(['api', 'worker', 'migrate', 'postgres', 'redis', 'nats-1', 'nats-2', 'nats-3'])
   })
 
@@ -182,6 +216,43 @@ describe('docker-compose.yml', () => {
     expect(targets).toContain(
       `names: [haproxy], type: A, port: ${compose.services.haproxy?.environment.HAPROXY_METRICS_PORT}`,
     )
+  })
+})
+
+describe('what is watched', () => {
+  const alert = z.object({ alert: z.string(), expr: z.string(), labels: z.object({ severity: z.string() }) })
+  const rules = z
+    .object({ groups: z.array(z.object({ rules: z.array(alert) })) })
+    .parse(parse(read('deploy/prometheus/rules.yml')))
+    .groups.flatMap((group) => group.rules)
+
+  test('is measured by the program', () => {
+    const defaults = new Registry()
+    collectDefaultMetrics({ prefix: 'tabulum_', register: defaults })
+    const sources = readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' })
+      .filter((file) => file.endsWith('.ts'))
+      .map((file) => read(join('src', file)))
+      .join('\n')
+    const measured = [...sources.matchAll(/'(tabulum_\w+)'/g)].map(([, name]) => name)
+    const known = new Set([...measured, ...defaults.getMetricsAsArray().map(({ name }) => name)])
+    const asked = [...rules.map(({ expr }) => expr), ...dashboardQueries()].flatMap((query) =>
+      [...query.matchAll(/tabulum_\w+/g)].map(([name]) => name.replace(/_bucket$/, '')),
+    )
+    expect(new Set(asked).size).toBeGreaterThan(20)
+    for (const name of asked) expect(known, name).toContain(name)
+  })
+
+  test('has a case for each alert in the test of the rules', () => {
+    const cases = read('test/cluster/prometheus-rules.yml')
+    for (const { alert: name } of rules) expect(cases).toContain(`{alertname="${name}"}`)
+    expect(new Set(rules.map(({ labels }) => labels.severity))).toEqual(new Set(['page', 'ticket']))
+  })
+
+  test('has the limits that docker-compose.yml sets', () => {
+    const expression = (name: string) => rules.find((rule) => rule.alert === name)?.expr
+    const [, gigabytes] = /NATS_MAX_FILE_STORE:-(\d+)GB/.exec(read('docker-compose.yml')) ?? []
+    expect(expression('LogFillsItsDisk')).toBe(`max(tabulum_log_bytes) > 0.8 * ${gigabytes} * 1024 ^ 3`)
+    expect(expression('PushSlotsInUse')).toContain(`0.9 * ${loadConfig({}).WEBHOOK_CONCURRENCY}`)
   })
 })
 
@@ -399,14 +470,83 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
     }
   })
 
-  test('denies what is not allowed to both ends', async () => {
+  test('allows the arrows of the design and nothing else', async () => {
     const policies = (await built).filter(({ kind }) => kind === 'NetworkPolicy')
     const denied = policies.find(({ metadata }) => metadata.name === 'deny-all')
     expect(denied?.spec).toEqual({ podSelector: {}, policyTypes: ['Ingress', 'Egress'] })
-    const from = policies.filter(({ spec }) => JSON.stringify(spec).includes('"ipBlock":{"cidr":"0.0.0.0/0"'))
-    expect(from.map(({ metadata }) => metadata.name)).toEqual(['webhooks'])
+    const { entering, leaving } = arrowsOf(policies.filter(({ metadata }) => metadata.name !== 'deny-all'))
+    const kernel = ['api', 'worker']
+    const outside = ['tabulum/ingress > api:8080', 'tabulum/monitoring > api:9090', 'tabulum/monitoring > worker:9090']
+    const names = ['* > kube-system:53', '* > kube-system:53']
+    const to = (port: number, from: readonly string[], server: string) =>
+      from.map((app) => `${app} > ${server}:${port}`)
+    const servers = (name: (server: string) => string) => [
+      ...to(5432, [...kernel, 'migrate'], name('postgres')),
+      ...to(6379, kernel, name('redis')),
+      ...to(4222, kernel, name('nats')),
+    ]
+    const webhooks = ['worker > 0.0.0.0/0', 'worker > 2000::/3']
+    if (overlay === 'small') {
+      const inside = [...servers((server) => server), 'nats > nats:6222']
+      expect(entering).toEqual([...outside, ...inside].toSorted())
+      expect(leaving).toEqual([...names, ...webhooks, ...inside].toSorted())
+    } else {
+      expect(entering).toEqual(outside.toSorted())
+      expect(leaving).toEqual([...names, ...webhooks, ...servers(() => '10.20.0.0/16')].toSorted())
+    }
   })
 })
+
+const selector = z.object({
+  matchLabels: strings.default({}),
+  matchExpressions: z.array(z.object({ values: z.array(z.string()) })).default([]),
+})
+const peer = z.strictObject({
+  podSelector: selector.optional(),
+  namespaceSelector: selector.optional(),
+  ipBlock: z.object({ cidr: z.string() }).optional(),
+})
+const rule = z.object({
+  from: z.array(peer).default([]),
+  to: z.array(peer).default([]),
+  ports: z.array(z.object({ port: z.number() })).default([]),
+})
+const policy = z.object({
+  spec: z.object({
+    podSelector: selector,
+    policyTypes: z.array(z.string()),
+    ingress: z.array(rule).default([]),
+    egress: z.array(rule).default([]),
+  }),
+})
+
+/** Who may reach whom, as each end says it: `api > redis:6379`. */
+function arrowsOf(policies: readonly KubernetesObject[]): { entering: string[]; leaving: string[] } {
+  const apps = ({ matchLabels, matchExpressions }: z.infer<typeof selector>) => {
+    const named = [...Object.values(matchLabels), ...matchExpressions.flatMap(({ values }) => values)]
+    return named.length > 0 ? named : ['*']
+  }
+  const named = ({ podSelector, namespaceSelector, ipBlock }: z.infer<typeof peer>) => {
+    if (podSelector !== undefined) return apps(podSelector)
+    if (ipBlock !== undefined) return [ipBlock.cidr]
+    const labels = Object.entries(namespaceSelector?.matchLabels ?? {})
+    return labels.map(([key, value]) => (value === 'allowed' ? key : value))
+  }
+  const others = (peers: readonly z.infer<typeof peer>[]) => (peers.length > 0 ? peers.flatMap(named) : ['anybody'])
+  const entering: string[] = []
+  const leaving: string[] = []
+  for (const { spec } of policies.map((found) => policy.parse(found))) {
+    const here = apps(spec.podSelector)
+    const ports = (one: z.infer<typeof rule>) => (one.ports.length > 0 ? one.ports.map(({ port }) => `:${port}`) : [''])
+    for (const one of spec.ingress)
+      for (const port of ports(one))
+        for (const other of others(one.from)) for (const app of here) entering.push(`${other} > ${app}${port}`)
+    for (const one of spec.egress)
+      for (const port of ports(one))
+        for (const other of others(one.to)) for (const app of here) leaving.push(`${app} > ${other}${port}`)
+  }
+  return { entering: entering.toSorted(), leaving: leaving.toSorted() }
+}
 
 describe('k8s/small', () => {
   test('has a Secret for each that is asked for, with what the servers read', async () => {

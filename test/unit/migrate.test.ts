@@ -1,8 +1,8 @@
-import { mkdtemp, readdir, rm } from 'node:fs/promises'
+import { cp, mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { sql } from 'kysely'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { type Database, openEmbedded } from '../../src/platform/database.ts'
 import { checkSchema, migrate, SchemaTooOld } from '../../src/platform/migrate.ts'
 
@@ -10,16 +10,22 @@ const steps = (await readdir(join(import.meta.dirname, '../../migrations')))
   .map((file) => file.replace('.sql', ''))
   .toSorted()
 
-let directory: string
+let parent: string
+let empty: string
 let database: Database
+beforeAll(async () => {
+  parent = await mkdtemp(join(tmpdir(), 'tabulum-test-'))
+  // Making one takes longer than copying one.
+  empty = join(parent, 'empty')
+  await (await openEmbedded(empty)).destroy()
+})
 beforeEach(async () => {
-  directory = await mkdtemp(join(tmpdir(), 'tabulum-test-'))
+  const directory = await mkdtemp(join(parent, 'copy-'))
+  await cp(empty, directory, { recursive: true })
   database = await openEmbedded(directory)
 })
-afterEach(async () => {
-  await database.destroy()
-  await rm(directory, { recursive: true, force: true })
-})
+afterEach(() => database.destroy())
+afterAll(() => rm(parent, { recursive: true, force: true }))
 
 async function applied(): Promise<string[]> {
   const { rows } = await sql<{ name: string }>`select name from kysely_migration order by name`.execute(database)

@@ -6,6 +6,7 @@ import { type ConnectionOptions, connect } from 'nats'
 import { z } from 'zod'
 import { DEPLOY, loopbackUrl } from './deploy.ts'
 import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './directory.ts'
+import { type Disk, mountDisk } from './disk.ts'
 import { Process } from './process.ts'
 import { findProgram } from './programs.ts'
 
@@ -29,6 +30,8 @@ export interface NatsServer {
   readonly name: string
   readonly port: number
   readonly process: Process
+  /** Of its own, where one was asked for and this machine allows it. */
+  readonly disk: Disk | undefined
   stop(): Promise<void>
   kill(): Promise<void>
   freeze(): Promise<void>
@@ -57,8 +60,15 @@ export interface NatsCluster extends AsyncDisposable {
   restart(): Promise<void>
 }
 
+export interface NatsOptions {
+  /** Default 3. */
+  readonly servers?: number
+  /** Of a disk for each server, in memory, in MiB; without it they share the machine's. Needs the right to mount. */
+  readonly diskMiB?: number | undefined
+}
+
 /** Starts a NATS cluster of its own with the configuration of deploy/. */
-export async function startNats({ servers: count = 3 }: { servers?: number } = {}): Promise<NatsCluster> {
+export async function startNats({ servers: count = 3, diskMiB }: NatsOptions = {}): Promise<NatsCluster> {
   const directory = makeDirectory('nats')
   const ports = await reservePorts(count * 3)
   const file = await findProgram('nats-server')
@@ -69,9 +79,10 @@ export async function startNats({ servers: count = 3 }: { servers?: number } = {
   const url = (user: Exclude<keyof typeof PASSWORDS, 'route'>, members: readonly number[] = numbers) =>
     members.map((number) => loopbackUrl('nats', user, PASSWORDS[user], portOf(number, 0))).join(',')
   const routes = numbers.map((number) => loopbackUrl('nats', 'route', PASSWORDS.route, portOf(number, 1)))
-  const processes = numbers.map((number) => {
-    const home = join(directory, `nats-${number + 1}`)
-    mkdirSync(home)
+  const homes = numbers.map((number) => join(directory, `nats-${number + 1}`))
+  for (const home of homes) mkdirSync(home)
+  const disks = await Promise.all(homes.map((home) => (diskMiB === undefined ? undefined : mountDisk(home, diskMiB))))
+  const processes = homes.map((home, number) => {
     return new Process({
       name: `nats-${number + 1}`,
       file,
@@ -139,6 +150,7 @@ export async function startNats({ servers: count = 3 }: { servers?: number } = {
       name: server.name,
       port: portOf(number, 0),
       process: server,
+      disk: disks[number],
       stop: async () => void (await server.stop()),
       kill: () => server.kill(),
       freeze: () => server.freeze(),

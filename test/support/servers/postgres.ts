@@ -19,7 +19,12 @@ const SMALL = ['shared_buffers=32MB', 'max_wal_size=256MB']
 /** Tests survive the death of processes, not of the machine: what was written is safe with the system without a flush. */
 const FAST = ['fsync=off', 'full_page_writes=off']
 
+/** Says where data directories are that servers start with copies of: `preparePostgres` has made them. */
+const PREPARED = 'TABULUM_TEST_PREPARED_POSTGRES'
+
 export interface PostgresServer extends AsyncDisposable {
+  /** The kernel's schema is there, of this version. */
+  readonly isMigrated: boolean
   readonly host: string
   readonly port: number
   /** As the role that owns the schema: for migrations. */
@@ -28,6 +33,7 @@ export interface PostgresServer extends AsyncDisposable {
   readonly appUrl: string
   readonly superuserUrl: string
   readonly process: Process
+  readonly dataDirectory: string
   /** Disconnects clients, writes everything down, ends. */
   stop(): Promise<void>
   /** SIGKILL to all its processes. */
@@ -38,8 +44,19 @@ export interface PostgresServer extends AsyncDisposable {
   restart(): Promise<void>
 }
 
-/** Starts a Postgres of its own with the configuration and roles of deploy/. `durable` flushes to disk as production does. */
-export async function startPostgres({ durable = false }: { durable?: boolean } = {}): Promise<PostgresServer> {
+/**
+ * Starts a Postgres of its own with the configuration and roles of deploy/. `durable` flushes to disk as production does; `migrated`: with the
+ * kernel's schema, where that has been prepared.
+ */
+export async function startPostgres({
+  durable = false,
+  migrated = false,
+}: {
+  durable?: boolean
+  migrated?: boolean
+} = {}): Promise<PostgresServer> {
+  const prepared = process.env[PREPARED]
+  const kind = migrated ? 'migrated' : 'fresh'
   const directory = makeDirectory('postgres')
   const [port] = (await reservePorts(1)) as [number]
   const user = serverUser()
@@ -75,19 +92,21 @@ export async function startPostgres({ durable = false }: { durable?: boolean } =
       copyFileSync(join(DEPLOY, 'postgres', file), join(directory, file))
       chmodSync(join(directory, file), 0o644)
     }
-    await copyTemplate(data, user)
+    await run('cp', ['-a', prepared === undefined ? await template() : join(prepared, kind), data])
     await start()
   } catch (error) {
     await dispose()
     throw error
   }
   return {
+    isMigrated: migrated && prepared !== undefined,
     host: '127.0.0.1',
     port,
     ownerUrl: url('tabulum_owner'),
     appUrl: url('tabulum'),
     superuserUrl: url('postgres'),
     process: server,
+    dataDirectory: data,
     stop: async () => void (await server.stop()),
     kill: () => server.kill(),
     freeze: () => server.freeze(),
@@ -100,12 +119,27 @@ export async function startPostgres({ durable = false }: { durable?: boolean } =
   }
 }
 
-let template: Promise<string> | undefined
+/**
+ * Makes the data directories that all servers of a test run start with copies of, below a directory that lasts as long as this process;
+ * `migrate` is given the owner's url. From now on they are used, in this process and those that it starts.
+ */
+export async function preparePostgres(migrate: (ownerUrl: string) => Promise<void>): Promise<void> {
+  if (process.env[PREPARED] !== undefined) return
+  const prepared = makeDirectory('postgres-prepared')
+  await run('cp', ['-a', await template(), join(prepared, 'fresh')])
+  await using server = await startPostgres()
+  await migrate(server.ownerUrl)
+  await server.stop()
+  await run('cp', ['-a', server.dataDirectory, join(prepared, 'migrated')])
+  process.env[PREPARED] = prepared
+}
 
-/** Making a data directory takes longer than copying one: made once in this process. */
-async function copyTemplate(data: string, user: User | undefined): Promise<void> {
-  template ??= makeTemplate(user)
-  await run('cp', ['-a', await template, data])
+let made: Promise<string> | undefined
+
+/** A data directory as the postgres image makes it. Takes longer than to copy one: made once in this process. */
+function template(): Promise<string> {
+  made ??= makeTemplate(serverUser())
+  return made
 }
 
 /** What the postgres image does at its first start: creates the cluster and the database, then runs the init scripts. */

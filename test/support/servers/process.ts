@@ -66,6 +66,12 @@ export class Process {
     return child?.pid !== undefined && child.exitCode === null && child.signalCode === null
   }
 
+  /** It has ended by itself, or by a signal other than those that end it on purpose. */
+  get crashed(): boolean {
+    const { exitCode = null, signalCode = null } = this.#child ?? {}
+    return (exitCode !== null && exitCode !== 0) || (signalCode !== null && !/^SIG(TERM|KILL|INT)$/.test(signalCode))
+  }
+
   /** Between freeze and thaw. */
   get frozen(): boolean {
     return this.#frozen

@@ -32,6 +32,10 @@ find "$directory" -name postmaster.pid 2>/dev/null | while read -r file; do
   [ -n "$segment" ] && ipcrm -m "$segment" 2>/dev/null
 done
 
+awk -v below="$directory/" 'index($2, below) == 1 { print $2 }' /proc/mounts | while read -r disk; do
+  umount "$disk" 2>/dev/null
+done
+
 if [ $# -gt 1 ]; then
   find "$2" -lname "$directory" -delete 2>/dev/null
   rmdir "$2" 2>/dev/null

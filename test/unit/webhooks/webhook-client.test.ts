@@ -1,4 +1,5 @@
-import { connect as connectTcp } from 'node:net'
+import { type AddressInfo, connect as connectTcp } from 'node:net'
+import { createServer as createTlsServer } from 'node:tls'
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest'
 import type { DeliveryOutcome } from '../../../src/webhooks/delivery-outcome.ts'
 import { parseCidr } from '../../../src/webhooks/public-address.ts'
@@ -300,6 +301,27 @@ describe('TLS', () => {
     await hook.disconnected()
   })
 
+  test('is not negotiated again, however often the receiver asks', async () => {
+    let renegotiated = 0
+    const names = await authority.issue(['127.0.0.1'])
+    const server = createTlsServer({ ...names, maxVersion: 'TLSv1.2' }, (socket) => {
+      const again = () =>
+        socket.renegotiate({}, (error) => {
+          if (error !== null) return
+          renegotiated++
+          again()
+        })
+      socket.on('error', () => {}).resume()
+      again()
+    })
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+    onTestFinished(() => void server.close())
+    const { port } = server.address() as AddressInfo
+    const outcome = await client({ totalTimeoutMs: 500 }).post(`https://127.0.0.1:${port}/`, MESSAGE)
+    expect(outcome).toMatchObject({ kind: 'failed' })
+    expect(renegotiated).toBe(0)
+  })
+
   test('needs a CA file that can be read and holds a certificate', () => {
     expect(() => createWebhookClient({ caFile: '/no/such/file.pem' })).toThrow('/no/such/file.pem')
     expect(() => createWebhookClient({ caFile: import.meta.filename })).toThrow('holds no certificate')
@@ -479,6 +501,20 @@ describe('connections', () => {
     const sender = client()
     for (let i = 0; i < 3; i += 1) expect(await sender.post(hook.url, MESSAGE)).toMatchObject({ kind: 'delivered' })
     expect(hook.connections).toBe(3)
+  })
+
+  test('are not used for ever, so that a name that was moved is followed however busy it is', async () => {
+    const hook = await receiver()
+    const moved = await receiver({ host: '127.0.0.2', port: hook.port })
+    const resolve = scriptedResolver({ 'receiver.test': [['127.0.0.1'], ['127.0.0.2']] })
+    const sender = client({ resolve, allow: [parseCidr('127.0.0.0/8')], maxConnectionAgeMs: 200 })
+    const url = hook.urlFor('receiver.test')
+    for (const end = performance.now() + LEEWAY_MS; moved.deliveries.length === 0 && performance.now() < end; ) {
+      expect(await sender.post(url, MESSAGE)).toMatchObject({ kind: 'delivered' })
+    }
+    expect(hook.deliveries.length).toBeGreaterThan(0)
+    expect(moved.deliveries).toHaveLength(1)
+    expect(resolve.lookUps).toHaveLength(2)
   })
 
   test('that the receiver closed while idle cost nothing: the delivery goes over a new one, once', async () => {

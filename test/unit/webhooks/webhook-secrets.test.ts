@@ -1,51 +1,90 @@
-import { randomBytes } from 'node:crypto'
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { randomBytes, randomUUID } from 'node:crypto'
+import { afterAll, describe, expect, it } from 'vitest'
 import { newAddress } from '../../../src/access/tokens.ts'
-import { type Database, openEmbedded } from '../../../src/platform/database.ts'
-import { migrate } from '../../../src/platform/migrate.ts'
 import { SecretNotOpened } from '../../../src/webhooks/secret-box.ts'
 import { WebhookSecrets } from '../../../src/webhooks/webhook-secrets.ts'
+import { openFreshDatabase } from '../../support/embedded-database.ts'
 
-let directory: string
-let database: Database
-beforeAll(async () => {
-  directory = await mkdtemp(join(tmpdir(), 'tabulum-test-'))
-  database = await openEmbedded(directory)
-  await migrate(database)
-})
-afterAll(async () => {
-  await database.destroy()
-  await rm(directory, { recursive: true, force: true })
-})
+const fresh = await openFreshDatabase()
+const { database } = fresh
+afterAll(() => fresh[Symbol.asyncDispose]())
 
 describe('webhook secrets', () => {
   const address = newAddress()
 
   it('open in another process with the same key, or with none in either', async () => {
-    for (const key of [undefined, randomBytes(32)]) {
-      const { secret, sealed } = (await WebhookSecrets.load(database, key)).create(address)
+    for (const keys of [[], [randomBytes(32)]]) {
+      const { secret, sealed } = (await WebhookSecrets.load(database, keys)).create(address)
       expect(secret).toMatch(/^whsec_/)
       expect(sealed).not.toContain(secret.slice('whsec_'.length))
-      expect((await WebhookSecrets.load(database, key)).open(sealed, address)).toBe(secret)
+      expect((await WebhookSecrets.load(database, keys)).open(sealed, address)).toBe(secret)
     }
   })
 
   it('of the time before there was a key open with it', async () => {
-    const { secret, sealed } = (await WebhookSecrets.load(database, undefined)).create(address)
-    expect((await WebhookSecrets.load(database, randomBytes(32))).open(sealed, address)).toBe(secret)
+    const { secret, sealed } = (await WebhookSecrets.load(database, [])).create(address)
+    expect((await WebhookSecrets.load(database, [randomBytes(32)])).open(sealed, address)).toBe(secret)
   })
 
   it('do not open without their key, nor for another agent', async () => {
-    const secrets = await WebhookSecrets.load(database, randomBytes(32))
+    const secrets = await WebhookSecrets.load(database, [randomBytes(32)])
     const { sealed } = secrets.create(address)
-    const others = [
-      await WebhookSecrets.load(database, undefined),
-      await WebhookSecrets.load(database, randomBytes(32)),
-    ]
+    const others = [await WebhookSecrets.load(database, []), await WebhookSecrets.load(database, [randomBytes(32)])]
     for (const other of others) expect(() => other.open(sealed, address)).toThrow(SecretNotOpened)
     expect(() => secrets.open(sealed, newAddress())).toThrow(SecretNotOpened)
   })
+
+  it('change their key without a secret lost: the first seals, all open, and what is old is sealed anew', async () => {
+    const [before, after] = [randomBytes(32), randomBytes(32)]
+    const agents = new Map<string, string>()
+    const add = async (secrets: WebhookSecrets, count: number) => {
+      for (let index = 0; index < count; index++) {
+        const agent = newAddress()
+        const { secret, sealed } = secrets.create(agent)
+        agents.set(agent, secret)
+        await insertAgent(agent, sealed)
+      }
+    }
+    await add(await WebhookSecrets.load(database, []), 2)
+    await add(await WebhookSecrets.load(database, [before]), 600)
+    const changing = await WebhookSecrets.load(database, [after, before])
+    await add(changing, 2)
+    // Of no key that there is.
+    const foreign = newAddress()
+    await insertAgent(foreign, (await WebhookSecrets.load(database, [randomBytes(32)])).create(foreign).sealed)
+    await insertAgent(newAddress(), null)
+    const old = await stored()
+    for (const [agent, secret] of agents) expect(changing.open(old.get(agent) ?? '', agent)).toBe(secret)
+
+    expect(await changing.sealAnew(new AbortController().signal)).toEqual({ sealed: 602, notOpened: 1 })
+    expect(await changing.sealAnew(new AbortController().signal)).toEqual({ sealed: 0, notOpened: 1 })
+    const changed = await WebhookSecrets.load(database, [after])
+    const now = await stored()
+    for (const [agent, secret] of agents) expect(changed.open(now.get(agent) ?? '', agent)).toBe(secret)
+    expect(now.get(foreign)).toBe(old.get(foreign))
+    const previous = await WebhookSecrets.load(database, [before])
+    for (const agent of agents.keys()) expect(() => previous.open(now.get(agent) ?? '', agent)).toThrow(SecretNotOpened)
+  })
+
+  async function insertAgent(agent: string, sealed: string | null): Promise<void> {
+    await database
+      .insertInto('agents')
+      .values({
+        address: agent,
+        operator_id: randomUUID(),
+        token_lookup: randomBytes(8),
+        token_hash: '',
+        webhook_url: null,
+        webhook_secret: sealed,
+        seq: null,
+        registered_at: null,
+        revoked_at: null,
+      })
+      .execute()
+  }
+
+  async function stored(): Promise<Map<string, string>> {
+    const rows = await database.selectFrom('agents').select(['address', 'webhook_secret']).execute()
+    return new Map(rows.map((row) => [row.address, row.webhook_secret ?? '']))
+  }
 })

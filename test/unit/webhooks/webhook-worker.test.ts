@@ -27,10 +27,12 @@ let stored: LoggedEvent[]
 let appended: { event: NewEvent; options: AppendOptions | undefined }[]
 let released: LaneTurn[]
 let toClaim: ClaimedLane[]
+/** The place of the last event that changes something, where it is not that of the last message. */
+let lastChange: number | undefined
 let post: ReturnType<
   typeof vi.fn<(url: string | URL, message: unknown, signal?: AbortSignal) => Promise<DeliveryOutcome>>
 >
-let renew: () => Promise<void>
+let renew: (recipients: readonly string[]) => Promise<Set<string>>
 let append: () => Promise<void>
 let openSecret: () => string
 let running: Promise<void> | undefined
@@ -46,8 +48,9 @@ beforeEach(() => {
   appended = []
   released = []
   toClaim = []
+  lastChange = undefined
   post = vi.fn(async () => DELIVERED)
-  renew = async () => {}
+  renew = async (recipients) => new Set(recipients)
   append = async () => {}
   const secret = newWebhookSecret()
   openSecret = () => secret
@@ -83,6 +86,7 @@ function lane(messages: number, changes: Partial<ClaimedLane> = {}): ClaimedLane
     now: Date.now(),
     url: 'https://receiver.test/hook',
     sealedSecret: 'sealed',
+    wasHeld: false,
     messages: events,
     ...changes,
   }
@@ -104,14 +108,14 @@ function start(lanes: readonly ClaimedLane[], { perMinute = 1_000, maxBacklog = 
       appended.push({ event, options })
       return { seq: 0, duplicate: false }
     },
-    lastChangeSeq: async () => stored.length,
+    lastChangeSeq: async () => lastChange ?? stored.length,
   } as Partial<EventLog> as EventLog
   running = runWebhookWorker(
     {
       lanes: {
         claim: async (_holder, _leaseMs, room) => toClaim.splice(0, room.total),
         due: async () => 100,
-        renew: () => renew(),
+        renew: (_holder, claimed) => renew(claimed.map((each) => each.recipient)),
         release: async (turn) => void released.push({ ...turn }),
         backlog: async () => ({ messages: 0, oldestSeq: undefined, openCircuits: 0 }),
       },
@@ -153,7 +157,20 @@ describe('a webhook worker', () => {
     post.mockResolvedValueOnce(DELIVERED).mockResolvedValue(FAILED)
     const [turn] = await work([lane(3, { retriedSeq: 2, attempts: 1 })])
     expect(post).toHaveBeenCalledTimes(2)
-    expect(turn).toMatchObject({ doneSeq: 1, retriedSeq: 2, attempts: 1, standing: 'doubtful', delay: 1_000 })
+    expect(turn).toMatchObject({ doneSeq: 1, retriedSeq: 2, attempts: 1, delay: 1_000 })
+  })
+
+  it('says of an endpoint that it holds a slot for long when it did, not when it failed', async () => {
+    post.mockResolvedValueOnce(FAILED).mockImplementation(async () => {
+      await new Promise((resolve) => setTimeout(resolve, 1_100))
+      return DELIVERED
+    })
+    const [failed] = await work([lane(1, { standing: 'unknown' })])
+    expect(failed).toMatchObject({ attempts: 1, standing: 'prompt' })
+    toClaim = [lane(1)]
+    pushes.ring()
+    await vi.waitFor(() => expect(released).toHaveLength(2), { timeout: 5_000 })
+    expect(released[1]).toMatchObject({ attempts: 0, standing: 'doubtful' })
   })
 
   it('counts on where another worker left off', async () => {
@@ -169,7 +186,7 @@ describe('a webhook worker', () => {
     expect(appended).toMatchObject([
       { event: { type: 'message_queued', data: { reason: 'undeliverable' } }, options: { via: 'queue', about: 1 } },
     ])
-    expect(turn).toMatchObject({ doneSeq: 1, attempts: 0, failures: 1, openUntil: 0, standing: 'doubtful', delay: 0 })
+    expect(turn).toMatchObject({ doneSeq: 1, attempts: 0, failures: 1, openUntil: 0, delay: 0 })
   })
 
   it('moves the rest too when that opens the circuit', async () => {
@@ -254,17 +271,58 @@ describe('a webhook worker', () => {
     renew = async () => {
       throw new DatabaseUnavailable('out')
     }
+    await expectBrokenOff(1_000)
+  })
+
+  it('breaks off the delivery of a lane that is another’s by now, whatever its own clock says', async () => {
+    renew = async () => new Set()
+    expect(await expectBrokenOff(4_000)).toBeLessThan(3_000)
+  })
+
+  async function expectBrokenOff(leaseMs: number) {
     let signal: AbortSignal | undefined
     post.mockImplementation((_url, _message, given) => {
       signal = given
       return new Promise((_, reject) => given?.addEventListener('abort', () => reject(given.reason), { once: true }))
     })
-    start([lane(1)], { leaseMs: 1_000 })
+    const startedAt = performance.now()
+    start([lane(1)], { leaseMs })
     await vi.waitFor(() => expect(signal?.aborted).toBe(true), { timeout: 5_000 })
     stop.abort()
     await running
     expect(released).toEqual([])
     expect(appended).toEqual([])
+    return performance.now() - startedAt
+  }
+
+  it('prolongs the leases of what it works on, and only those', async () => {
+    const { promise, resolve } = Promise.withResolvers<DeliveryOutcome>()
+    post.mockReturnValueOnce(promise)
+    const asked: (readonly string[])[] = []
+    renew = async (recipients) => {
+      asked.push(recipients)
+      return new Set(recipients)
+    }
+    start([lane(1)], { leaseMs: 400 })
+    await vi.waitFor(() => expect(asked.length).toBeGreaterThan(5), { timeout: 5_000 })
+    resolve(DELIVERED)
+    await vi.waitFor(() => expect(released).toMatchObject([{ doneSeq: 1 }]))
+    expect(asked.flat().every((each) => each === recipient)).toBe(true)
+  })
+
+  it('does not touch a lane that its last worker did not give back until what that one delivered is taken out', async () => {
+    await work([lane(1)])
+    // The projector is there, but what the last worker delivered is yet to be applied.
+    lastChange = 2_000
+    toClaim = [lane(2, { wasHeld: true, attempts: 1, retriedSeq: 2 })]
+    pushes.ring()
+    await vi.waitFor(() => expect(toClaim).toEqual([]))
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    expect([post.mock.calls.length, released.length]).toEqual([1, 1])
+    progress.advance(lastChange)
+    await vi.waitFor(() => expect(released).toHaveLength(2), { timeout: 5_000 })
+    expect(post).toHaveBeenCalledTimes(1)
+    expect(released[1]).toMatchObject({ doneSeq: 0, attempts: 1, retriedSeq: 2, delay: 0 })
   })
 
   it('claims nothing while no projector is heard of: the lanes may be behind the log', async () => {

@@ -1,0 +1,343 @@
+/**
+ * Following what changes in the log. One consumer of JetStream serves all followers of a process that are at about the same place: an event
+ * comes over the wire and is parsed once, however many projections the process leads.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { type ConsumerMessages, type JetStreamClient, type JetStreamManager, type JsMsg, NatsError } from 'nats'
+import { type Capability, changesOf, type EventType, type LoggedEvent } from './event.ts'
+import { type FollowOptions, LogUnavailable } from './event-log.ts'
+import { addConsumer, changesSubject, STREAM, type StoredEvent, toStoredEvent, unavailable } from './event-stream.ts'
+
+/** Events that one batch holds at most, in number and in bytes as they came over the wire. */
+const BATCH_EVENTS = 500
+const BATCH_BYTES = 8 * 1_048_576
+/** For more events, where nobody waits for those that are there. A message that is fetched within it never enters the index of undelivered ones. */
+const LINGER_MS = 200
+/** What a follower may have before it, in number and in bytes. With more it leaves its feed until it has done all that. */
+const WAITING_EVENTS = 20_000
+const WAITING_BYTES = 16 * 1_048_576
+/** What a feed keeps of what it has handed out, for followers that are about to join it. */
+const RECENT_EVENTS = 1_000
+const RECENT_BYTES = 8 * 1_048_576
+/** Bytes that the server may send ahead; more than one event of the greatest size. */
+const READ_AHEAD_BYTES = 16 * 1_048_576
+/** A consumer that has been quiet for so long is looked after. */
+const WATCH_MS = 500
+/** So often in a row it is found to be behind, or not heard of, until it is given up: the servers may only be busy. */
+const MAX_DOUBTS = 3
+/** The server's code. */
+const CONSUMER_NOT_FOUND = 10014
+/** The server says at least this often that it is there while it has nothing to send. The least that it allows. */
+const HEARTBEAT_MS = 500
+/** A request for more events ends after this, and the library makes another. */
+const REQUEST_MS = 10_000
+
+/** The place of the last change, or of the last of a capability; 0 if there is none. As the stream's leader knows. */
+export type LastChange = (capability?: Capability) => Promise<number>
+
+/** All feeds on one connection, and who follows which. */
+export class ChangeFeeds {
+  readonly #stream: JetStreamClient
+  readonly #manager: JetStreamManager
+  readonly #lastChange: LastChange
+  /** The oldest first. */
+  readonly #feeds = new Set<ChangeFeed>()
+
+  constructor(stream: JetStreamClient, manager: JetStreamManager, lastChange: LastChange) {
+    this.#stream = stream
+    this.#manager = manager
+    this.#lastChange = lastChange
+  }
+
+  /**
+   * As `EventLog.follow`. A follower joins the oldest feed that still has what comes next for it, where there is none a new one; and moves to
+   * an older one as soon as it is that far.
+   */
+  async *follow(since: number, signal: AbortSignal, options: FollowOptions): AsyncIterable<LoggedEvent[]> {
+    const follower = new Follower(since, options)
+    const wake = () => follower.wake()
+    signal.addEventListener('abort', wake, { once: true })
+    try {
+      // As the stream's leader says: a consumer may be on a replica that has yet to get what was confirmed.
+      let begun = await this.#lastChange()
+      let askedAt = performance.now()
+      // Where there is nothing of its capability since, it need not see all the rest go by.
+      const { capability } = options
+      if (capability && begun > since && (await this.#lastChange(capability)) <= since) follower.position = begun
+      let isCaughtUp = false
+      let hasJoined = false
+      while (!signal.aborted) {
+        if (follower.feed?.failure) throw follower.feed.failure
+        const batch = follower.take()
+        if (batch) {
+          yield batch
+          isCaughtUp = false
+          continue
+        }
+        if (follower.isIdle) {
+          let feed = this.#covering(follower.position) ?? follower.feed
+          if (feed === undefined) {
+            // The log has grown since it left the feed before.
+            if (hasJoined) {
+              begun = await this.#lastChange()
+              askedAt = performance.now()
+            }
+            feed = await this.#open(follower.position)
+          }
+          if (feed !== follower.feed) {
+            follower.feed?.leave(follower)
+            feed.join(follower)
+            hasJoined = true
+            continue
+          }
+          if (!isCaughtUp && feed.position >= begun) {
+            if (feed.pending === 0 || performance.now() - askedAt < WATCH_MS) {
+              isCaughtUp = true
+              yield []
+            } else {
+              // A server's count of what is to come may stay too high for ever.
+              begun = await this.#lastChange()
+              askedAt = performance.now()
+            }
+            continue
+          }
+        }
+        await follower.woken()
+      }
+    } finally {
+      signal.removeEventListener('abort', wake)
+      follower.wake()
+      follower.feed?.leave(follower)
+    }
+  }
+
+  #covering(position: number): ChangeFeed | undefined {
+    for (const feed of this.#feeds) if (feed.covers(position)) return feed
+    return undefined
+  }
+
+  async #open(since: number): Promise<ChangeFeed> {
+    const name = await addConsumer(this.#manager, since, changesSubject())
+    const feed = new ChangeFeed(this.#manager, this.#lastChange, name, since, () => this.#feeds.delete(feed))
+    try {
+      const consumer = await this.#stream.consumers.get(STREAM, name)
+      feed.pending = (await consumer.info(true)).num_pending
+      feed.messages = await consumer.consume({
+        max_bytes: READ_AHEAD_BYTES,
+        idle_heartbeat: HEARTBEAT_MS,
+        expires: REQUEST_MS,
+        callback: (message) => feed.receive(message),
+      })
+    } catch (error) {
+      feed.end()
+      throw error
+    }
+    this.#feeds.add(feed)
+    return feed
+  }
+}
+
+/** A consumer of everything that changes something after a place, for one follower or more. */
+class ChangeFeed {
+  messages: ConsumerMessages | undefined
+  /** Events that the server has yet to send, as it said with the last one, or when it began. */
+  pending = 0
+  /** The place of the last event that came. */
+  position: number
+  failure: LogUnavailable | undefined
+  readonly #manager: JetStreamManager
+  readonly #lastChange: LastChange
+  readonly #name: string
+  readonly #onEnd: () => void
+  readonly #ended = new AbortController()
+  readonly #followers = new Set<Follower>()
+  #delivered = 0
+  /** Up to here the log holds no change that has not come. */
+  #checkedTo = 0
+  /** What came after `#recentSince`. */
+  readonly #recent: StoredEvent[] = []
+  #recentBytes = 0
+  #recentSince: number
+
+  constructor(manager: JetStreamManager, lastChange: LastChange, name: string, since: number, onEnd: () => void) {
+    this.#manager = manager
+    this.#lastChange = lastChange
+    this.#name = name
+    this.#onEnd = onEnd
+    this.position = since
+    this.#recentSince = since
+    void this.#watch().catch((reason: unknown) => this.#fail(reason))
+  }
+
+  /** Whether somebody who is at `position` can join, misses nothing, and need not wait until the feed is as far. */
+  covers(position: number): boolean {
+    return position >= this.#recentSince && (position <= this.position || this.pending === 0)
+  }
+
+  join(follower: Follower): void {
+    this.#followers.add(follower)
+    follower.feed = this
+    for (const arrival of this.#recent) follower.offer(arrival)
+  }
+
+  leave(follower: Follower): void {
+    this.#followers.delete(follower)
+    follower.feed = undefined
+    if (this.#followers.size === 0) this.end()
+  }
+
+  /** Nobody follows it any more. */
+  end(): void {
+    this.#onEnd()
+    this.#ended.abort()
+    this.messages?.stop()
+    this.#manager.consumers.delete(STREAM, this.#name).catch(() => {})
+  }
+
+  receive(message: JsMsg): void {
+    this.#delivered++
+    if (message.info.deliverySequence !== this.#delivered) {
+      this.#fail(new LogUnavailable('the event log skipped an event'))
+      return
+    }
+    this.position = message.seq
+    this.pending = message.info.pending
+    const arrival = toStoredEvent(message.seq, message)
+    this.#remember(arrival)
+    for (const follower of this.#followers) {
+      follower.offer(arrival)
+      if (follower.isIdle) follower.wake()
+      if (follower.isOverloaded) this.leave(follower)
+    }
+  }
+
+  #remember(arrival: StoredEvent): void {
+    this.#recent.push(arrival)
+    this.#recentBytes += arrival.bytes
+    while (this.#recent.length > RECENT_EVENTS || this.#recentBytes > RECENT_BYTES) {
+      const forgotten = this.#recent.shift() as StoredEvent
+      this.#recentBytes -= forgotten.bytes
+      this.#recentSince = forgotten.event.seq
+    }
+  }
+
+  #fail(reason: unknown): void {
+    this.failure ??= unavailable(reason)
+    this.#onEnd()
+    for (const follower of this.#followers) follower.wake()
+  }
+
+  /**
+   * Throws when the consumer has stopped working: the server that ran it is gone, or has fallen behind, or it has events to send and sends none.
+   * The library notices some of that as well, but after many seconds.
+   */
+  async #watch(): Promise<void> {
+    const { signal } = this.#ended
+    let before = -1
+    let doubts = 0
+    for (;;) {
+      await sleep(WATCH_MS, undefined, { signal }).catch(() => {})
+      if (signal.aborted) return
+      const now = this.#delivered
+      if (now !== before) {
+        before = now
+        doubts = 0
+        continue
+      }
+      const doubt = await this.#doubt()
+      if (doubt === undefined || this.#delivered !== now) doubts = 0
+      else if (++doubts === MAX_DOUBTS) throw doubt
+    }
+  }
+
+  /** Why it may be that nothing comes any more. Throws where that is certain. */
+  async #doubt(): Promise<LogUnavailable | undefined> {
+    try {
+      const { num_pending: pending } = await this.#manager.consumers.info(STREAM, this.#name)
+      const stopped = new LogUnavailable('the event log has stopped sending')
+      if (pending > 0) return stopped
+      // Whether there is anything at all is asked first: the last change comes whole, and may be large.
+      const end = (await this.#manager.streams.info(STREAM)).state.last_seq
+      if (end <= Math.max(this.position, this.#checkedTo)) return undefined
+      if ((await this.#lastChange()) > this.position) return stopped
+      this.#checkedTo = end
+      return undefined
+    } catch (error) {
+      if (error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND) throw error
+      return unavailable(error)
+    }
+  }
+}
+
+/** What has come for somebody who follows, and has not been taken yet. */
+class Follower {
+  feed: ChangeFeed | undefined
+  /** The place of the last event that was offered. */
+  position: number
+  readonly #types: ReadonlySet<EventType>
+  readonly #mayWait: (event: LoggedEvent) => boolean
+  readonly #arrived: StoredEvent[] = []
+  #bytes = 0
+  /** Something that has arrived may not wait, or has waited. */
+  #isReady = false
+  #lingering: NodeJS.Timeout | undefined
+  #waking = Promise.withResolvers<void>()
+
+  constructor(since: number, { capability, mayWait = () => false }: FollowOptions) {
+    this.position = since
+    this.#types = new Set(changesOf(capability))
+    this.#mayWait = mayWait
+  }
+
+  get isIdle(): boolean {
+    return this.#arrived.length === 0
+  }
+
+  get isOverloaded(): boolean {
+    return this.#arrived.length > WAITING_EVENTS || this.#bytes > WAITING_BYTES
+  }
+
+  offer(arrival: StoredEvent): void {
+    const { event, bytes } = arrival
+    if (event.seq <= this.position) return
+    this.position = event.seq
+    if (!this.#types.has(event.type)) return
+    this.#arrived.push(arrival)
+    this.#bytes += bytes
+    if (this.#isReady || this.#arrived.length >= BATCH_EVENTS || !this.#mayWait(event)) this.#deliver()
+    else this.#lingering ??= setTimeout(() => this.#deliver(), LINGER_MS)
+  }
+
+  #deliver(): void {
+    this.#isReady = true
+    this.wake()
+  }
+
+  /** The next batch; undefined where there is none yet. */
+  take(): LoggedEvent[] | undefined {
+    if (!this.#isReady) return undefined
+    let bytes = 0
+    let count = 0
+    for (const entry of this.#arrived) {
+      if (count > 0 && (count >= BATCH_EVENTS || bytes + entry.bytes > BATCH_BYTES)) break
+      bytes += entry.bytes
+      count++
+    }
+    this.#bytes -= bytes
+    const batch = this.#arrived.splice(0, count).map(({ event }) => event)
+    this.#isReady = !this.isIdle
+    return batch
+  }
+
+  wake(): void {
+    clearTimeout(this.#lingering)
+    this.#lingering = undefined
+    this.#waking.resolve()
+  }
+
+  /** Resolves when it has been woken since it was called last. */
+  async woken(): Promise<void> {
+    await this.#waking.promise
+    this.#waking = Promise.withResolvers()
+  }
+}

@@ -1,0 +1,77 @@
+/** The lease on the projection in Postgres. */
+import { sql } from 'kysely'
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
+import { type Database, openPostgres } from '../../src/platform/database.ts'
+import { DatabaseProjection } from '../../src/projector/database-projection.ts'
+import { LeaseLost } from '../../src/projector/projector.ts'
+import { RegistryStore } from '../../src/registry/registry-store.ts'
+import { StateStore } from '../../src/state/state-store.ts'
+import { type PostgresServer, startPostgres } from '../support/servers.ts'
+
+const LEASE_MS = 1_000
+
+let postgres: PostgresServer
+let database: Database
+let projection: DatabaseProjection
+
+beforeAll(async () => {
+  postgres = await startPostgres({ migrated: true })
+  database = openPostgres({ url: postgres.ownerUrl, poolMode: 'session', maxConnections: 4 })
+  const stores = { registry: new RegistryStore(database), state: new StateStore(database, 1_000_000) }
+  projection = new DatabaseProjection(database, stores, { maxQueue: 10, exclusive: false })
+})
+afterAll(async () => {
+  await database?.destroy()
+  await postgres?.[Symbol.asyncDispose]()
+})
+beforeEach(() => database.updateTable('projections').set({ holder: null }).execute())
+
+/** Runs `work` while a batch is being applied, as far as others can tell: the projection's row is held. */
+async function whileApplying(work: () => Promise<void>): Promise<void> {
+  await database.transaction().execute(async (applying) => {
+    await sql`select from projections where name = 'database' for update`.execute(applying)
+    await work()
+  })
+}
+
+async function expiresInMs(): Promise<number> {
+  const { rows } = await sql<{ left: number }>`
+    select extract(epoch from lease_expires_at - clock_timestamp())::float8 * 1000 as left
+    from projections where name = 'database'`.execute(database)
+  return rows[0]?.left ?? Number.NaN
+}
+
+describe('the lease', () => {
+  it('is one process’s until it ends, and then another’s', async () => {
+    expect(await projection.acquire('one', 300)).toBe(0)
+    expect(await projection.acquire('two', LEASE_MS)).toBeUndefined()
+    await expect(projection.renew('two', LEASE_MS)).rejects.toBeInstanceOf(LeaseLost)
+    await vi.waitFor(async () => expect(await projection.acquire('two', 60_000)).toBe(0), {
+      timeout: 5_000,
+      interval: 50,
+    })
+    await expect(projection.renew('one', LEASE_MS)).rejects.toBeInstanceOf(LeaseLost)
+    await projection.renew('two', LEASE_MS)
+  })
+
+  it('is prolonged', async () => {
+    await projection.acquire('one', 100)
+    await projection.renew('one', 60_000)
+    expect(await expiresInMs()).toBeGreaterThan(50_000)
+  })
+
+  it('is answered for at once while a batch is being applied', async () => {
+    await projection.acquire('one', LEASE_MS)
+    await whileApplying(async () => {
+      await projection.renew('one', LEASE_MS)
+      await expect(projection.renew('two', LEASE_MS)).rejects.toBeInstanceOf(LeaseLost)
+    })
+  })
+
+  it('is nobody’s once given back', async () => {
+    await projection.acquire('one', LEASE_MS)
+    await projection.release('one')
+    await expect(projection.renew('one', LEASE_MS)).rejects.toBeInstanceOf(LeaseLost)
+    expect(await projection.acquire('two', LEASE_MS)).toBe(0)
+  })
+})

@@ -1,0 +1,51 @@
+/** What a process knows of a Redis Cluster: all its masters, or it says that it does not. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import pino from 'pino'
+import { afterAll, beforeAll, expect, it, vi } from 'vitest'
+import { RedisClient, RedisUnavailable } from '../../src/platform/redis.ts'
+import { type RedisCluster, startRedisCluster } from '../support/servers.ts'
+
+const logger = pino({ level: 'silent' })
+let redis: RedisCluster
+
+beforeAll(async () => {
+  redis = await startRedisCluster()
+}, 60_000)
+
+afterAll(() => redis?.[Symbol.asyncDispose]())
+
+it('names all running servers, and others after the restart of one, never some of them', {
+  timeout: 120_000,
+}, async () => {
+  const client = await RedisClient.open(redis.url, 'cluster', logger)
+  try {
+    const seen = new Set<string>()
+    const watching = setInterval(() => seen.add(client.incarnation ?? ''), 1)
+    const asking = setInterval(
+      () => void client.run('get', (connection) => connection.get(`${Math.random()}`)).catch(ignoreOutage),
+      5,
+    )
+    for (const master of redis.masters.slice(1)) {
+      const before = client.incarnation
+      expect(serversIn(before)).toHaveLength(redis.masters.length)
+      await master.kill()
+      await sleep(2_500)
+      await master.restart()
+      await vi.waitFor(() => expect(client.incarnation ?? before).not.toBe(before), { timeout: 20_000 })
+    }
+    clearInterval(watching)
+    clearInterval(asking)
+    expect([...seen].filter((name) => name !== '' && serversIn(name).length !== redis.masters.length)).toEqual([])
+    expect(seen.size).toBeGreaterThanOrEqual(redis.masters.length)
+  } finally {
+    await client.close()
+  }
+})
+
+function serversIn(incarnation = ''): string[] {
+  return incarnation.split('-')
+}
+
+function ignoreOutage(error: unknown): void {
+  if (!(error instanceof RedisUnavailable)) throw error
+}

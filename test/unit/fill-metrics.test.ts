@@ -1,0 +1,29 @@
+import { register } from 'prom-client'
+import { expect, test } from 'vitest'
+import { measureFill } from '../../src/maintenance/fill-metrics.ts'
+
+test('what is stored is measured when asked for, and not at all while it cannot be', async () => {
+  let isOut = false
+  const unless = <T>(value: T) => (isOut ? Promise.reject(new Error('out')) : Promise.resolve(value))
+  measureFill({
+    logBytes: () => unless(1_000),
+    redisMemory: () => unless({ usedBytes: 20, limitBytes: 100 }),
+    stateUsage: () => unless({ usedBytes: 7 }),
+    stateCapacityBytes: 10,
+  })
+  const figures = async () =>
+    (await register.metrics())
+      .split('\n')
+      .filter((line) => /^tabulum_(log|redis_memory|state)_/.test(line) && !line.endsWith(' 10'))
+  const whole = [
+    'tabulum_log_bytes 1000',
+    'tabulum_redis_memory_bytes 20',
+    'tabulum_redis_memory_limit_bytes 100',
+    'tabulum_state_bytes 7',
+  ]
+  expect(await figures()).toEqual(whole)
+  isOut = true
+  expect(await figures()).toEqual([])
+  isOut = false
+  expect(await figures()).toEqual(whole)
+})

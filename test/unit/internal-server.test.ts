@@ -1,0 +1,68 @@
+/** The event log on the internal port. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterAll, describe, expect, it } from 'vitest'
+import { startInternalServer } from '../../src/platform/internal-server.ts'
+
+let read: (asked: { since: number; limit: number }) => Promise<string[]>
+const server = await startInternalServer({
+  host: '127.0.0.1',
+  port: 0,
+  checks: {},
+  readEvents: (asked) => read(asked),
+})
+afterAll(() => server.close())
+
+async function events(query = ''): Promise<{ status: number; text: string }> {
+  const response = await fetch(`http://127.0.0.1:${server.port}/events${query}`)
+  return { status: response.status, text: await response.text() }
+}
+
+describe('/events', () => {
+  it('is a page, a line an event, of what is asked for', async () => {
+    const asked: unknown[] = []
+    read = async (query) => {
+      asked.push(query)
+      return ['{"seq":1}', '{"seq":2}']
+    }
+    expect(await events('?since=3&limit=7')).toEqual({ status: 200, text: '{"seq":1}\n{"seq":2}\n' })
+    await events()
+    await events('?limit=1000000')
+    expect(asked).toEqual([
+      { since: 3, limit: 7 },
+      { since: 0, limit: 100 },
+      { since: 0, limit: 1_000 },
+    ])
+  })
+
+  it('is 503 with the reason, not empty, where the log cannot be read', async () => {
+    read = async () => {
+      throw new Error('the event log did not answer in time')
+    }
+    const { status, text } = await events()
+    expect(status).toBe(503)
+    expect(JSON.parse(text)).toEqual({ error: 'unavailable', message: 'the event log did not answer in time' })
+  })
+
+  it.each(['since=x', 'since=-1', 'limit=1.5', 'limit=', 'since=1e3'])('is 400 for %s', async (query) => {
+    const { status, text } = await events(`?${query}`)
+    expect(status).toBe(400)
+    expect(JSON.parse(text).message).toMatch(/whole numbers/)
+  })
+
+  it('reads four pages at once at most', async () => {
+    let reading = 0
+    let most = 0
+    const four = Promise.withResolvers<void>()
+    read = async () => {
+      most = Math.max(most, ++reading)
+      if (reading === 4) four.resolve()
+      // The first is alone until the others have come.
+      await Promise.race([four.promise, sleep(500)])
+      reading--
+      return []
+    }
+    const answers = await Promise.all(Array.from({ length: 20 }, () => events()))
+    expect(answers.every(({ status }) => status === 200)).toBe(true)
+    expect(most).toBe(4)
+  })
+})

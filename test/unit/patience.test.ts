@@ -1,0 +1,69 @@
+import { randomBytes } from 'node:crypto'
+import { setImmediate } from 'node:timers/promises'
+import { promisify } from 'node:util'
+import { afterEach, describe, expect, it, vi } from 'vitest'
+import { Patience } from '../../src/platform/patience.ts'
+
+const late = () => new Error('late')
+const never = new Promise<never>(() => {})
+/** Blocks this thread, as lack of processor time does. */
+const holdUp = (ms: number) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
+
+function observed(work: Promise<unknown>): () => string {
+  let state = 'waits'
+  work.catch((error: Error) => {
+    state = error.message
+  })
+  return () => state
+}
+
+afterEach(() => {
+  vi.useRealTimers()
+})
+
+describe('patience', () => {
+  it('ends with what the work ends with', async () => {
+    expect(await new Patience().wait(Promise.resolve('answer'), 1_000, late)).toBe('answer')
+    await expect(new Patience().wait(Promise.reject(new Error('refused')), 1_000, late)).rejects.toThrow('refused')
+  })
+
+  it('is over when the part has been silent for so long', async () => {
+    vi.useFakeTimers()
+    const outcome = observed(new Patience().wait(never, 500, late))
+    await vi.advanceTimersByTimeAsync(499)
+    expect(outcome()).toBe('waits')
+    await vi.advanceTimersByTimeAsync(2)
+    expect(outcome()).toBe('late')
+  })
+
+  it('lasts while the part answers others, and ends when it stops', async () => {
+    vi.useFakeTimers()
+    const patience = new Patience()
+    const outcome = observed(patience.wait(never, 500, late))
+    for (let turn = 0; turn < 3; turn++) {
+      await vi.advanceTimersByTimeAsync(400)
+      await patience.wait(Promise.resolve(), 500, late)
+    }
+    await vi.advanceTimersByTimeAsync(499)
+    expect(outcome()).toBe('waits')
+    await vi.advanceTimersByTimeAsync(2)
+    expect(outcome()).toBe('late')
+  })
+
+  it('has a limit, however much the part answers others', () => {
+    const patience = new Patience()
+    const start = performance.now() - 4_000
+    patience.answered()
+    expect(patience.deadline(start, 2_000)).toBe(start + 5_000)
+    expect(patience.deadline(start, 10_000)).toBeCloseTo(start + 10_000)
+  })
+
+  it('takes an answer that came while the process itself was held up', async () => {
+    const work = promisify(randomBytes)(8)
+    const waiting = new Patience().wait(work, 20, late)
+    // Of the event loop's phases the next is that of timers, and then that of what has come in.
+    await setImmediate()
+    holdUp(200)
+    expect(await waiting).toHaveLength(8)
+  })
+})
