@@ -4,16 +4,21 @@ import { Pool } from 'undici'
 
 /** Connections, and so requests under way. More than one process has threads for, few enough that latency is not all queueing. */
 export const CONNECTIONS = 32
-const WARM_UP_S = 0.5
+const WARM_UP_S = 1
 const DEADLINE_MS = 30_000
 /** Of Linux, in which /proc counts CPU time; 100 on every platform that Node runs on. */
 const TICKS_PER_S = 100
+
+/** Processes whose CPU time is counted, by what to call them together. A function where they come and go. */
+export type Pids = Readonly<Record<string, () => readonly number[]>>
 
 export interface Ask {
   method: 'GET' | 'POST' | 'PUT' | 'DELETE'
   path: string
   token?: string
   json?: unknown
+  /** Beside those that follow from the rest. */
+  headers?: Readonly<Record<string, string>>
 }
 
 export interface Figures {
@@ -35,7 +40,7 @@ export async function load(
   baseUrl: string,
   seconds: number,
   next: (index: number) => Ask | undefined,
-  pids: Readonly<Record<string, number>> = {},
+  pids: Pids = {},
 ): Promise<Figures> {
   const pool = new Pool(baseUrl, { connections: CONNECTIONS, headersTimeout: DEADLINE_MS, bodyTimeout: DEADLINE_MS })
   const latencies: number[] = []
@@ -57,6 +62,7 @@ export async function load(
         headers: {
           ...(ask.token === undefined ? {} : { authorization: `Bearer ${ask.token}` }),
           ...(ask.json === undefined ? {} : { 'content-type': 'application/json' }),
+          ...ask.headers,
         },
         body: ask.json === undefined ? null : JSON.stringify(ask.json),
       })
@@ -97,12 +103,14 @@ export async function load(
 }
 
 /** CPU milliseconds that each process has used, user and system. */
-function cpuTimes(pids: Readonly<Record<string, number>>): Record<string, number> {
+export function cpuTimes(pids: Pids): Record<string, number> {
   return Object.fromEntries(
-    Object.entries(pids).map(([name, pid]) => {
-      // The name of the program, in brackets, may hold blanks; the fields that follow do not. See proc_pid_stat(5).
-      const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)?.split(' ') ?? []
-      return [name, ((Number(fields[11]) + Number(fields[12])) * 1_000) / TICKS_PER_S]
-    }),
+    Object.entries(pids).map(([name, members]) => [name, members().reduce((sum, pid) => sum + cpuTime(pid), 0)]),
   )
+}
+
+function cpuTime(pid: number): number {
+  // The name of the program, in brackets, may hold blanks; the fields that follow do not. See proc_pid_stat(5).
+  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)?.split(' ') ?? []
+  return ((Number(fields[11]) + Number(fields[12])) * 1_000) / TICKS_PER_S
 }

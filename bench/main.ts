@@ -1,24 +1,39 @@
 /**
- * `npm run bench -- [embedded] [cluster] [growth] [webhooks] [--seconds 3] [--agents 10000] [--sizes 1000,100000,1000000] [--json file]`; all if
- * none is named.
+ * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [webhooks] [--seconds 3] [--agents 10000]
+ * [--sizes 1000,100000,1000000] [--json file]`; all if none is named.
  *
- * Starts kernels of its own and prints what they need: time to start, memory, and for each endpoint requests a second, latency and
- * CPU. Beside each endpoint stands its ratio to a bare Hono route measured in the same run, which is what compares between machines.
+ * Starts what it needs and prints tables for people; `--json` writes the same for scripts. What compares between machines is ratios within one
+ * run: of each endpoint to a bare Hono route, and on the cluster to its floor, the smallest program that makes only the unavoidable calls to the
+ * same servers (`floor-program.ts`), also with changes applied in the order of the log. docs/performance.md has one run, and what limits each row.
  */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { cpus, tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { startCluster } from '../test/support/cluster.ts'
+import { type Cluster, startCluster } from '../test/support/cluster.ts'
 import { startKernel } from '../test/support/kernel.ts'
-import { measureBareRoute } from './bare-route.ts'
-import { measureEndpoints } from './endpoints.ts'
+import { benchAuthentication } from './authentication.ts'
+import { benchCosts } from './costs.ts'
+import { type EndpointFigures, type Floors, type Measured, measureEndpoints, measureRegistering } from './endpoints.ts'
 import { benchGrowth } from './growth.ts'
-import type { Figures } from './load.ts'
+import { type Figures, load } from './load.ts'
 import { measureMemory } from './memory.ts'
+import { benchNodes } from './nodes.ts'
+import { startProgram } from './program.ts'
+import { benchSizes } from './sizes.ts'
 import { benchWebhooks } from './webhooks.ts'
 
-const BENCHES = ['embedded', 'cluster', 'growth', 'webhooks']
+const BENCHES = [
+  'embedded',
+  'cluster',
+  'registration',
+  'costs',
+  'nodes',
+  'sizes',
+  'authentication',
+  'growth',
+  'webhooks',
+]
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
@@ -60,7 +75,7 @@ const report: Record<string, unknown> = {
   },
 }
 
-const bare = await measureBareRoute(seconds)
+const bare = await measureBareRoute()
 report.bareRoute = bare
 console.log(`bare Hono route: ${bare.perSecond.toFixed(0)} requests a second, p50 ${bare.p50Ms.toFixed(2)} ms\n`)
 
@@ -69,45 +84,116 @@ if (wanted('embedded')) {
   report.memory = await measureMemory(agents, SETTINGS)
   console.table(report.memory)
   await using kernel = await startKernel(SETTINGS)
-  report.embedded = await measure('embedded', kernel.baseUrl, { kernel: kernel.pid })
+  const measured = { url: kernel.baseUrl, pids: { kernel: () => [kernel.pid] } }
+  report.embedded = print('embedded', await measureEndpoints(measured, seconds))
 }
-if (wanted('cluster')) {
-  await using cluster = await startCluster({ nodes: 1, workers: 1, settings: SETTINGS })
+if (wanted('cluster')) report.cluster = await compare('cluster, one api node', SETTINGS.BCRYPT_COST, measureEndpoints)
+if (wanted('registration'))
+  report.registration = await compare('registration at the default cost of bcrypt', '10', measureRegistering)
+if (wanted('costs')) table('costs', 'unit costs, one call at a time and 32 at once', await benchCosts(seconds))
+if (wanted('nodes'))
+  table('nodes', 'CPU ms a request of all kernel processes, by api nodes and load', await benchNodes(seconds, SETTINGS))
+if (wanted('sizes')) table('sizes', 'bytes', await benchSizes(SETTINGS))
+if (wanted('authentication')) table('authentication', 'authentication, ms', await benchAuthentication(SETTINGS))
+if (wanted('growth')) {
+  const title = 'growth: ms (median) at so many agents, keys and messages in one queue, and the greatest to the least'
+  table('growth', title, await benchGrowth(sizes, SETTINGS))
+}
+if (wanted('webhooks')) report.webhooks = await benchWebhooks()
+if (values.json !== undefined) await writeFile(values.json, `${JSON.stringify(report, null, 2)}\n`)
+
+/** A part of the report, printed. */
+function table(name: string, title: string, rows: object): void {
+  report[name] = rows
+  console.log(`\n${title}`)
+  console.table(rows)
+}
+
+/** A cluster of one api node and one worker beside the floors on the same servers. */
+async function compare(
+  title: string,
+  bcryptCost: string,
+  measure: (kernel: Measured, seconds: number, floors: Floors) => Promise<Record<string, EndpointFigures>>,
+): Promise<Record<string, EndpointFigures>> {
+  await using cluster = await startCluster({
+    nodes: 1,
+    workers: 1,
+    settings: { ...SETTINGS, BCRYPT_COST: bcryptCost },
+  })
+  const environment = {
+    FLOOR_DATABASE_URL: cluster.postgres.superuserUrl,
+    FLOOR_REDIS_URL: cluster.redis.adminUrl,
+    FLOOR_NATS_URL: cluster.nats.adminUrl,
+    FLOOR_BCRYPT_COST: bcryptCost,
+  }
+  await using floor = await startProgram('floor-program.ts', environment)
+  await using orderedFloor = await startProgram('floor-program.ts', { ...environment, FLOOR_IN_LOG_ORDER: 'yes' })
   const [node] = cluster.nodes
   const [worker] = cluster.workers
   if (!node || !worker) throw new Error('the cluster has no node or no worker')
-  report.cluster = await measure('cluster, one api node', node.url, { api: node.pid, worker: worker.pid })
+  const servers = serverPids(cluster)
+  return print(
+    title,
+    await measure({ url: node.url, pids: { api: () => [node.pid], worker: () => [worker.pid], ...servers } }, seconds, {
+      floor: { url: floor.url, pids: { floor: () => [floor.pid], ...servers } },
+      orderedFloor: { url: orderedFloor.url, pids: { floor: () => [orderedFloor.pid], ...servers } },
+    }),
+  )
 }
-if (wanted('growth')) {
-  const growth = await benchGrowth(sizes, SETTINGS)
-  report.growth = growth
-  console.log('\ngrowth: ms (median) at so many agents, keys and messages in one queue, and the greatest to the least')
-  console.table(growth)
-}
-if (wanted('webhooks')) await benchWebhooks()
-if (values.json !== undefined) await writeFile(values.json, `${JSON.stringify(report, null, 2)}\n`)
 
-async function measure(title: string, baseUrl: string, pids: Record<string, number>): Promise<Record<string, Figures>> {
-  const figures = await measureEndpoints(baseUrl, pids, seconds)
+function print(title: string, figures: Record<string, EndpointFigures>): Record<string, EndpointFigures> {
   console.log(`\n${title}`)
   console.table(
     Object.fromEntries(
-      Object.entries(figures).map(([name, { perSecond, p50Ms, p99Ms, cpuMsPerRequest, failed }]) => [
+      Object.entries(figures).map(([name, { kernel, floor, orderedFloor }]) => [
         name,
         {
-          'requests/s': Math.round(perSecond),
-          'of bare route': Number((perSecond / bare.perSecond).toFixed(3)),
-          'p50 ms': Number(p50Ms.toFixed(2)),
-          'p99 ms': Number(p99Ms.toFixed(2)),
-          ...Object.fromEntries(
-            Object.entries(cpuMsPerRequest).map(([process, ms]) => [`CPU ms ${process}`, Number(ms.toFixed(3))]),
-          ),
-          failed,
+          'requests/s': Math.round(kernel.perSecond),
+          'of bare route': Number((kernel.perSecond / bare.perSecond).toFixed(3)),
+          ...(floor && {
+            'floor/s': Math.round(floor.perSecond),
+            'of floor': Number((kernel.perSecond / floor.perSecond).toFixed(2)),
+            'of floor in log order': orderedFloor && Number((kernel.perSecond / orderedFloor.perSecond).toFixed(2)),
+          }),
+          'p50 ms': Number(kernel.p50Ms.toFixed(2)),
+          'p99 ms': Number(kernel.p99Ms.toFixed(2)),
+          ...(floor && { 'floor p50': Number(floor.p50Ms.toFixed(2)), 'floor p99': Number(floor.p99Ms.toFixed(2)) }),
+          ...cpuColumns(kernel),
+          ...(floor && {
+            'CPU ms all': Number(allCpu(kernel).toFixed(3)),
+            'CPU ms floor, all': Number(allCpu(floor).toFixed(3)),
+            'in log order': orderedFloor && Number(allCpu(orderedFloor).toFixed(3)),
+          }),
+          failed: kernel.failed + (floor?.failed ?? 0) + (orderedFloor?.failed ?? 0),
         },
       ]),
     ),
   )
   return figures
+}
+
+function cpuColumns({ cpuMsPerRequest }: Figures): Record<string, number> {
+  return Object.fromEntries(
+    Object.entries(cpuMsPerRequest).map(([process, ms]) => [`CPU ms ${process}`, Number(ms.toFixed(3))]),
+  )
+}
+
+function allCpu({ cpuMsPerRequest }: Figures): number {
+  return Object.values(cpuMsPerRequest).reduce((sum, ms) => sum + ms, 0)
+}
+
+function serverPids({ postgres, redis, nats }: Cluster) {
+  return {
+    postgres: () => postgres.process.pids(),
+    redis: () => redis.process.pids(),
+    nats: () => nats.servers.flatMap((server) => server.process.pids()),
+  }
+}
+
+/** The least that an HTTP answer costs on this machine. */
+async function measureBareRoute(): Promise<Figures> {
+  await using program = await startProgram('bare-route.ts')
+  return await load(program.url, seconds, () => ({ method: 'GET', path: '/' }), { bare: () => [program.pid] })
 }
 
 /** Milliseconds from the start of the process to its first answer, on a fresh directory and on the same one again. */

@@ -1,117 +1,266 @@
 /**
- * One worker of a cluster on this machine, pushing to HTTPS receivers on loopback: how many messages a second it delivers when a backlog
- * waits for it, and how soon a message arrives under a steady load; all endpoints healthy, and with one in ten a black hole that accepts
- * and never answers. Everything shares the machine's processors: servers, API node, worker, receivers and sender.
+ * One worker pushing to HTTPS receivers on loopback: how many messages a second it delivers when a backlog waits for it, and how soon a
+ * message arrives under a steady load; all endpoints healthy, and with one in ten a black hole that accepts and never answers. Two clusters,
+ * one without black holes and one with, take turns, so that both meet the same moods of the machine; what counts is the ratio. Everything
+ * shares the machine's processors: servers, API node, worker, receivers and sender.
+ *
+ * An endpoint is found to be a black hole when its first time-out is over. The beginning, when nothing is known of any, is measured apart;
+ * circuits stay closed throughout, as five messages to the same black hole take minutes to fail. The median over all turns counts.
  */
-import { availableParallelism } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Agent, Client, message } from '../test/support/client.ts'
 import { type Cluster, startCluster } from '../test/support/cluster.ts'
-import { createTestAuthority, type Receiver, startReceiver, type TestAuthority } from '../test/support/receiver.ts'
+import { createTestAuthority, startReceiver, type TestAuthority } from '../test/support/receiver.ts'
+import { cpuTimes } from './load.ts'
 
-const HEALTHY = 180
-const BLACK_HOLES = 20
+const HEALTHY = 450
+const BLACK_HOLES = 50
+const REGISTRATIONS_AT_ONCE = 8
 /** To each agent, for the throughput. */
-const BACKLOG = 30
-/** Messages a second, for the latency; to all agents in turn. */
+const BACKLOG = 12
+/** Messages a second to healthy endpoints, for the latency; black holes get their share on top. */
 const STEADY_RATE = 100
-const STEADY_SECONDS = 15
+const FIRST_SECONDS = 10
+const TURN_SECONDS = 5
 const SENDERS = 32
+const ROUNDS = 3
+/** Of measuring latencies, in each round. */
+const TURNS = 4
+/** After a start or a backlog, until what is left to do in the background is done. */
+const SETTLE_MS = 1_000
 
-interface Measured {
-  /** Messages a second that reached healthy endpoints. */
-  throughput: number
-  /** From acceptance to arrival at healthy endpoints, in ms. */
-  p50: number
-  p99: number
+interface Figures {
+  /** Messages a second that reached healthy endpoints, from the first to the last of a backlog. */
+  'deliveries/s': number
+  /** Of the worker, a delivery of that backlog. */
+  'CPU ms worker': number
+  /** From sending to arrival at healthy endpoints. */
+  'p50 ms': number
+  'p99 ms': number
+}
+type Latency = Pick<Figures, 'p50 ms' | 'p99 ms'>
+
+/** `kept`: what is left of the throughput and the latency of healthy endpoints where one in ten is a black hole; 1 is all. */
+export interface WebhookReport {
+  'first 10 s': Record<'without' | 'with', Latency>
+  'from then on': Record<'without' | 'with' | 'kept', Figures>
 }
 
-export async function benchWebhooks(): Promise<void> {
+export async function benchWebhooks(): Promise<WebhookReport> {
   await using authority = await createTestAuthority()
-  console.log(
-    `webhooks: 1 worker, ${HEALTHY} healthy endpoints, ${BLACK_HOLES} more as black holes, ${availableParallelism()} processors`,
-  )
-  const without = await measure(authority, 0)
-  report('all healthy', without)
-  const withHoles = await measure(authority, BLACK_HOLES)
-  report(`with ${BLACK_HOLES} black holes`, withHoles)
-  const percent = (part: number, whole: number) => `${Math.round((100 * part) / whole)}%`
-  console.log(
-    `  healthy endpoints keep ${percent(withHoles.throughput, without.throughput)} of their throughput; their latency is ${percent(withHoles.p50, without.p50)} (median), ${percent(withHoles.p99, without.p99)} (99th percentile) of what it was`,
-  )
-}
+  await using without = await Bench.start(authority, 0)
+  await using withHoles = await Bench.start(authority, BLACK_HOLES)
+  const first = { without: await without.latency(FIRST_SECONDS), with: await withHoles.latency(FIRST_SECONDS) }
+  await withHoles.untilHolesAreKnown()
 
-function report(name: string, { throughput, p50, p99 }: Measured): void {
-  console.log(
-    `  ${name}: ${Math.round(throughput)} deliveries/s from a backlog; at ${STEADY_RATE} messages/s they arrive after ${p50} ms (median), ${p99} ms (99th percentile)`,
-  )
-}
-
-async function measure(authority: TestAuthority, blackHoles: number): Promise<Measured> {
-  await using cluster = await startCluster({
-    nodes: 1,
-    workers: 1,
-    settings: {
-      RATE_LIMIT_MESSAGE_PER_MIN: '1000000',
-      RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
-      RATE_LIMIT_WEBHOOK_PER_MIN: '1000000',
-      WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8',
-      WEBHOOK_CA_FILE: authority.caFile,
-    },
-  })
-  await using receiver = await startReceiver({ authority })
-  await using hole = await startReceiver({ authority, behaviour: 'black_hole' })
-  const client = new Client(cluster.baseUrl)
-  const sender = await client.registerAgent()
-  const register = (count: number, url: string) =>
-    Array.fromAsync({ length: count }, (_, index) => client.registerAgent({ webhookUrl: `${url}/${index}` }))
-  const healthy = await register(HEALTHY, receiver.url)
-  const recipients = mixed(healthy, await register(blackHoles, hole.url))
-
-  const throughput = await drainBacklog(cluster, sender, recipients, receiver)
-  const { p50, p99 } = await steadyLoad(sender, recipients, healthy, receiver)
-  return { throughput, p50, p99 }
-}
-
-/** What was accepted while no worker ran, from the first arrival to the last. */
-async function drainBacklog(
-  cluster: Cluster,
-  sender: Agent,
-  recipients: readonly Agent[],
-  receiver: Receiver,
-): Promise<number> {
-  await Promise.all(cluster.workers.map((worker) => worker.stop()))
-  const sends = Array.from({ length: BACKLOG }, (_, index) =>
-    recipients.map((agent) => () => sender.send(agent.address, `backlog ${index}`)),
-  ).flat()
-  await eachOf(SENDERS, sends)
-  await Promise.all(cluster.workers.map((worker) => worker.restart()))
-  await receiver.received(HEALTHY * BACKLOG)
-  const times = receiver.deliveries.map(({ receivedAt }) => receivedAt)
-  return (1_000 * times.length) / (Math.max(...times) - Math.min(...times))
-}
-
-async function steadyLoad(sender: Agent, recipients: readonly Agent[], healthy: readonly Agent[], receiver: Receiver) {
-  const before = receiver.deliveries.length
-  const counted = new Set(healthy)
-  let expected = before
-  const sending: Promise<unknown>[] = []
-  const total = STEADY_RATE * STEADY_SECONDS
-  const startedAt = performance.now()
-  for (let index = 0; index < total; index++) {
-    await sleep(Math.max(0, startedAt + (1_000 * index) / STEADY_RATE - performance.now()))
-    const to = recipients[index % recipients.length] as Agent
-    if (counted.has(to)) expected++
-    sending.push(sender.send(to.address, `steady ${index}`))
+  const both = [
+    { bench: without, backlogs: [] as Drained[], latencies: [] as Latency[] },
+    { bench: withHoles, backlogs: [] as Drained[], latencies: [] as Latency[] },
+  ] as const
+  const inTurn = (turn: number) => (turn % 2 === 0 ? both : both.toReversed())
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const { bench, backlogs } of inTurn(round)) backlogs.push(await bench.drainBacklog())
+    await sleep(SETTLE_MS)
+    for (let turn = 0; turn < TURNS; turn++) {
+      for (const { bench, latencies } of inTurn(turn)) latencies.push(await bench.latency(TURN_SECONDS))
+    }
   }
-  await Promise.all(sending)
-  await receiver.received(expected)
-  const latencies = receiver.deliveries
-    .slice(before)
-    .map(({ body, receivedAt }) => receivedAt - Date.parse(message.parse(JSON.parse(body.toString())).timestamp))
-    .toSorted((one, other) => one - other)
-  const at = (share: number) => latencies[Math.floor(latencies.length * share)] ?? Number.NaN
-  return { p50: at(0.5), p99: at(0.99) }
+  const [plain, holed] = both.map(
+    ({ backlogs, latencies }): Figures => ({
+      'deliveries/s': median(backlogs.map(({ perSecond }) => perSecond)),
+      'CPU ms worker': median(backlogs.map(({ cpuMs }) => cpuMs)),
+      'p50 ms': median(latencies.map((latency) => latency['p50 ms'])),
+      'p99 ms': median(latencies.map((latency) => latency['p99 ms'])),
+    }),
+  ) as [Figures, Figures]
+  const report: WebhookReport = {
+    'first 10 s': first,
+    'from then on': {
+      without: plain,
+      with: holed,
+      kept: {
+        'deliveries/s': rounded(holed['deliveries/s'] / plain['deliveries/s']),
+        'CPU ms worker': rounded(plain['CPU ms worker'] / holed['CPU ms worker']),
+        'p50 ms': rounded(plain['p50 ms'] / holed['p50 ms']),
+        'p99 ms': rounded(plain['p99 ms'] / holed['p99 ms']),
+      },
+    },
+  }
+  console.log(
+    `\nwebhooks: 1 worker, ${HEALTHY} healthy endpoints, without and with ${BLACK_HOLES} black holes beside them; deliveries/s from a backlog, latency at ${STEADY_RATE} messages/s`,
+  )
+  for (const [when, figures] of Object.entries(report)) {
+    console.log(when)
+    console.table(figures)
+  }
+  return report
+}
+
+interface Drained {
+  perSecond: number
+  cpuMs: number
+}
+
+/** A cluster with its agents and their receivers. */
+class Bench {
+  readonly #stack: AsyncDisposableStack
+  readonly #cluster: Cluster
+  readonly #sender: Agent
+  readonly #healthy: readonly Agent[]
+  readonly #holes: readonly Agent[]
+  readonly #arrivals: Arrivals
+
+  static async start(authority: TestAuthority, blackHoles: number): Promise<Bench> {
+    await using stack = new AsyncDisposableStack()
+    const cluster = stack.use(
+      await startCluster({
+        nodes: 1,
+        workers: 1,
+        settings: {
+          RATE_LIMIT_MESSAGE_PER_MIN: '1000000',
+          RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
+          RATE_LIMIT_WEBHOOK_PER_MIN: '1000000',
+          WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8',
+          WEBHOOK_CA_FILE: authority.caFile,
+        },
+      }),
+    )
+    const arrivals = new Arrivals()
+    const receiver = stack.use(
+      await startReceiver({
+        authority,
+        behaviour: ({ body }) => {
+          arrivals.add(message.parse(JSON.parse(body.toString())).content)
+          return { status: 200 }
+        },
+      }),
+    )
+    const hole = stack.use(await startReceiver({ authority, behaviour: 'black_hole' }))
+    const client = new Client(cluster.baseUrl)
+    const sender = await client.registerAgent()
+    const register = (count: number, url: string) =>
+      eachOf(
+        REGISTRATIONS_AT_ONCE,
+        Array.from({ length: count }, (_, index) => () => client.registerAgent({ webhookUrl: `${url}/${index}` })),
+      )
+    const healthy = await register(HEALTHY, receiver.url)
+    const holes = await register(blackHoles, hole.url)
+    return new Bench(stack.move(), cluster, sender, healthy, holes, arrivals)
+  }
+
+  private constructor(
+    stack: AsyncDisposableStack,
+    cluster: Cluster,
+    sender: Agent,
+    healthy: readonly Agent[],
+    holes: readonly Agent[],
+    arrivals: Arrivals,
+  ) {
+    this.#stack = stack
+    this.#cluster = cluster
+    this.#sender = sender
+    this.#healthy = healthy
+    this.#holes = holes
+    this.#arrivals = arrivals
+  }
+
+  /** Until each black hole has had its first time-out. */
+  async untilHolesAreKnown(): Promise<void> {
+    const pattern = /^tabulum_webhook_attempts_total\{outcome="timeout"\} (\d+)$/m
+    for (;;) {
+      const metrics = await (await fetch(`${this.#worker.internalUrl}/metrics`)).text()
+      if (Number(pattern.exec(metrics)?.[1] ?? 0) >= this.#holes.length) return
+      await sleep(SETTLE_MS)
+    }
+  }
+
+  /** What was accepted while no worker ran. */
+  async drainBacklog(): Promise<Drained> {
+    const stopped = this.#worker.stop()
+    const arrivals = this.#arrivals.expect(HEALTHY * BACKLOG)
+    const recipients = mixed(this.#healthy, this.#holes)
+    const sends = Array.from({ length: BACKLOG }, (_, index) =>
+      recipients.map((agent) => () => this.#sender.send(agent.address, `backlog ${index}`)),
+    ).flat()
+    // A worker that stops claims nothing any more, but finishes what it has begun: with a black hole, its time-out.
+    await sleep(SETTLE_MS)
+    await eachOf(SENDERS, sends)
+    await stopped
+    await this.#worker.restart()
+    const pids = { worker: () => [this.#worker.pid] }
+    const cpuBefore = cpuTimes(pids).worker ?? 0
+    const times = (await arrivals).map(([, at]) => at)
+    const cpuMs = (cpuTimes(pids).worker ?? 0) - cpuBefore
+    const seconds = (Math.max(...times) - Math.min(...times)) / 1_000
+    return { perSecond: times.length / seconds, cpuMs: cpuMs / times.length }
+  }
+
+  /** In ms, of messages to healthy endpoints that are sent at a steady rate. */
+  async latency(seconds: number): Promise<Latency> {
+    const total = STEADY_RATE * seconds
+    const arrivals = this.#arrivals.expect(total)
+    const sentAt = new Map<string, number>()
+    const sending: Promise<unknown>[] = []
+    const holeEvery = Math.round(HEALTHY / Math.max(1, this.#holes.length))
+    const startedAt = performance.now()
+    for (let index = 0; index < total; index++) {
+      await sleep(Math.max(0, startedAt + (1_000 * index) / STEADY_RATE - performance.now()))
+      const content = `steady ${index}`
+      const hole = this.#holes[(index / holeEvery) % this.#holes.length]
+      if (hole !== undefined) sending.push(this.#sender.send(hole.address, 'lost'))
+      sentAt.set(content, performance.now())
+      sending.push(this.#sender.send((this.#healthy[index % HEALTHY] as Agent).address, content))
+    }
+    await Promise.all(sending)
+    return percentiles((await arrivals).map(([content, at]) => at - (sentAt.get(content) ?? Number.NaN)))
+  }
+
+  get #worker() {
+    const [worker] = this.#cluster.workers
+    if (worker === undefined) throw new Error('a worker was asked for')
+    return worker
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#stack.disposeAsync()
+  }
+}
+
+/** What comes in, and when, by `performance.now()`. */
+class Arrivals {
+  #all: [content: string, at: number][] = []
+  #expected = Number.POSITIVE_INFINITY
+  #resolve: (all: [string, number][]) => void = () => {}
+
+  add(content: string): void {
+    this.#all.push([content, performance.now()])
+    if (this.#all.length === this.#expected) this.#resolve(this.#all)
+  }
+
+  /** The next so many; the count starts now. */
+  expect(count: number): Promise<readonly (readonly [content: string, at: number])[]> {
+    this.#all = []
+    this.#expected = count
+    const { promise, resolve } = Promise.withResolvers<[string, number][]>()
+    this.#resolve = resolve
+    return promise
+  }
+}
+
+function percentiles(latencies: readonly number[]): Latency {
+  const sorted = latencies.toSorted((one, other) => one - other)
+  const at = (share: number) => rounded(sorted[Math.floor(sorted.length * share)] ?? Number.NaN)
+  return { 'p50 ms': at(0.5), 'p99 ms': at(0.99) }
+}
+
+function median(values: readonly number[]): number {
+  const sorted = values.toSorted((one, other) => one - other)
+  const middle = (sorted.length - 1) / 2
+  return rounded(((sorted[Math.floor(middle)] ?? 0) + (sorted[Math.ceil(middle)] ?? 0)) / 2)
+}
+
+function rounded(value: number): number {
+  return Number(value.toPrecision(3))
 }
 
 /** The one among the other, evenly. */
@@ -123,12 +272,14 @@ function mixed<T>(many: readonly T[], few: readonly T[]): T[] {
   })
 }
 
-/** Runs them all, so many at a time. */
-async function eachOf(limit: number, tasks: readonly (() => Promise<unknown>)[]): Promise<void> {
-  const left = tasks.values()
+/** Runs them all, so many at a time; their results in their order. */
+async function eachOf<T>(limit: number, tasks: readonly (() => Promise<T>)[]): Promise<T[]> {
+  const results: T[] = []
+  const left = tasks.entries()
   await Promise.all(
     Array.from({ length: limit }, async () => {
-      for (const task of left) await task()
+      for (const [index, task] of left) results[index] = await task()
     }),
   )
+  return results
 }
