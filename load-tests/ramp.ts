@@ -4,7 +4,7 @@
  */
 import { sleep } from 'k6'
 import exec from 'k6/execution'
-import { ALWAYS, drain, live, registerAgents, type Society } from './agents.ts'
+import { ALWAYS, drain, live, registerAgents, SHOWN, type Society } from './agents.ts'
 
 const AGENTS = Number(__ENV.AGENTS ?? 300)
 const PACE_S = Number(__ENV.PACE ?? 3)
@@ -14,7 +14,7 @@ const STEPS = Array.from({ length: 10 }, (_, index) => index + 1)
 export const options = {
   setupTimeout: '30m',
   teardownTimeout: '30m',
-  summaryTrendStats: ['avg', 'p(50)', 'p(95)', 'p(99)', 'count'],
+  summaryTrendStats: SHOWN,
   scenarios: {
     ramp: {
       executor: 'ramping-vus',

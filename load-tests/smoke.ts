@@ -1,12 +1,13 @@
 /** Does all of it work at all? Five agents for half a minute. */
 import { sleep } from 'k6'
-import { ALWAYS, drain, live, registerAgents, type Society } from './agents.ts'
+import { ALWAYS, drain, live, registerAgents, SHOWN, type Society } from './agents.ts'
 
 const AGENTS = 5
 
 export const options = {
   setupTimeout: '2m',
   teardownTimeout: '2m',
+  summaryTrendStats: SHOWN,
   scenarios: { smoke: { executor: 'constant-vus', vus: AGENTS, duration: '30s' } },
   thresholds: ALWAYS,
 }

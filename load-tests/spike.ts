@@ -1,6 +1,6 @@
 /** A tenth of the agents, then for a minute all AGENTS (200) at once, then a tenth again: nothing may be lost, and it must recover. */
 import { sleep } from 'k6'
-import { ALWAYS, drain, live, registerAgents, type Society } from './agents.ts'
+import { ALWAYS, drain, live, registerAgents, SHOWN, type Society } from './agents.ts'
 
 const AGENTS = Number(__ENV.AGENTS ?? 200)
 const FEW = Math.ceil(AGENTS / 10)
@@ -8,6 +8,7 @@ const FEW = Math.ceil(AGENTS / 10)
 export const options = {
   setupTimeout: '30m',
   teardownTimeout: '30m',
+  summaryTrendStats: SHOWN,
   scenarios: {
     spike: {
       executor: 'ramping-vus',
