@@ -2,13 +2,13 @@
 #   docker build --tag tabulum-kernel .
 #   docker run --publish 127.0.0.1:8080:8080 --volume tabulum:/data tabulum-kernel   # one process on embedded storage
 
-FROM node:26.7.0-trixie-slim AS dependencies
+FROM node:26.10.0-trixie-slim AS dependencies
 WORKDIR /app
 COPY package.json package-lock.json ./
 # No package's scripts run. The only one that has any brings a Node along, and the image has its own.
 RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 
-FROM node:26.7.0-trixie-slim
+FROM node:26.10.0-trixie-slim
 ENV NODE_ENV=production DATA_DIR=/data
 # For embedded storage only. A volume takes the owner from here; nothing else is ever written.
 RUN install --directory --owner=node --group=node --mode=0700 /data
