@@ -142,7 +142,7 @@ export interface Delivery {
 export interface ReceiverOptions {
   readonly authority: TestAuthority
   /** Default: 200. A function decides for each delivery, where the behaviour is not one of the connection. */
-  readonly behaviour?: Behaviour | ((delivery: Delivery) => Behaviour)
+  readonly behaviour?: Behaviour | ((delivery: Delivery) => Behaviour | Promise<Behaviour>)
   /** Where to listen. Default 127.0.0.1, on a port that is free. */
   readonly host?: string
   readonly port?: number
@@ -168,7 +168,7 @@ export interface Receiver extends AsyncDisposable {
   /** Bytes received so far, TLS included, in all connections. */
   readonly bytesReceived: number
   /** Changes the behaviour from now on, for open connections too. */
-  behave(behaviour: Behaviour | ((delivery: Delivery) => Behaviour)): void
+  behave(behaviour: Behaviour | ((delivery: Delivery) => Behaviour | Promise<Behaviour>)): void
   /** Resolves when there have been this many deliveries. */
   received(count: number): Promise<void>
   /** Resolves when no connection is open. */
@@ -203,7 +203,7 @@ export async function startReceiver({
       if (delivery === undefined) return
       deliveries.push(delivery)
       changed()
-      const wanted = typeof behaviour === 'function' ? behaviour(delivery) : behaviour
+      const wanted = typeof behaviour === 'function' ? await behaviour(delivery) : behaviour
       if (typeof wanted === 'object') {
         response.writeHead(wanted.status, wanted.headers).end(wanted.body)
         return
