@@ -4,12 +4,12 @@ import bcrypt from 'bcryptjs'
 import { Redis } from 'ioredis'
 import { connect } from 'nats'
 import postgres from 'postgres'
+import { loadConfig } from '../src/config.ts'
 import { startCluster } from '../test/support/cluster.ts'
 import { natsOptions } from '../test/support/servers.ts'
 
 const AT_ONCE = 32
-/** The product's default cost. */
-const BCRYPT_COST = 10
+const { BCRYPT_COST } = loadConfig({})
 const BCRYPT_CALLS = 10
 const CONTENT = 'x'.repeat(200)
 

@@ -10,6 +10,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { cpus, tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
+import { loadConfig } from '../src/config.ts'
 import { type Cluster, startCluster } from '../test/support/cluster.ts'
 import { startKernel } from '../test/support/kernel.ts'
 import { benchAuthentication } from './authentication.ts'
@@ -88,8 +89,10 @@ if (wanted('embedded')) {
   report.embedded = print('embedded', await measureEndpoints(measured, seconds))
 }
 if (wanted('cluster')) report.cluster = await compare('cluster, one api node', SETTINGS.BCRYPT_COST, measureEndpoints)
-if (wanted('registration'))
-  report.registration = await compare('registration at the default cost of bcrypt', '10', measureRegistering)
+if (wanted('registration')) {
+  const defaultCost = String(loadConfig({}).BCRYPT_COST)
+  report.registration = await compare('registration at the default cost of bcrypt', defaultCost, measureRegistering)
+}
 if (wanted('costs')) table('costs', 'unit costs, one call at a time and 32 at once', await benchCosts(seconds))
 if (wanted('nodes'))
   table('nodes', 'CPU ms a request of all kernel processes, by api nodes and load', await benchNodes(seconds, SETTINGS))
