@@ -126,7 +126,9 @@ export class JetStreamEventLog implements EventLog {
     const payload = JSON.stringify({ ts: event.ts, type: event.type, agent: event.agent, data: event.data })
     // In characters, which are as many bytes but for those beyond ASCII.
     const extraMs = payload.length / BYTES_PER_MS
-    const deadline = () => this.#patience.deadline(start, APPEND_TIMEOUT_MS + extraMs)
+    /** For how long this process was held up itself: confirmations that came meanwhile were given up unread. */
+    let heldUpMs = 0
+    const deadline = () => this.#patience.deadline(start + heldUpMs, APPEND_TIMEOUT_MS + extraMs)
     const subject = eventSubject(event, routing.via)
     // The same id on each try, so that one that was stored although its confirmation was lost is stored once.
     const msgID = id ?? randomUUID()
@@ -136,8 +138,9 @@ export class JetStreamEventLog implements EventLog {
       for (;;) {
         if (performance.now() > Math.min(deadline(), notAfter))
           throw new LogUnavailable('the event log did not confirm in time')
+        const timeout = Math.max(1, Math.min(TRY_TIMEOUT_MS + extraMs, deadline() - performance.now()))
+        const latest = performance.now() + timeout
         try {
-          const timeout = Math.max(1, Math.min(TRY_TIMEOUT_MS + extraMs, deadline() - performance.now()))
           const { seq, duplicate } = await this.#stream.publish(subject, payload, { msgID, timeout, headers })
           this.#patience.answered()
           // 0: an earlier try is on its way to the quorum. Its place is not known yet, nor whether it will be stored.
@@ -151,6 +154,7 @@ export class JetStreamEventLog implements EventLog {
           await sleep(RETRY_MS)
         } catch (error) {
           if (!(error instanceof NatsError)) throw error
+          heldUpMs += Math.max(0, performance.now() - latest)
           if (performance.now() + RETRY_MS > deadline())
             throw new LogUnavailable('the event log cannot be written', { cause: error })
           await sleep(RETRY_MS)

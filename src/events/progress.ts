@@ -1,4 +1,5 @@
 /** How far the projections of the log have come, and waiting for them. */
+import { Patience } from '../platform/patience.ts'
 
 /** A projection has not reached an event in time. The event is in the log and will take effect whole. */
 export class ProjectionBehind extends Error {
@@ -14,6 +15,7 @@ const MAX_WAIT_MS = 10_000
 export class Progress {
   #applied = 0
   #heardAt = Number.NEGATIVE_INFINITY
+  readonly #patience = new Patience(MAX_WAIT_MS)
   /** In order of arrival, which is nearly that of `seq`; bounded by the requests in flight. */
   readonly #waiting = new Set<{ seq: number; resolve: () => void }>()
 
@@ -30,6 +32,7 @@ export class Progress {
   /** A projector says where it is. */
   advance(seq: number): void {
     this.#heardAt = performance.now()
+    this.#patience.answered()
     if (seq <= this.#applied) return
     this.#applied = seq
     for (const waiter of this.#waiting) {
@@ -45,22 +48,12 @@ export class Progress {
    */
   async reached(seq: number, patienceMs = PROJECTOR_PATIENCE_MS): Promise<void> {
     if (seq <= this.#applied) return
-    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    const { promise, resolve } = Promise.withResolvers<void>()
     const waiter = { seq, resolve }
     this.#waiting.add(waiter)
     const start = performance.now()
-    let timer: NodeJS.Timeout
-    const check = () => {
-      const now = performance.now()
-      const silence = now - Math.max(start, this.#heardAt)
-      if (silence < patienceMs && now - start < MAX_WAIT_MS) {
-        timer = setTimeout(check, patienceMs - silence)
-        return
-      }
-      this.#waiting.delete(waiter)
-      reject(new ProjectionBehind(`event ${seq} was not applied within ${Math.round(now - start)} ms`))
-    }
-    timer = setTimeout(check, patienceMs)
-    await promise.finally(() => clearTimeout(timer))
+    const late = () =>
+      new ProjectionBehind(`event ${seq} was not applied within ${Math.round(performance.now() - start)} ms`)
+    await this.#patience.wait(promise, patienceMs, late).finally(() => this.#waiting.delete(waiter))
   }
 }

@@ -32,9 +32,13 @@ export interface Receipt {
 /** Deliveries that wait for the log at most, while it is out; past that nothing more is handed out. */
 const MAX_UNRECORDED = 10_000
 const RECORD_RETRY_MS = 250
+/** Deliveries that wait to hear that the projector has taken them out of their queues, at most; past that this process does it. */
+const MAX_AWAITED = 10_000
 /** A projector that has been silent for so long is not waited for: the message is in the log, and follows. It says where it is every 250 ms. */
-const PROJECTOR_SILENCE_MS = 750
-/** Admission and append may have taken over a second; the whole stays within 2 s. */
+const PROJECTOR_SILENCE_MS = 1_500
+/** Admission may have taken half a second; the whole stays within 2 s. */
+const SENT_WITHIN_MS = 1_500
+/** What is left of that for the projector after a slow append, at least. */
 const QUEUED_TIMEOUT_MS = 500
 
 const unrecordedGauge = new Gauge({
@@ -55,6 +59,7 @@ export class Messaging {
   /** Deliveries under way to the log. */
   readonly #recording = new Set<Promise<void>>()
   #unrecorded = 0
+  #awaited = 0
 
   constructor(
     parts: { registry: Pick<Registry, 'findAgent'>; log: EventLog; queue: MessageQueue; progress: Progress },
@@ -72,6 +77,7 @@ export class Messaging {
    * Throws `UnknownRecipient`, `IdempotencyKeyReused`, `LogUnavailable`.
    */
   async send(from: string, to: string, content: string, idempotencyKey?: string): Promise<Omit<Message, 'content'>> {
+    const start = performance.now()
     const recipient = await this.#registry.findAgent(to)
     if (!recipient) throw new UnknownRecipient()
     const message: Message = {
@@ -93,7 +99,7 @@ export class Messaging {
     })
     const accepted = duplicate ? await this.#first(seq, message) : message
     // A worker takes what is to be pushed from here; nobody waits for it.
-    if (!recipient.hasWebhook) await this.#queued(seq)
+    if (!recipient.hasWebhook) await this.#queued(seq, SENT_WITHIN_MS - (performance.now() - start))
     return { message_id: accepted.message_id, from, to, timestamp: accepted.timestamp }
   }
 
@@ -111,10 +117,10 @@ export class Messaging {
    * Waits until the queues are where the log was at `seq`, so that what is acknowledged can be fetched; but not for a projector that is
    * away. Returns whether they are.
    */
-  async #queued(seq: number): Promise<boolean> {
+  async #queued(seq: number, patienceMs = QUEUED_TIMEOUT_MS): Promise<boolean> {
     if (this.#progress.silenceMs() > PROJECTOR_SILENCE_MS) return false
     try {
-      await this.#progress.reached(seq, QUEUED_TIMEOUT_MS)
+      await this.#progress.reached(seq, Math.max(QUEUED_TIMEOUT_MS, patienceMs))
       return true
     } catch (error) {
       if (!(error instanceof ProjectionBehind)) throw error
@@ -136,47 +142,58 @@ export class Messaging {
         timestamp,
       })),
       remaining: lease.remaining,
-      delivered: () => this.#settle(messages.length, () => this.#recordAndRemove(recipient, messages)),
-      undelivered: () => this.#settle(0, () => lease.release()),
+      delivered: () => this.#settle(() => this.#recordAndRemove(recipient, messages)),
+      undelivered: () => this.#settle(() => lease.release()),
     }
   }
 
-  async #settle(unrecorded: number, run: () => Promise<void>): Promise<void> {
-    this.#unrecorded += unrecorded
-    unrecordedGauge.set(this.#unrecorded)
+  async #settle(run: () => Promise<void>): Promise<void> {
     const settling = run()
       .catch(() => lost.inc())
-      .finally(() => {
-        this.#recording.delete(settling)
-        this.#unrecorded -= unrecorded
-        unrecordedGauge.set(this.#unrecorded)
-      })
+      .finally(() => this.#recording.delete(settling))
     this.#recording.add(settling)
     await settling
   }
 
   async #recordAndRemove(recipient: string, messages: readonly LeasedMessage[]): Promise<void> {
-    if (messages.length === 0) return
     let unrecorded = messages
     let removed = false
-    for (;;) {
-      const recorded = await this.#record(unrecorded)
-      unrecorded = recorded.unrecorded
-      // The queue may be out as well; the projector removes what the log says was delivered.
-      if (!removed)
-        removed = await this.#queue.remove(recipient, messages, { isProjected: recorded.isProjected }).then(
-          () => true,
-          () => false,
-        )
-      if (unrecorded.length === 0) return
-      await sleep(RECORD_RETRY_MS)
+    this.#countUnrecorded(messages.length)
+    try {
+      while (unrecorded.length > 0) {
+        const { left, seq } = await this.#record(unrecorded)
+        this.#countUnrecorded(left.length - unrecorded.length)
+        unrecorded = left
+        const isProjected = left.length === 0 && (await this.#takenOut(seq, messages.length))
+        // The queue may be out as well; the projector removes what the log says was delivered.
+        if (!removed)
+          removed = await this.#queue.remove(recipient, messages, { isProjected }).then(
+            () => true,
+            () => false,
+          )
+        if (left.length > 0) await sleep(RECORD_RETRY_MS)
+      }
+    } finally {
+      this.#countUnrecorded(-unrecorded.length)
     }
   }
 
-  /** Appends the deliveries to the log. Returns those that it did not take, and whether the queues have heard of all of them. */
-  async #record(
-    messages: readonly LeasedMessage[],
-  ): Promise<{ unrecorded: readonly LeasedMessage[]; isProjected: boolean }> {
+  #countUnrecorded(change: number): void {
+    this.#unrecorded += change
+    unrecordedGauge.set(this.#unrecorded)
+  }
+
+  /** Waits to hear that the projector has taken deliveries out of their queue, which need not be soon. Returns whether it has. */
+  async #takenOut(seq: number, count: number): Promise<boolean> {
+    if (this.#awaited + count > MAX_AWAITED) return false
+    this.#awaited += count
+    return this.#queued(seq).finally(() => {
+      this.#awaited -= count
+    })
+  }
+
+  /** Appends the deliveries to the log. Returns those that it did not take, and the last place of the others. */
+  async #record(messages: readonly LeasedMessage[]): Promise<{ left: readonly LeasedMessage[]; seq: number }> {
     const results = await Promise.all(
       messages.map(async (message) => {
         try {
@@ -196,11 +213,11 @@ export class Messaging {
         }
       }),
     )
-    const unrecorded = messages.filter((_, index) => results[index] === undefined)
-    const isQueued = await this.#queued(Math.max(0, ...results.flatMap((seq) => seq ?? [])))
-    return { unrecorded, isProjected: isQueued && unrecorded.length === 0 }
+    return {
+      left: messages.filter((_, index) => results[index] === undefined),
+      seq: Math.max(0, ...results.flatMap((seq) => seq ?? [])),
+    }
   }
-
   /** Resolves when all deliveries so far are in the log. For an orderly stop. */
   async drain(): Promise<void> {
     while (this.#recording.size > 0) await Promise.all(this.#recording)

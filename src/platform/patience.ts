@@ -6,7 +6,13 @@ const BUSY_MS = 5_000
  * busy: giving up on it and asking again would only make it busier.
  */
 export class Patience {
+  readonly #busyMs: number
   #answeredAt = Number.NEGATIVE_INFINITY
+
+  /** @param busyMs for how long one that answers others is waited for at most; default 5,000 */
+  constructor(busyMs = BUSY_MS) {
+    this.#busyMs = busyMs
+  }
 
   /** The part has answered somebody. */
   answered(): void {
@@ -15,7 +21,7 @@ export class Patience {
 
   /** When to give up on what was asked at `start`, as things are now: once the part has been silent for `silentMs`. On the clock of `performance.now()`. */
   deadline(start: number, silentMs: number): number {
-    return Math.min(start + Math.max(BUSY_MS, silentMs), Math.max(start, this.#answeredAt) + silentMs)
+    return Math.min(start + Math.max(this.#busyMs, silentMs), Math.max(start, this.#answeredAt) + silentMs)
   }
 
   /** What `work` ends with, or a rejection with `late()` when it has taken too long; what it ends with after that is ignored. */
@@ -24,13 +30,14 @@ export class Patience {
     const expired = Promise.withResolvers<never>()
     let timer: NodeJS.Timeout | undefined
     let turn: NodeJS.Immediate | undefined
-    const check = () => {
+    const check = (isRead: boolean) => {
       const left = this.deadline(start, silentMs) - performance.now()
-      if (left > 0) timer = setTimeout(check, left)
+      if (left > 0) timer = setTimeout(check, left, false)
       // A process that was held up itself, frozen or short of CPU, finds its timers expired before it has read what came in meanwhile.
-      else turn = setImmediate(() => expired.reject(late()))
+      else if (!isRead) turn = setImmediate(check, true)
+      else expired.reject(late())
     }
-    timer = setTimeout(check, silentMs)
+    timer = setTimeout(check, silentMs, false)
     try {
       const answer = await Promise.race([work, expired.promise])
       this.answered()

@@ -9,6 +9,7 @@ import { randomUUID } from 'node:crypto'
 import type { Redis } from 'ioredis'
 import { Counter } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
+import type { FollowOptions } from '../events/event-log.ts'
 import { toLeasedMessage } from '../messaging/messages-of-log.ts'
 import { changeQueues, type QueueChange, type QueueGeneration, toPayload } from '../messaging/redis-message-queue.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
@@ -45,7 +46,11 @@ type Found = [generation: string | null, incarnation: string | null, position: s
 
 export class QueueProjection implements Projection {
   readonly name = 'queues'
-  readonly follows = { capability: 'message' } as const
+  readonly follows: FollowOptions = {
+    capability: 'message',
+    // What was delivered is leased for long enough yet.
+    mayWait: ({ type }) => type === 'message_delivered',
+  }
   readonly #redis: RedisClient
   readonly #database: Database
   readonly #maxQueue: number

