@@ -115,6 +115,14 @@ export async function measureEndpoints(
   await measure('GET /v1/messages (empty)', get('/v1/messages?limit=1'))
   const doomed = (index: number) => `bench/${run}/doomed/${index}`
   await eachOf(DELETED_KEYS, (index) => agentOf(index).write(doomed(index), VALUE))
+  for (const { url } of Object.values(floors ?? {})) {
+    await eachOf(DELETED_KEYS, async (index) => {
+      const { headers } = as(index)
+      const body = JSON.stringify({ value: VALUE })
+      const answer = await fetch(`${url}${keyPath(doomed(index))}`, { method: 'PUT', headers, body })
+      await answer.arrayBuffer()
+    })
+  }
   const removal = () => {
     let removed = 0
     return (): Ask | undefined =>

@@ -3,8 +3,9 @@
  * the same payloads, one call at a time for each request. No credentials, no validation, no metrics, no recovery.
  *
  * What cannot be done without: one round trip to Redis for a session and a limit that the whole cluster shares; for a write, room reserved
- * before it and settled after it; for what changes something, a confirmed append to a replicated stream, and the change in the store that
- * others read; for reads that are logged, an append that nobody waits for.
+ * before it and settled after it; for a deletion, whether the key is there; for messages, that two who ask at once get different ones; for what
+ * changes something, a confirmed append to a replicated stream, and the change in the store that others read; for reads that are logged, an
+ * append that nobody waits for.
  *
  * With FLOOR_IN_LOG_ORDER the handlers of messages and state do not apply what they have appended: one consumer of the stream does, in the
  * stream's order and as much at once as there is, and they wait for it. Only so do log and stores agree whoever writes at the same time or dies
@@ -14,7 +15,7 @@ import { randomBytes, randomUUID } from 'node:crypto'
 import { serve } from '@hono/node-server'
 import bcrypt from 'bcryptjs'
 import { Hono } from 'hono'
-import { Redis } from 'ioredis'
+import { type ChainableCommander, Redis } from 'ioredis'
 import { AckPolicy, connect, DeliverPolicy } from 'nats'
 import postgres from 'postgres'
 import { z } from 'zod'
@@ -38,6 +39,10 @@ const RESERVED = `${NAME}:reserved`
 /** Events that are applied in one go. */
 const BATCH = 500
 const OPERATOR = randomUUID()
+/** Of those that messages are handed to: each to one. */
+const GROUP = 'agents'
+/** Who has a queue with that group. */
+const grouped = new Set<string>()
 
 const sql = postgres(FLOOR_DATABASE_URL, { max: 10, onnotice: () => {} })
 const redis = new Redis(FLOOR_REDIS_URL)
@@ -67,6 +72,8 @@ const append = (type: string, data: object) =>
 const note = (type: string, data: object) => nats.publish(`${NAME}.read.${type}`, eventOf(type, data))
 const keyOf = (path: string) => decodeURIComponent(path.slice('/v1/state/'.length))
 const queueOf = (recipient: string) => `${NAME}:queue:${recipient}`
+const takeOut = (pipeline: ChainableCommander, recipient: string, entry: string) =>
+  pipeline.xack(queueOf(recipient), GROUP, entry).xdel(queueOf(recipient), entry)
 /** Sends who asks without a token's check: the bench names the agent in a header. */
 const AGENT = 'X-Agent'
 
@@ -84,7 +91,7 @@ async function apply(changes: readonly Change[]): Promise<void> {
   for (const change of changes) {
     const { type, data } = change
     if (type === 'message_sent') queues.xadd(queueOf(data.to), '*', 'message', JSON.stringify(data))
-    else if (type === 'message_delivered') queues.xdel(queueOf(data.to), data.entry)
+    else if (type === 'message_delivered') takeOut(queues, data.to, data.entry)
     else finals.set(data.key, change)
   }
   const written = [...finals.values()].filter(({ type }) => type === 'state_written')
@@ -215,6 +222,9 @@ app.put('/v1/state/*', async (context) => {
 app.delete('/v1/state/*', async (context) => {
   await admit()
   const key = keyOf(context.req.path)
+  // What is not there must not be in the log as deleted.
+  const [row] = await sql`select 1 from ${STATE} where key = ${Buffer.from(key)}`
+  if (row === undefined) return context.json({ error: 'not_found' }, 404)
   await change(
     'state_deleted',
     { key, deleted_by: context.req.header(AGENT) },
@@ -226,6 +236,10 @@ app.post('/v1/messages', async (context) => {
   await admit()
   const { to, content } = await context.req.json()
   const message = { message_id: randomUUID(), from: context.req.header(AGENT), to, timestamp: new Date() }
+  if (!grouped.has(to)) {
+    grouped.add(to)
+    await redis.xgroup('CREATE', queueOf(to), GROUP, '0', 'MKSTREAM')
+  }
   await change('message_sent', { ...message, content }, () =>
     redis.xadd(queueOf(to), '*', 'message', JSON.stringify({ ...message, content })),
   )
@@ -234,15 +248,25 @@ app.post('/v1/messages', async (context) => {
 app.get('/v1/messages', async (context) => {
   await admit()
   const recipient = context.req.header(AGENT) ?? ''
-  const [remaining, entries] = await Promise.all([
+  const [remaining, read] = await Promise.all([
     redis.xlen(queueOf(recipient)),
-    redis.xrange(queueOf(recipient), '-', '+', 'COUNT', Number(context.req.query('limit'))),
+    redis.xreadgroup(
+      'GROUP',
+      GROUP,
+      'floor',
+      'COUNT',
+      Number(context.req.query('limit')),
+      'STREAMS',
+      queueOf(recipient),
+      '>',
+    ) as Promise<[string, [string, string[]][]][] | null>,
   ])
+  const entries = read?.[0]?.[1] ?? []
   const messages = entries.map(([, [, text = '{}']]) => JSON.parse(text))
   for (const [index, [entry]] of entries.entries()) {
     const delivery = { message_id: messages[index].message_id, to: recipient, delivery_method: 'pull' }
     void change('message_delivered', FLOOR_IN_LOG_ORDER ? { ...delivery, entry } : delivery, () =>
-      redis.xdel(queueOf(recipient), entry),
+      takeOut(redis.pipeline(), recipient, entry).exec(),
     )
   }
   return context.json({ messages, remaining })
