@@ -12,7 +12,7 @@ const STAGES = {
 }
 
 /** Real processes are started, on a machine that may be busy with other tests. */
-const TIMEOUTS = { testTimeout: 30_000, hookTimeout: 30_000 }
+const TIMEOUTS = { testTimeout: 120_000, hookTimeout: 120_000 }
 
 /** What is set up once, for the tests of all projects that name it. */
 const EMBEDDED = ['test/support/prepared-data.ts']

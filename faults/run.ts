@@ -1,6 +1,6 @@
 /** One run: a cluster of real processes, agents at work, faults by a schedule; and the history of it all. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Agent, Client } from '../test/support/client.ts'
+import { Agent, Answer, Client } from '../test/support/client.ts'
 import { type Cluster, type ClusterNode, type Settings, startCluster } from '../test/support/cluster.ts'
 import { createTestAuthority, startReceiver } from '../test/support/receiver.ts'
 import { startTcpProxy } from '../test/support/tcp-proxy.ts'
@@ -26,6 +26,7 @@ const FIRST_CALM_MS = 1_000
 /** After the last repair, until answers must have settled. */
 const LAST_CALM_MS = 6_000
 const SETTLE_DEADLINE_MS = 15_000
+const SETTLE_POLL_MS = 100
 const CRASH_POLL_MS = 100
 const STALL_POLL_MS = 20
 /** Nodes give Redis up after half a second. */
@@ -115,12 +116,12 @@ export async function observe(
   during: (faults: FaultRecord[]) => Promise<void>,
 ): Promise<History> {
   const workload = new Workload({ ...options, client: new Client(cluster.baseUrl), agents: POLLING_AGENTS })
-  await workload.start()
-  await sleep(FIRST_CALM_MS)
   const faults: FaultRecord[] = []
   const over = new AbortController()
   const crashing = watchForCrashes(cluster, over.signal)
   const stalling = watchForStalls(over.signal)
+  await workload.start()
+  await sleep(FIRST_CALM_MS)
   await during(faults)
   await sleep(Math.max(0, (faults.at(-1)?.repaired ?? 0) + LAST_CALM_MS - performance.now()))
   await workload.stop()
@@ -213,16 +214,33 @@ async function settle(cluster: Cluster, agents: readonly Agent[]) {
     if (code !== 0 && !isLate) continue
     const [reader] = agents
     if (reader === undefined) throw new Error('nobody has registered')
-    const nodes = await Promise.all(cluster.nodes.map((node) => viewOf(node, reader)))
+    const nodes = await Promise.all(cluster.nodes.map((node) => untilAvailable(() => viewOf(node, reader))))
     const refusedTokens: string[] = []
-    for (const agent of agents)
-      if ((await agent.list('?limit=1').catch(() => undefined)) === undefined) refusedTokens.push(agent.address)
+    for (const agent of agents) {
+      const { status } = await untilAvailable(() => agent.request('GET', '/v1/state?limit=1'))
+      if (status !== 200) refusedTokens.push(agent.address)
+    }
     return {
       events: await cluster.events(),
       nodes,
       refusedTokens,
       ...(code !== 0 && { differences: output }),
     }
+  }
+}
+
+/** Nothing is broken any more, but a machine that others use may hold up an answer: an attempt that failed is made again. */
+async function untilAvailable<T>(attempt: () => Promise<T>): Promise<T> {
+  const deadline = performance.now() + SETTLE_DEADLINE_MS
+  for (;;) {
+    const isLate = performance.now() > deadline
+    try {
+      const result = await attempt()
+      if (isLate || !(result instanceof Answer) || result.status !== 503) return result
+    } catch (error) {
+      if (isLate) throw error
+    }
+    await sleep(SETTLE_POLL_MS)
   }
 }
 

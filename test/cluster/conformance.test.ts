@@ -73,7 +73,7 @@ for (const [name, start, mode] of FORMS) {
         new RedisMessageQueue(two, log, () => projection.announced),
       ],
       log,
-      applied: (seq) => progress.reached(seq),
+      applied: (seq) => progress.reached(seq, 20_000),
       async [Symbol.asyncDispose]() {
         stop.abort()
         await projecting

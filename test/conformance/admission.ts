@@ -1,7 +1,13 @@
 /** The conformance suite of the `Admission` port: sessions, and token buckets. */
 import { createHash, randomBytes, randomUUID } from 'node:crypto'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type Admission, type BucketState, CATEGORIES, type Category } from '../../src/access/admission.ts'
+import {
+  type Admission,
+  type BucketState,
+  CATEGORIES,
+  type Category,
+  type Session,
+} from '../../src/access/admission.ts'
 import type { MemoryAdmissionOptions } from '../../src/access/memory-admission.ts'
 import { newAddress, newToken, type PresentedToken } from '../../src/access/tokens.ts'
 import { inParallel, inSequence } from './support.ts'
@@ -46,16 +52,40 @@ export function describeAdmission(
     })
     afterAll(() => harness[Symbol.asyncDispose]())
 
+    /** The sessions that were opened here, and a time before they were. */
+    const opened = new Map<PresentedToken, { session: Session; openedAt: number }>()
+
+    function openFor(token: PresentedToken, session: Session, category?: Category) {
+      opened.set(token, { session, openedAt: harness.now() })
+      return admission.open(token, session, category)
+    }
+
     /** An agent with a session. */
-    async function open(): Promise<{ token: PresentedToken; session: { identity: string } }> {
+    async function open(): Promise<{ token: PresentedToken; session: Session }> {
       const token = newToken('agent')
       const session = { identity: newAddress() }
-      expect(await admission.open(token, session)).toEqual({ session })
+      expect(await openFor(token, session)).toEqual({ session })
       return { token, session }
     }
 
+    /** Whether the session of a token must be there still. */
+    function mustLive(token: PresentedToken): boolean {
+      const { openedAt = Number.NEGATIVE_INFINITY } = opened.get(token) ?? {}
+      return harness.now() - openedAt + CLOCK_TOLERANCE_MS < sessionTtlMs
+    }
+
+    /** Admits by a session that was opened, and opens it again where a slow machine may have let its time run out. */
+    async function admit(token: PresentedToken, category?: Category, node = admission) {
+      for (;;) {
+        const admitted = await node.admit(token, category)
+        const { session } = opened.get(token) ?? {}
+        if (admitted || !session || mustLive(token)) return admitted
+        await openFor(token, session)
+      }
+    }
+
     async function take(token: PresentedToken, category: Category, node = admission): Promise<BucketState> {
-      const admitted = await node.admit(token, category)
+      const admitted = await admit(token, category, node)
       if (!admitted?.bucket) throw new Error('not admitted, or no bucket')
       return admitted.bucket
     }
@@ -68,29 +98,31 @@ export function describeAdmission(
 
       it('are there once opened, on every node', async () => {
         const { token, session } = await open()
-        expect(await admission.admit(token)).toEqual({ session })
-        expect(await other.admit(token)).toEqual({ session })
+        expect(await admit(token)).toEqual({ session })
+        expect(await admit(token, undefined, other)).toEqual({ session })
       })
 
       it('of an operator too', async () => {
         const token = newToken('operator')
         const session = { identity: randomUUID() }
-        await admission.open(token, session)
-        expect(await other.admit(token)).toEqual({ session })
+        await openFor(token, session)
+        expect(await admit(token, undefined, other)).toEqual({ session })
       })
 
       it('take from a bucket in the same call, at opening too', async () => {
         const token = newToken('agent')
         const session = { identity: newAddress() }
-        const opened = await admission.open(token, session, 'state_write')
-        expect(opened).toMatchObject({ session, bucket: { allowed: true, limit: 7, remaining: 6 } })
-        expect(await admission.admit(token, 'state_write')).toMatchObject({ session, bucket: { remaining: 5 } })
+        const first = await openFor(token, session, 'state_write')
+        expect(first).toMatchObject({ session, bucket: { allowed: true, limit: 7, remaining: 6 } })
+        expect(await admit(token, 'state_write')).toMatchObject({ session, bucket: { remaining: 5 } })
       })
 
       it('end with their time, use or not', async () => {
         const { token, session } = await open()
         await harness.pass(sessionTtlMs / 2)
-        expect(await admission.admit(token)).toEqual({ session })
+        const admitted = await admission.admit(token)
+        // Unless a slow machine has taken so long that its time may be over.
+        if (mustLive(token)) expect(admitted).toEqual({ session })
         await harness.pass(sessionTtlMs / 2 + CLOCK_TOLERANCE_MS)
         expect(await admission.admit(token)).toBeUndefined()
         expect(await other.admit(token)).toBeUndefined()
@@ -100,7 +132,7 @@ export function describeAdmission(
         const { token } = await open()
         const digest = createHash('sha256').update('another').digest('hex')
         expect(await admission.admit({ ...token, digest })).toBeUndefined()
-        expect(await admission.admit(token)).toBeDefined()
+        expect(await admit(token)).toBeDefined()
       })
 
       it('are not another level’s', async () => {
@@ -111,12 +143,12 @@ export function describeAdmission(
       it('end at once when revoked, on every node, and others’ do not', async () => {
         const { token } = await open()
         const bystander = await open()
-        expect(await other.admit(token)).toBeDefined()
+        expect(await admit(token, undefined, other)).toBeDefined()
         await admission.revoke(token.lookup)
         expect(await admission.admit(token)).toBeUndefined()
         expect(await other.admit(token)).toBeUndefined()
         expect(await admission.admit(token, 'message')).toBeUndefined()
-        expect(await other.admit(bystander.token)).toEqual({ session: bystander.session })
+        expect(await admit(bystander.token, undefined, other)).toEqual({ session: bystander.session })
       })
 
       it('do not open after a revocation, by a verification that was under way', async () => {
@@ -156,9 +188,14 @@ export function describeAdmission(
       it('say when they are full again: an interval for each request taken', async () => {
         const { token } = await open()
         const interval = allowances.state_write.periodMs / allowances.state_write.limit
+        let previous = 0
         for (let taken = 1; taken <= 3; taken++) {
+          const before = harness.now()
           const { fullAtMs } = await take(token, 'state_write')
-          expect(Math.abs(fullAtMs - harness.now() - taken * interval)).toBeLessThan(CLOCK_TOLERANCE_MS + 50)
+          const after = harness.now()
+          expect(fullAtMs).toBeGreaterThan(Math.max(previous, before) + interval - CLOCK_TOLERANCE_MS)
+          expect(fullAtMs).toBeLessThan(Math.max(previous, after) + interval + CLOCK_TOLERANCE_MS)
+          previous = fullAtMs
         }
       })
 
@@ -182,22 +219,28 @@ export function describeAdmission(
         const { token, session } = await open()
         const { limit, periodMs } = allowances.message
         const interval = periodMs / limit
+        const ask = async () => (await admission.open(token, session, 'message'))?.bucket
+        const before = harness.now()
+        // From here on the bucket is not full, and so loses nothing.
+        expect(await ask()).toMatchObject({ allowed: true })
         const begin = harness.now()
-        let allowed = 0
+        let allowed = 1
         let lastRefusal: BucketState | undefined
         while (harness.now() - begin < 1.2 * periodMs) {
-          const state = (await admission.open(token, session, 'message'))?.bucket
+          const state = await ask()
           if (state?.allowed) allowed++
           else {
             lastRefusal = state
             await harness.pass(Math.max(1, state?.retryAfterMs ?? 0))
           }
         }
-        const elapsed = harness.now() - begin
         expect(lastRefusal).toBeDefined()
-        expect(allowed).toBeLessThanOrEqual(limit + Math.ceil((elapsed + CLOCK_TOLERANCE_MS) / interval))
-        // Asked each time that one was due; a machine that comes late loses nothing, the bucket keeps it.
-        expect(allowed).toBeGreaterThanOrEqual(limit + Math.floor((elapsed - CLOCK_TOLERANCE_MS) / interval) - 1)
+        const elapsed = harness.now() - begin
+        // A machine that comes late loses nothing, the bucket keeps it.
+        while ((await ask())?.allowed) allowed++
+        const elapsedInAll = harness.now() - before
+        expect(allowed).toBeLessThanOrEqual(limit + Math.ceil((elapsedInAll + CLOCK_TOLERANCE_MS) / interval))
+        expect(allowed).toBeGreaterThanOrEqual(limit + Math.floor((elapsed - CLOCK_TOLERANCE_MS) / interval))
       })
 
       it('hold no more than the limit, however long nobody asks', async () => {

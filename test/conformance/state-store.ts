@@ -14,12 +14,14 @@ import {
   type RoomRenewal,
   StateStore,
 } from '../../src/state/state-store.ts'
-import { applyEvents, type DatabaseHarness, deleted, inParallel, written } from './support.ts'
+import { applyEvents, type DatabaseHarness, deleted, inParallel, inSequence, written } from './support.ts'
 
 const CAPACITY = 1_000
 const WRITER = 'tab_wwwwwwwwwwwwwwwwwwww'
 /** Long enough for tens of thousands of keys on a busy machine. */
-const MANY_KEYS_TIMEOUT_MS = 180_000
+const MANY_KEYS_TIMEOUT_MS = 600_000
+/** What random changes are made from: the same in every run, but for FUZZ_SEED=<integer>. */
+const SEED = Number(process.env.FUZZ_SEED ?? 20_260_101)
 
 /** `large`: also with so many keys that blocks of blocks split, which take PGlite long to write; the SQL is the same. */
 export function describeStateStore(
@@ -338,11 +340,15 @@ export function describeStateStore(
             const nodes = [new HeldRoom(shared), new HeldRoom(shared)]
             const underWay: { room: WriteRoom; event: LoggedEvent }[] = []
             const within = async () => {
-              const usage = await database.selectFrom('state_usage').selectAll().executeTakeFirstOrThrow()
-              const rooms = await database.selectFrom('state_rooms').select('bytes').execute()
-              expect(usage.room_bytes).toBe(rooms.reduce((sum, { bytes }) => sum + bytes, 0))
-              expect(usage.used_bytes + usage.reserved_bytes).toBeLessThanOrEqual(capacity)
-              expect(usage.used_bytes).toBe((await sums()).usedBytes)
+              // In one statement, as a node may be renewing its room.
+              const { rows } = await sql<{ occupied: number; used: number; room: number; rooms: number }>`
+                select used_bytes + reserved_bytes as occupied, used_bytes as used, room_bytes as room,
+                  (select coalesce(sum(bytes), 0) from state_rooms)::bigint as rooms
+                from state_usage`.execute(database)
+              const [usage] = rows
+              expect(usage?.room).toBe(usage?.rooms)
+              expect(usage?.occupied).toBeLessThanOrEqual(capacity)
+              expect(usage?.used).toBe((await sums()).usedBytes)
             }
             for (const { kind, key, size, node } of actions) {
               const held = nodes[node] as HeldRoom
@@ -365,12 +371,25 @@ export function describeStateStore(
             await shared.releaseAbandoned(new Date(Date.now() + 600_000))
             expect(await occupied()).toBe((await store.usage()).usedBytes)
           }),
-          { numRuns: 40, endOnFailure: true },
+          { seed: SEED, numRuns: 40, endOnFailure: true },
         )
-      }, 60_000)
+      }, 300_000)
     })
 
     describe('deletes', () => {
+      /** A time that a query gives as `at`, in ms since 1970. */
+      async function inMilliseconds(query: ReturnType<typeof sql>): Promise<number> {
+        const { rows } = await sql<{ ms: string }>`
+          select (extract(epoch from at) * 1000)::text as ms from (${query}) as found`.execute(database)
+        return Number(rows[0]?.ms)
+      }
+
+      /** Until when the deletes that are under way keep others waiting, from now. */
+      const setDeleteUntil = (ms: number) =>
+        sql`
+          update state set delete_until = clock_timestamp() + ${ms} * interval '1 millisecond'
+          where delete_until is not null`.execute(database)
+
       it('find a key or do not', async () => {
         expect(await store.beginDelete('a')).toBe('absent')
         expect(await reserveWrite('a', 10)).toBe('reserved')
@@ -391,12 +410,16 @@ export function describeStateStore(
 
       it('wait for 3 s at most for one whose node died', async () => {
         await project([put('a', 'x')])
+        const clock = () => inMilliseconds(sql`select clock_timestamp() as at`)
+        const before = await clock()
         expect(await store.beginDelete('a')).toBe('begun')
-        const grow = (by: number) =>
-          sql`update state set delete_until = delete_until - ${by} * interval '1 millisecond'`.execute(database)
-        await grow(2_000)
+        const after = await clock()
+        const until = await inMilliseconds(sql`select delete_until as at from state`)
+        expect(until).toBeGreaterThanOrEqual(before + 3_000)
+        expect(until).toBeLessThanOrEqual(after + 3_000)
+        await setDeleteUntil(60_000)
         expect(await store.beginDelete('a')).toBe('busy')
-        await grow(1_100)
+        await setDeleteUntil(-1)
         expect(await store.beginDelete('a')).toBe('begun')
         await project([remove('a'), put('a', 'y')])
         expect(await store.beginDelete('a')).toBe('begun')
@@ -405,6 +428,8 @@ export function describeStateStore(
       it('are still under way when the key is written meanwhile', async () => {
         await project([put('a', 'x')])
         expect(await store.beginDelete('a')).toBe('begun')
+        // However slow the machine is.
+        await setDeleteUntil(60_000)
         await project([put('a', 'y')])
         expect(await store.beginDelete('a')).toBe('busy')
         await project([remove('a'), put('a', 'z')])
@@ -436,7 +461,7 @@ export function describeStateStore(
               await clear()
               await new Interleaving().run(actions)
             }),
-            { numRuns: 120, endOnFailure: true },
+            { seed: SEED, numRuns: 120, endOnFailure: true },
           )
         },
         MANY_KEYS_TIMEOUT_MS,
@@ -586,7 +611,7 @@ export function describeStateStore(
               }
               await checkBlocks()
             }),
-            { numRuns: 8, endOnFailure: true },
+            { seed: SEED, numRuns: 8, endOnFailure: true },
           )
         },
         MANY_KEYS_TIMEOUT_MS,
@@ -624,21 +649,28 @@ export function describeStateStore(
         MANY_KEYS_TIMEOUT_MS,
       )
 
-      it('looks at a few blocks, not at all keys', async () => {
-        await insertNumbered(50_000, '')
-        const { rows } = await sql<{ line: string }>`
-          select max(keys)::text as line from state_blocks where level = 1`.execute(database)
-        expect(Number(rows[0]?.line)).toBeLessThanOrEqual(1_024)
-        const timed = async (count: number) => {
-          const start = performance.now()
-          for (let index = 0; index < count; index++) await countKeys('', null)
-          return (performance.now() - start) / count
-        }
-        await timed(5)
-        const start = performance.now()
-        await sql`select count(*) from state`.execute(database)
-        expect(await timed(10)).toBeLessThan(performance.now() - start)
-      })
+      it(
+        'looks at a few blocks, not at all keys',
+        async () => {
+          await insertNumbered(50_000, '')
+          const { rows } = await sql<{ line: string }>`
+            select max(keys)::text as line from state_blocks where level = 1`.execute(database)
+          expect(Number(rows[0]?.line)).toBeLessThanOrEqual(1_024)
+          // The fastest of each, as the machine may be held up.
+          const fastest = async (count: () => Promise<unknown>) => {
+            const times = await inSequence(10, async () => {
+              const start = performance.now()
+              await count()
+              return performance.now() - start
+            })
+            return Math.min(...times)
+          }
+          const byBlocks = await fastest(() => countKeys('', null))
+          const byKeys = await fastest(() => sql`select count(*) from state`.execute(database))
+          expect(byBlocks).toBeLessThan(byKeys)
+        },
+        MANY_KEYS_TIMEOUT_MS,
+      )
 
       if (large) {
         it(

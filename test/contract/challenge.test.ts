@@ -27,9 +27,9 @@ describe('GET /v1/agents/verification-challenge', () => {
   it('a challenge lives 5 minutes', async () => {
     const before = Date.now()
     const { expires_at } = await operator.challenge()
-    const lifetime = Date.parse(expires_at) - before
-    expect(lifetime).toBeGreaterThan(FIVE_MINUTES_MS - 2_000)
-    expect(lifetime).toBeLessThan(FIVE_MINUTES_MS + 5_000)
+    const issuedAt = Date.parse(expires_at) - FIVE_MINUTES_MS
+    expect(issuedAt).toBeGreaterThan(before - 2_000)
+    expect(issuedAt).toBeLessThan(Date.now() + 2_000)
   })
 })
 
@@ -113,8 +113,14 @@ describe('403 verification_failed', () => {
 
   it('when the challenge has expired', async () => {
     const hurried = await new Client(shortLived.baseUrl).registerOperator()
-    const inTime = await hurried.challenge()
-    ;(await hurried.answerChallenge(inTime.challenge_id, solvePipeline(inTime.challenge_data))).as(201, agentCreated)
+    // Again where the machine was held up for so long that the answer may have come too late.
+    for (;;) {
+      const inTime = await hurried.challenge()
+      const answer = await hurried.answerChallenge(inTime.challenge_id, solvePipeline(inTime.challenge_data))
+      if (answer.status === 403 && Date.now() > Date.parse(inTime.expires_at)) continue
+      answer.as(201, agentCreated)
+      break
+    }
     const late = await hurried.challenge()
     await sleep(Date.parse(late.expires_at) - Date.now() + 100)
     expectRefusal(await hurried.answerChallenge(late.challenge_id, solvePipeline(late.challenge_data)), 403)

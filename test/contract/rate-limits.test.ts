@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
-import { type Agent, type Answer, Client, type RequestOptions } from '../support/client.ts'
+import { type Agent, type Answer, Client, messagesPage, type RequestOptions } from '../support/client.ts'
 import { sharedTarget } from '../support/target.ts'
 import { expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 
@@ -17,6 +17,9 @@ const tight = await sharedTarget({
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '2',
 })
 const tightClient = new Client(tight.baseUrl)
+
+/** By so much the clock that limits go by may differ from that of these tests. */
+const CLOCK_TOLERANCE_MS = 250
 
 const behindProxies = await sharedTarget({
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1',
@@ -124,11 +127,11 @@ const registerFrom = (own: Client, from: string, headers: Record<string, string>
 describe('the defaults', () => {
   it.each(ENDPOINTS)('%s has the limit of its category', async (_, category, endpoint) => {
     const agent = await client.registerAgent()
+    const before = Date.now() / 1_000
     const { limit, remaining, reset } = limitHeaders(await ask(agent, endpoint))
     expect({ limit, remaining }).toEqual({ limit: category.perMinute, remaining: category.perMinute - 1 })
-    const now = Date.now() / 1_000
-    expect(reset).toBeGreaterThanOrEqual(Math.floor(now) - 1)
-    expect(reset).toBeLessThanOrEqual(now + 62)
+    expect(reset).toBeGreaterThanOrEqual(Math.floor(before))
+    expect(reset).toBeLessThanOrEqual(Date.now() / 1_000 + 62)
   })
 
   it.each(CATEGORIES)(
@@ -166,14 +169,19 @@ describe('the defaults', () => {
       expect((await ask(agent, endpoint)).status).toBe(200)
     }
     // One a second, where asking all the time is no help and no harm.
+    const beforeEmpty = performance.now()
+    await drain()
     const start = performance.now()
     let allowed = 0
     while (performance.now() - start < 3_000) {
       if ((await ask(agent, endpoint)).status === 200) allowed++
       await sleep(5)
     }
-    expect(allowed).toBeGreaterThanOrEqual(2)
-    expect(allowed).toBeLessThanOrEqual(Math.ceil((performance.now() - start) / 1_000) + 1)
+    const elapsed = performance.now() - start
+    // What has come due and was not asked for yet, as a machine may be held up for longer than a second.
+    while ((await ask(agent, endpoint)).status === 200) allowed++
+    expect(allowed).toBeGreaterThanOrEqual(Math.floor((elapsed - CLOCK_TOLERANCE_MS) / 1_000))
+    expect(allowed).toBeLessThanOrEqual(Math.ceil((performance.now() - beforeEmpty) / 1_000) + 1)
   })
 
   it('operator registration: 5 an hour for a client IP', async () => {
@@ -295,7 +303,14 @@ describe('a request over the limit has no effect', () => {
     retryAfter(await agent.tryRemove('over-the-limit'))
     retryAfter(await agent.trySend(other.address, 'third'))
     expect((await other.read('over-the-limit')).value).toBe('second')
-    expect((await other.receive()).messages.map(({ content }) => content)).toEqual(['first', 'second'])
+    // They may come a bit later than they are acknowledged. This agent may ask twice, and then once in half a minute.
+    const received: string[] = []
+    while (received.length < 2) {
+      const answer = await other.request('GET', '/v1/messages')
+      if (answer.status === 429) await sleep(retryAfter(answer) * 1_000)
+      else received.push(...answer.as(200, messagesPage).messages.map(({ content }) => content))
+    }
+    expect(received).toEqual(['first', 'second'])
     expect(ofType(await tight.events(since), 'state_written', 'state_deleted', 'message_sent')).toEqual([])
   })
 

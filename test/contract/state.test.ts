@@ -1,5 +1,15 @@
-import { beforeEach, describe, expect, it } from 'vitest'
-import { Client, keyPath, percentEncode, stateDeleted, stateValue, stateWritten } from '../support/client.ts'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { beforeEach, describe, expect, it, vi } from 'vitest'
+import {
+  type Agent,
+  type Answer,
+  Client,
+  keyPath,
+  percentEncode,
+  stateDeleted,
+  stateValue,
+  stateWritten,
+} from '../support/client.ts'
 import { sharedTarget } from '../support/target.ts'
 import { byteLength, countStatuses, expectRefusal, inParallel, lastSeq, ofType, seededRandom } from './support.ts'
 
@@ -20,6 +30,22 @@ const MAX_KEY_BYTES = 1_024
 const freshKey = (name = 'key') => `${name}/${crypto.randomUUID()}`
 
 const bytewise = (one: string, two: string) => Buffer.compare(Buffer.from(one), Buffer.from(two))
+
+/** Expects what a change is answered that has waited for its turn for too long: it may have taken effect, or not. */
+function expectUnavailable(answer: Answer): void {
+  expectRefusal(answer, 503)
+  expect(answer.headers['retry-after']).toMatch(/^[1-9]\d*$/)
+}
+
+/** Deletes a key, again for as long as it is told to wait, and returns all answers: one in the end that is no 503. */
+async function removeInTurn(who: Agent, key: string): Promise<[Answer, ...Answer[]]> {
+  const answers: [Answer, ...Answer[]] = [await who.tryRemove(key)]
+  for (; answers[0].status === 503; answers.unshift(await who.tryRemove(key))) {
+    expectUnavailable(answers[0])
+    await sleep(Number(answers[0].headers['retry-after']) * 1_000)
+  }
+  return answers
+}
 
 /**
  * Spellings of keys in a path, and the key that each means. Those that a client or a server is apt to tidy up come first.
@@ -233,7 +259,8 @@ describe('PUT /v1/state/{key}', () => {
     const before = Date.now()
     const written = (await agent.tryWrite(key, 'x')).as(200, stateWritten)
     expect(written).toMatchObject({ key, written_by: agent.address })
-    expect(Math.abs(Date.parse(written.written_at) - before)).toBeLessThan(5_000)
+    expect(Date.parse(written.written_at)).toBeGreaterThan(before - 2_000)
+    expect(Date.parse(written.written_at)).toBeLessThan(Date.now() + 2_000)
   })
 
   it('creates or overwrites; any agent, any key; the last write wins', async () => {
@@ -355,8 +382,14 @@ describe('DELETE /v1/state/{key}', () => {
       const key = freshKey()
       await agent.write(key, 'x')
       const since = await lastSeq(target)
-      const answers = await inParallel(20, (index) => (index % 2 === 0 ? agent : other).tryRemove(key))
-      expect(countStatuses(answers)).toEqual({ 200: 1, 404: 19 })
+      const tries = await inParallel(20, (index) => removeInTurn(index % 2 === 0 ? agent : other, key))
+      const answers = tries.map(([last]) => last)
+      const refused = tries.flat().length - answers.length
+      // The one that deletes may be told 503 although it did, where that took too long: then none is 200.
+      const { 200: removed = 0, 404: absent = 0 } = countStatuses(answers)
+      expect(removed + absent).toBe(20)
+      expect(removed).toBeLessThanOrEqual(1)
+      if (refused === 0) expect(removed).toBe(1)
       for (const answer of answers.filter(({ status }) => status === 404)) expectRefusal(answer, 404)
       expect(ofType(await target.events(since), 'state_deleted')).toHaveLength(1)
     }
@@ -365,12 +398,16 @@ describe('DELETE /v1/state/{key}', () => {
   it('and writes of one key at the same time agree with the log', async () => {
     const key = freshKey()
     const since = await lastSeq(target)
-    const answers = await inParallel(60, (index) =>
-      index % 3 === 0 ? agent.tryRemove(key) : other.tryWrite(key, String(index)),
+    const tries = await inParallel(60, async (index) =>
+      index % 3 === 0 ? removeInTurn(agent, key) : ([await other.tryWrite(key, String(index))] as const),
     )
+    const answers = tries.map(([last]) => last)
+    const refused = tries.flat().length - answers.length
     expect(answers.filter(({ status }) => status !== 200 && status !== 404)).toEqual([])
     const changes = ofType(await target.events(since), 'state_written', 'state_deleted')
-    expect(changes).toHaveLength(answers.filter(({ status }) => status === 200).length)
+    const acknowledged = answers.filter(({ status }) => status === 200).length
+    expect(changes.length).toBeGreaterThanOrEqual(acknowledged)
+    expect(changes.length).toBeLessThanOrEqual(acknowledged + refused)
     for (const [index, change] of changes.entries()) {
       if (change.type === 'state_deleted') expect(changes[index - 1]?.type).toBe('state_written')
     }
@@ -738,18 +775,30 @@ describe('507 store_full', () => {
 
     // Overwrites, growth and removal of those and others, at random.
     const random = seededRandom(7)
-    const mixed = await inParallel(400, () => {
-      const key = String(Math.floor(random() * 30)).padStart(4, '0')
-      return random() < 0.25 ? writer.tryRemove(key) : writer.tryWrite(key, 'y'.repeat(Math.floor(random() * 12_000)))
-    })
+    const mixed: Answer[] = []
+    for (let round = 0; round < 10; round++) {
+      const answers = await inParallel(40, () => {
+        const key = String(Math.floor(random() * 30)).padStart(4, '0')
+        return random() < 0.25 ? writer.tryRemove(key) : writer.tryWrite(key, 'y'.repeat(Math.floor(random() * 12_000)))
+      })
+      mixed.push(...answers)
+    }
     writing.isDone = true
     await watch
 
-    expect(mixed.filter(({ status }) => ![200, 404, 507].includes(status))).toEqual([])
+    const unavailable = mixed.filter(({ status }) => status === 503)
+    for (const answer of unavailable) expectUnavailable(answer)
+    // What was told 503 may take effect after its answer.
+    if (unavailable.length > 0) {
+      await vi.waitFor(async () => expect((await writer.capacity()).used_bytes).toBe(await loggedBytes()), 25_000)
+    }
+    expect(mixed.filter(({ status }) => ![200, 404, 503, 507].includes(status))).toEqual([])
     expect(countStatuses(mixed)[507]).toBeGreaterThan(0)
     expect(Math.max(...seen)).toBeLessThanOrEqual(TOTAL)
     const changes = ofType(await small.events(since), 'state_written', 'state_deleted')
-    expect(changes).toHaveLength([...created, ...mixed].filter(({ status }) => status === 200).length)
+    const acknowledged = [...created, ...mixed].filter(({ status }) => status === 200).length
+    expect(changes.length).toBeGreaterThanOrEqual(acknowledged)
+    expect(changes.length).toBeLessThanOrEqual(acknowledged + unavailable.length)
 
     // The log never goes over either, at any place in it.
     const state = new Map<string, number>()

@@ -1,6 +1,6 @@
 /** What the contract tests share. */
 import { expect, vi } from 'vitest'
-import type { Answer } from '../support/client.ts'
+import { type Agent, type Answer, Client, type Message } from '../support/client.ts'
 import type { Event } from '../support/kernel.ts'
 import type { Target } from '../support/target.ts'
 
@@ -14,6 +14,7 @@ const CODES: Readonly<Record<number, string>> = {
   413: 'value_too_large',
   415: 'unsupported_media_type',
   429: 'rate_limited',
+  503: 'unavailable',
   507: 'store_full',
 }
 
@@ -33,16 +34,42 @@ export async function lastSeq(target: Target): Promise<number> {
   return last
 }
 
+/** For what comes after an answer; long, as a machine may be slow and a process be held up. */
+const SOON = { timeout: 25_000, interval: 20 }
+
 /** Reads the log after `since` until the check passes: for events that are written after the answer. */
 export async function eventually(target: Target, since: number, check: (events: Event[]) => void): Promise<Event[]> {
-  return vi.waitFor(
-    async () => {
-      const events = await target.events(since)
-      check(events)
-      return events
-    },
-    { timeout: 10_000, interval: 20 },
-  )
+  return vi.waitFor(async () => {
+    const events = await target.events(since)
+    check(events)
+    return events
+  }, SOON)
+}
+
+const markers = new WeakMap<Target, Agent>()
+
+/**
+ * Resolves when every message acknowledged so far is in its queue: an acknowledgement does not wait for a worker that
+ * is silent. Queues are filled in the order of the log, so all of them are there once a later message is.
+ */
+export async function queuesFilled(target: Target): Promise<void> {
+  const marker = markers.get(target) ?? (await new Client(target.baseUrl).registerAgent())
+  markers.set(target, marker)
+  const { message_id } = await marker.send(marker.address, 'marker')
+  await vi.waitFor(async () => {
+    const { messages } = await marker.receive()
+    expect(messages.map((received) => received.message_id)).toContain(message_id)
+  }, SOON)
+}
+
+/** Receives until there have been so many messages, and returns all that came. */
+export async function receiveSoon(agent: Agent, count: number, query = ''): Promise<Message[]> {
+  const received: Message[] = []
+  await vi.waitFor(async () => {
+    received.push(...(await agent.receive(query)).messages)
+    expect(received.length).toBeGreaterThanOrEqual(count)
+  }, SOON)
+  return received
 }
 
 export function ofType(events: readonly Event[], ...types: string[]): Event[] {

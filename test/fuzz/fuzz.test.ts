@@ -6,6 +6,7 @@
  */
 import { readFile } from 'node:fs/promises'
 import { connect } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { type Answer, Client, errorBody, percentEncode, type RequestOptions } from '../support/client.ts'
@@ -23,14 +24,24 @@ const MEASURED_BATCHES = 320
  */
 const MAX_GROWTH_BYTES = 150_000_000
 
-/** Less than a third of this on two cores that have nothing else to do. */
-const TIMEOUT_MS = 300_000
+/** Minutes on two cores that have nothing else to do; a machine may be ten times slower. */
+const TIMEOUT_MS = 1_800_000
 
 /** Longer heads than the parser takes, 16 KiB, are among the broken requests. */
 const MAX_HEAD_CHARACTERS = 10_000
 
 /** For how long an answer to a broken request is awaited before the connection is given up. */
 const RAW_DEADLINE_MS = 500
+
+/**
+ * So many of the answers may be a 503 at most: where the machine is held up, a change may wait for its turn for too
+ * long. On one that is not there is none.
+ */
+const MAX_UNAVAILABLE_SHARE = 0.01
+
+/** The resident memory goes up and down with what is collected: it is read so often, and the least of it counts. */
+const MEMORY_READINGS = 10
+const MEMORY_READING_INTERVAL_MS = 300
 
 /** Every status that an embedded kernel may answer, and its code. */
 const CODES: Readonly<Record<number, string>> = {
@@ -42,6 +53,7 @@ const CODES: Readonly<Record<number, string>> = {
   413: 'value_too_large',
   415: 'unsupported_media_type',
   429: 'rate_limited',
+  503: 'unavailable',
   507: 'store_full',
 }
 
@@ -56,7 +68,7 @@ interface Known {
 }
 
 describe('fuzzing', () => {
-  it(`no request brings a 5xx, a crash, an answer outside the contract, or growth (FUZZ_SEED=${SEED})`, {
+  it(`no request brings a 5xx but a rare 503, a crash, an answer outside the contract, or growth (FUZZ_SEED=${SEED})`, {
     timeout: TIMEOUT_MS,
   }, async () => {
     console.log(`FUZZ_SEED=${SEED}`)
@@ -107,6 +119,7 @@ describe('fuzzing', () => {
     expect(counts.sent).toBeGreaterThanOrEqual(20_000)
     // Enough got through to what lies behind the checks.
     for (const status of [200, 201, 202]) expect(counts.statuses.get(status)).toBeGreaterThan(100)
+    expect(counts.statuses.get(503) ?? 0).toBeLessThan(MAX_UNAVAILABLE_SHARE * counts.sent)
     expect(growth).toBeLessThan(MAX_GROWTH_BYTES)
     expect(kernel.process.exitCode).toBeNull()
     expect((await client.request('GET', '/v1/health')).status).toBe(200)
@@ -130,6 +143,7 @@ async function check(client: Client, { method, path, options }: Generated): Prom
 
 function checkAnswer(method: string, answer: Answer): void {
   const { status } = answer
+  if (status === 503) expect(answer.headers['retry-after'], String(answer)).toMatch(/^[1-9]\d*$/)
   if ([200, 201, 202].includes(status)) {
     expect(answer.json).toBeTypeOf('object')
   } else if (method === 'HEAD') {
@@ -147,13 +161,20 @@ async function checkBroken(kernel: Kernel, bytes: Buffer): Promise<number> {
   const text = await exchange(Number(new URL(kernel.baseUrl).port), bytes)
   const statuses = [...text.matchAll(/HTTP\/1\.1 (\d{3}) /g)].map((match) => Number(match[1]))
   const described = `${JSON.stringify(bytes.toString('latin1').slice(0, 1_000))} brought ${JSON.stringify(text.slice(0, 1_000))}`
-  if (statuses.some((status) => status >= 500 || (status >= 300 && status < 400))) throw new Error(described)
+  const isAccepted = (status: number) => status < 300 || (status >= 400 && status < 500) || status === 503
+  if (!statuses.every(isAccepted)) throw new Error(described)
   if (text !== '' && statuses.length === 0) throw new Error(described)
   const [head = '', ...rest] = text.split('\r\n\r\n')
-  if (/^HTTP\/1\.1 4/.test(head) && /^content-type: application\/json/im.test(head)) {
+  // The connection may have been given up in the middle of the answer.
+  if (rest.length === 0) return statuses[0] ?? 0
+  const isUnavailable = /^HTTP\/1\.1 503/.test(head)
+  if (isUnavailable && !/^retry-after: [1-9]\d*\r?$/im.test(head)) throw new Error(described)
+  if (isUnavailable || (/^HTTP\/1\.1 4/.test(head) && /^content-type: application\/json/im.test(head))) {
     const length = Number(/^content-length: (\d+)/im.exec(head)?.[1])
-    const body = JSON.parse(rest.join('\r\n\r\n').slice(0, length))
-    if (!errorBody.safeParse(body).success) throw new Error(described)
+    const body = rest.join('\r\n\r\n')
+    if (body.length < length) return statuses[0] ?? 0
+    const { success, data } = errorBody.safeParse(JSON.parse(body.slice(0, length)))
+    if (!success || (isUnavailable && data.error !== 'unavailable')) throw new Error(described)
   }
   return statuses[0] ?? 0
 }
@@ -184,8 +205,13 @@ function report<T>(details: fc.RunDetails<T>, kernel: Kernel): void {
 }
 
 async function residentBytes(kernel: Kernel): Promise<number> {
-  const status = await readFile(`/proc/${kernel.pid}/status`, 'utf8')
-  return Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]) * 1_024
+  const readings: number[] = []
+  while (readings.length < MEMORY_READINGS) {
+    if (readings.length > 0) await sleep(MEMORY_READING_INTERVAL_MS)
+    const status = await readFile(`/proc/${kernel.pid}/status`, 'utf8')
+    readings.push(Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]) * 1_024)
+  }
+  return Math.min(...readings)
 }
 
 // What is sent.

@@ -5,9 +5,13 @@
 import { createHash } from 'node:crypto'
 import { Agent as ConnectionPool, request as httpRequest, type IncomingHttpHeaders } from 'node:http'
 import type { Duplex } from 'node:stream'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
 
-const REQUEST_TIMEOUT_MS = 20_000
+const REQUEST_TIMEOUT_MS = 60_000
+
+/** How often an operator or an agent is registered anew, where the kernel says that it cannot do so now. */
+const MAX_REPEATS = 5
 
 /** RFC 3339 in UTC, ending in `Z`. */
 export const timestamp = z.iso.datetime({ offset: false })
@@ -173,21 +177,34 @@ export class Client {
   }
 
   async registerOperator(contactHash = 'a contact'): Promise<Operator> {
-    const answer = await this.request('POST', '/v1/operators', {
-      json: { contact_hash: contactHash, accept_terms: true },
-    })
+    const json = { contact_hash: contactHash, accept_terms: true }
+    const answer = await untilAvailable(() => this.request('POST', '/v1/operators', { json }))
     const { operator_id, api_key } = answer.as(201, operatorCreated)
     return new Operator(this, operator_id, api_key)
   }
 
   /** Registers an agent, under the operator given or one that all agents of this client share. */
   async registerAgent({ operator, webhookUrl }: { operator?: Operator; webhookUrl?: string } = {}): Promise<Agent> {
-    this.#operator ??= this.registerOperator()
+    this.#operator ??= this.registerOperator().catch((error: unknown) => {
+      // Not kept, so that the next agent does not fail for it too.
+      this.#operator = undefined
+      throw error
+    })
     return (operator ?? (await this.#operator)).registerAgent(webhookUrl)
   }
 
   registerAgents(count: number): Promise<Agent[]> {
     return Promise.all(Array.from({ length: count }, () => this.registerAgent()))
+  }
+}
+
+/** Asks again while the answer is a 503 that says when to, as every client should; not for ever. */
+async function untilAvailable(ask: () => Promise<Answer>): Promise<Answer> {
+  for (let repeats = 0; ; repeats++) {
+    const answer = await ask()
+    const seconds = answer.headers['retry-after']
+    if (answer.status !== 503 || seconds === undefined || repeats === MAX_REPEATS) return answer
+    await sleep(Number(seconds) * 1_000)
   }
 }
 
@@ -207,8 +224,12 @@ export class Operator {
     return this.#client.request(method, path, { token: this.token, ...options })
   }
 
+  #askForChallenge(): Promise<Answer> {
+    return this.request('GET', '/v1/agents/verification-challenge')
+  }
+
   async challenge(): Promise<Challenge> {
-    return (await this.request('GET', '/v1/agents/verification-challenge')).as(200, challengeIssued)
+    return (await this.#askForChallenge()).as(200, challengeIssued)
   }
 
   answerChallenge(challengeId: unknown, response: unknown, more: Record<string, unknown> = {}): Promise<Answer> {
@@ -217,9 +238,14 @@ export class Operator {
   }
 
   async registerAgent(webhookUrl?: string): Promise<Agent> {
-    const { challenge_id, challenge_data } = await this.challenge()
     const more = webhookUrl === undefined ? {} : { webhook_url: webhookUrl }
-    const answer = await this.answerChallenge(challenge_id, solvePipeline(challenge_data), more)
+    // With a challenge of its own each time, as one is good for one attempt.
+    const answer = await untilAvailable(async () => {
+      const issued = await this.#askForChallenge()
+      if (issued.status === 503) return issued
+      const { challenge_id, challenge_data } = issued.as(200, challengeIssued)
+      return this.answerChallenge(challenge_id, solvePipeline(challenge_data), more)
+    })
     const { agent_address, agent_token, webhook_secret } = answer.as(201, agentCreated)
     return new Agent(this.#client, agent_address, agent_token, webhook_secret)
   }

@@ -13,7 +13,7 @@ import { releasePorts, reservePorts } from './servers/directory.ts'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 /** A first start takes some 5 s of CPU, most of it to set up the embedded database, and other tests want the CPU too. */
-const START_DEADLINE_MS = 60_000
+const START_DEADLINE_MS = 180_000
 /** A little over the default of SHUTDOWN_TIMEOUT. */
 const STOP_DEADLINE_MS = 30_000
 const EVENTS_PAGE = 1_000

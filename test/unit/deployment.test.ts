@@ -15,6 +15,8 @@ import { dashboardQueries } from '../support/dashboard.ts'
 import { findProgram } from '../support/servers/programs.ts'
 
 const run = promisify(execFile)
+/** Here, because it may have to be installed first, which takes longer than a test may. */
+const kubectl = await findProgram('kubectl')
 const ROOT = join(import.meta.dirname, '..', '..')
 const read = (path: string) => readFileSync(join(ROOT, path), 'utf8')
 const packageJson = z.object({ version: z.string(), engines: z.object({ node: z.string() }) })
@@ -378,8 +380,7 @@ const workload = z.looseObject({
 })
 
 describe.each(['small', 'production'])('k8s/%s', (overlay) => {
-  const build = async () =>
-    objectsIn((await run(await findProgram('kubectl'), ['kustomize', join(ROOT, 'k8s', overlay)])).stdout)
+  const build = async () => objectsIn((await run(kubectl, ['kustomize', join(ROOT, 'k8s', overlay)])).stdout)
   const built = build()
   const workloads = async () =>
     (await built).filter(({ spec }) => spec !== undefined && 'template' in spec).map((found) => workload.parse(found))
@@ -553,7 +554,7 @@ describe('k8s/small', () => {
     const { stdout } = await run('sh', [join(ROOT, 'k8s/small/make-secrets.sh')])
     const secrets = objectsIn(stdout)
     expect((await Promise.all(secrets.map(problems))).flat()).toEqual([])
-    const built = objectsIn((await run(await findProgram('kubectl'), ['kustomize', join(ROOT, 'k8s/small')])).stdout)
+    const built = objectsIn((await run(kubectl, ['kustomize', join(ROOT, 'k8s/small')])).stdout)
     const containers = built.flatMap((found) => workload.safeParse(found).data?.spec.template.spec.containers ?? [])
     const asked = new Set(
       containers.flatMap(({ envFrom }) => envFrom.flatMap(({ secretRef }) => secretRef?.name ?? [])),

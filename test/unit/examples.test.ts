@@ -5,13 +5,15 @@ import { createServer, request as httpRequest, type RequestListener } from 'node
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
-import { afterAll, describe, expect, it, vi } from 'vitest'
+import { afterAll, describe, expect, it, onTestFinished, vi } from 'vitest'
 import { type Agent, Client, type Message, type Operator, solvePipeline } from '../support/client.ts'
 import { type Event, startKernel } from '../support/kernel.ts'
+import { releasePorts, reservePorts } from '../support/servers/directory.ts'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 /** Seconds that a program may take; less than a test may. */
-const WAIT = '25'
+const WAIT = '100'
+const TEST = { timeout: 150_000 }
 
 const kernel = await startKernel({ RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '100' })
 afterAll(() => kernel[Symbol.asyncDispose]())
@@ -79,7 +81,7 @@ async function onlooker(): Promise<{ operator: Operator; agent: Agent }> {
   return { operator, agent: await operator.registerAgent() }
 }
 
-describe('the reader and the librarian', () => {
+describe('the reader and the librarian', TEST, () => {
   it('find each other, talk and share state', async () => {
     const since = await lastSeq()
     const [reader, librarian] = await Promise.all([
@@ -118,11 +120,14 @@ describe('the reader and the librarian', () => {
     const { agents } = await agent.registry()
     expect(agents.map(({ address }) => address)).toEqual(expect.arrayContaining([readerAddress, librarianAddress]))
 
-    const events = await vi.waitFor(async () => {
-      const all = await kernel.events(since)
-      expect(ofType(all, 'message_delivered')).toHaveLength(3)
-      return all
-    })
+    const events = await vi.waitFor(
+      async () => {
+        const all = await kernel.events(since)
+        expect(ofType(all, 'message_delivered')).toHaveLength(3)
+        return all
+      },
+      { timeout: 20_000 },
+    )
     expect(ofType(events, 'message_sent').map(({ data }) => [data.from, data.to, kindOf(data.content)])).toEqual([
       [readerAddress, librarianAddress, 'question'],
       [librarianAddress, readerAddress, 'answer'],
@@ -152,23 +157,21 @@ describe('the reader and the librarian', () => {
 
   it('get past a librarian who has left, and past what strangers say', async () => {
     const { agent: stranger } = await onlooker()
+    const librarianWorking = run('librarian')
+    const { value: librarian } = await vi.waitFor(() => stranger.read('directory/librarian'), {
+      timeout: 60_000,
+      interval: 500,
+    })
+    // Now, as the librarian leaves when the reader, who does not know it yet, has said thanks.
+    await stranger.send(librarian, JSON.stringify(['not', 'an', 'object']))
+    await stranger.send(librarian, JSON.stringify({ kind: 'thanks' }))
     await stranger.write('directory/librarian', stranger.address)
     const reading = run('reader')
     // The reader asks the stranger, who is in the directory but no librarian.
     const question = await firstMessage(stranger)
     await stranger.send(question.from, 'not JSON \u001b[31m')
     await stranger.send(question.from, JSON.stringify({ kind: 'answer', answers: 'another question', words: 7 }))
-    const librarianWorking = run('librarian')
-    const librarian = await vi.waitFor(
-      async () => {
-        const { value } = await stranger.read('directory/librarian')
-        expect(value).not.toBe(stranger.address)
-        return value
-      },
-      { timeout: 20_000, interval: 200 },
-    )
-    await stranger.send(librarian, JSON.stringify(['not', 'an', 'object']))
-    await stranger.send(librarian, JSON.stringify({ kind: 'thanks' }))
+    await stranger.write('directory/librarian', librarian)
 
     const [reader, librarianEnded] = await Promise.all([reading, librarianWorking])
     expectSuccess(reader, librarianEnded)
@@ -183,8 +186,8 @@ describe('the reader and the librarian', () => {
     const since = await lastSeq()
     await using proxy = await startBadProxy(kernel.baseUrl)
     const [reader, librarian] = await Promise.all([
-      run('reader', { url: proxy.url, wait: '50' }),
-      run('librarian', { url: proxy.url, wait: '50' }),
+      run('reader', { url: proxy.url }),
+      run('librarian', { url: proxy.url }),
     ])
     expectSuccess(reader, librarian)
     expect(proxy.refused).toBeGreaterThan(2)
@@ -192,18 +195,20 @@ describe('the reader and the librarian', () => {
     expect(proxy.impatience).toEqual([])
     const sent = ofType(await kernel.events(since), 'message_sent')
     expect(sent.map(({ data }) => kindOf(data.content))).toEqual(['question', 'answer', 'thanks'])
-  }, 60_000)
+  })
 })
 
-describe.each(['reader', 'librarian'] as const)('the %s', (program) => {
+describe.each(['reader', 'librarian'] as const)('the %s', TEST, (program) => {
   it('says so when there is no kernel', async () => {
-    await using nobody = await listen(() => {})
-    await nobody[Symbol.asyncDispose]()
-    const { code, said, errors } = await run(program, { url: nobody.url })
+    // Reserved, as any other that is free may be another test's by now.
+    const ports = await reservePorts(1)
+    onTestFinished(() => releasePorts(ports))
+    const url = `http://127.0.0.1:${ports[0]}`
+    const { code, said, errors } = await run(program, { url })
     expect(code).toBe(1)
     expect(said).toEqual([])
     expect(errors).toMatch(
-      new RegExp(`^${program}: There is no kernel at ${nobody.url} \\(.*refused.*\\): start one.*\n$`, 'i'),
+      new RegExp(`^${program}: There is no kernel at ${url} \\(.*refused.*\\): start one.*\n$`, 'i'),
     )
   })
 
@@ -241,7 +246,7 @@ describe.each(['reader', 'librarian'] as const)('the %s', (program) => {
     const { code, errors } = await run(program, { wait: '3' })
     expect(code).toBe(1)
     expect(errors).toMatch(new RegExp(`^${program}: (No librarian is there|Nobody asked).*--wait 3 .*\n$`))
-    expect(performance.now() - start).toBeLessThan(15_000)
+    expect(performance.now() - start).toBeLessThan(60_000)
   })
 
   it('gives up at once when it would have to wait for longer than it may', async () => {
@@ -274,7 +279,8 @@ async function firstMessage(agent: Agent): Promise<Message> {
       if (!message) throw new Error('no message yet')
       return message
     },
-    { timeout: 20_000, interval: 500 },
+    // An agent may ask once a second.
+    { timeout: 60_000, interval: 1_000 },
   )
 }
 

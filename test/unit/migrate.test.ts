@@ -18,7 +18,7 @@ beforeAll(async () => {
   // Making one takes longer than copying one.
   empty = join(parent, 'empty')
   await (await openEmbedded(empty)).destroy()
-})
+}, 120_000)
 beforeEach(async () => {
   const directory = await mkdtemp(join(parent, 'copy-'))
   await cp(empty, directory, { recursive: true })

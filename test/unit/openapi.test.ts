@@ -398,7 +398,10 @@ describe('a running kernel answers as the document says', () => {
     if (status === 429) {
       for (let used = 0; used < ALLOWANCE; used++) await client.request(entry.method, path, options)
     }
-    const actual = await client.request(entry.method, path, options)
+    let actual = await client.request(entry.method, path, options)
+    // One more is allowed every few seconds, so a machine that is slow has to send some more.
+    for (let more = 0; status === 429 && actual.status !== 429 && more < 10 * ALLOWANCE; more++)
+      actual = await client.request(entry.method, path, options)
 
     expect(actual.status, String(actual)).toBe(status)
     expect(actual.headers['content-type']).toMatch(/^application\/json\b/)

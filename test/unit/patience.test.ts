@@ -63,7 +63,7 @@ describe('patience', () => {
     const waiting = new Patience().wait(work, 20, late)
     // Of the event loop's phases the next is that of timers, and then that of what has come in.
     await setImmediate()
-    holdUp(200)
+    holdUp(2_000)
     expect(await waiting).toHaveLength(8)
   })
 })

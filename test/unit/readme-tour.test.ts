@@ -38,7 +38,7 @@ describe('the tour', () => {
       await rm(home, { recursive: true })
     }
     for (const line of output.split('\n')) if (line.startsWith('{')) answers.push(JSON.parse(line))
-  }, 60_000)
+  }, 240_000)
 
   it('runs without a complaint', () => {
     expect(errors).toBe('')

@@ -25,13 +25,16 @@ async function resolver(
   return { resolve: createHostResolver({ servers: [server.address], hostsFile }), server }
 }
 
+/** What the server was asked. A question that it is slow to answer comes again, after a second. */
+const asked = (server: NameServer): string[] => [...new Set(server.questions)].sort()
+
 describe('a host name', () => {
   test('resolves to all of its addresses, of both families', async () => {
     const { resolve, server } = await resolver((_name, type) =>
       type === 'A' ? ['192.0.2.1', '192.0.2.2'] : ['2001:db8::1'],
     )
     expect([...(await resolve('hook.example', never))].sort()).toEqual(['192.0.2.1', '192.0.2.2', '2001:db8::1'])
-    expect([...server.questions].sort()).toEqual(['A hook.example', 'AAAA hook.example'])
+    expect(asked(server)).toEqual(['A hook.example', 'AAAA hook.example'])
   })
 
   test('may have addresses of one family only', async () => {
@@ -47,7 +50,8 @@ describe('a host name', () => {
       const { resolve } = await resolver((_name, type) => (type === 'A' ? ['192.0.2.1'] : answer))
       const start = performance.now()
       expect(await resolve('hook.example', never)).toEqual(['192.0.2.1'])
-      expect(performance.now() - start).toBeLessThan(1_000)
+      // To try to the end takes 15 s.
+      expect(performance.now() - start).toBeLessThan(10_000)
     },
   )
 
@@ -64,7 +68,7 @@ describe('a host name', () => {
   test('is asked for as it is, with no search domain appended', async () => {
     const { resolve, server } = await resolver(() => 'missing')
     await resolve('hook', never).catch(() => {})
-    expect([...server.questions].sort()).toEqual(['A hook', 'AAAA hook'])
+    expect(asked(server)).toEqual(['A hook', 'AAAA hook'])
   })
 
   test('whose name server says nothing is given up when the signal aborts, with its reason', async () => {
@@ -76,9 +80,10 @@ describe('a host name', () => {
   })
 
   test('is looked up anew each time: nothing is remembered', async () => {
-    const answers = [['192.0.2.1'], ['192.0.2.2']]
-    const { resolve } = await resolver((_name, type) => (type === 'A' && answers.shift()) || [])
+    let address = '192.0.2.1'
+    const { resolve } = await resolver((_name, type) => (type === 'A' ? [address] : []))
     expect(await resolve('hook.example', never)).toEqual(['192.0.2.1'])
+    address = '192.0.2.2'
     expect(await resolve('hook.example', never)).toEqual(['192.0.2.2'])
   })
 
@@ -88,10 +93,14 @@ describe('a host name', () => {
       return type === 'A' ? ['192.0.2.1'] : []
     })
     const stop = new AbortController()
-    const silent = Array.from({ length: 100 }, () => resolve('silent.example', stop.signal).catch(() => 'given up'))
-    const start = performance.now()
+    let ended = 0
+    const silent = Array.from({ length: 100 }, () =>
+      resolve('silent.example', stop.signal)
+        .catch(() => 'given up')
+        .finally(() => ended++),
+    )
     expect(await resolve('hook.example', never)).toEqual(['192.0.2.1'])
-    expect(performance.now() - start).toBeLessThan(1_000)
+    expect(ended).toBe(0)
     stop.abort()
     expect(new Set(await Promise.all(silent))).toEqual(new Set(['given up']))
   })
@@ -128,22 +137,20 @@ test('a delivery to a name whose server changes its answer goes nowhere but to t
   await using authority = await createTestAuthority()
   await using hook = await startReceiver({ authority })
   await using inside = await startReceiver({ authority, host: '127.0.0.2', port: hook.port })
-  let answers = 0
-  const { resolve } = await resolver((_name, type) => {
-    if (type === 'AAAA') return []
-    answers += 1
-    return answers === 1 ? ['127.0.0.1'] : answers === 2 ? ['127.0.0.1', '127.0.0.2'] : ['127.0.0.2']
-  })
+  let addresses = ['127.0.0.1']
+  const { resolve } = await resolver((_name, type) => (type === 'A' ? addresses : []))
   const client = createWebhookClient({
     allow: [parseCidr('127.0.0.1')],
     caFile: authority.caFile,
     resolve,
     maxIdleConnections: 0,
+    connectTimeoutMs: 60_000,
+    totalTimeoutMs: 60_000,
   })
   const message = { headers: {}, body: '{}' }
 
   expect(await client.post(hook.urlFor('receiver.test'), message)).toEqual({ kind: 'delivered', status: 200 })
-  for (let i = 0; i < 2; i += 1) {
+  for (addresses of [['127.0.0.1', '127.0.0.2'], ['127.0.0.2']]) {
     const outcome = await client.post(hook.urlFor('receiver.test'), message)
     expect(outcome).toMatchObject({ kind: 'failed', stage: 'refused_address' })
   }

@@ -21,7 +21,12 @@ let authority: TestAuthority
 let client: WebhookClient
 beforeAll(async () => {
   authority = await createTestAuthority()
-  client = createWebhookClient({ allow: [parseCidr('127.0.0.1')], caFile: authority.caFile })
+  client = createWebhookClient({
+    allow: [parseCidr('127.0.0.1')],
+    caFile: authority.caFile,
+    connectTimeoutMs: 60_000,
+    totalTimeoutMs: 60_000,
+  })
 })
 afterAll(async () => {
   client.close()
@@ -63,7 +68,7 @@ describe('the receiver of the examples', () => {
     const handling = Promise.withResolvers<void>()
     onMessage.mockReturnValueOnce(handling.promise)
     const deliveries = [post(signed()), post(signed())]
-    await vi.waitFor(() => expect(onMessage).toHaveBeenCalled())
+    await vi.waitFor(() => expect(onMessage).toHaveBeenCalled(), { timeout: 10_000 })
     handling.resolve()
     expect(await Promise.all(deliveries)).toEqual([
       { kind: 'delivered', status: 204 },

@@ -95,7 +95,7 @@ function lane(messages: number, changes: Partial<ClaimedLane> = {}): ClaimedLane
 /** Lets a worker take these lanes, once, and waits until it has given them back. */
 async function work(lanes: readonly ClaimedLane[], options: Parameters<typeof start>[1] = {}) {
   start(lanes, options)
-  await vi.waitFor(() => expect(released).toHaveLength(lanes.length), { timeout: 5_000 })
+  await vi.waitFor(() => expect(released).toHaveLength(lanes.length), { timeout: 20_000 })
   return released
 }
 
@@ -169,7 +169,7 @@ describe('a webhook worker', () => {
     expect(failed).toMatchObject({ attempts: 1, standing: 'prompt' })
     toClaim = [lane(1)]
     pushes.ring()
-    await vi.waitFor(() => expect(released).toHaveLength(2), { timeout: 5_000 })
+    await vi.waitFor(() => expect(released).toHaveLength(2), { timeout: 20_000 })
     expect(released[1]).toMatchObject({ attempts: 0, standing: 'doubtful' })
   })
 
@@ -191,11 +191,12 @@ describe('a webhook worker', () => {
 
   it('moves the rest too when that opens the circuit', async () => {
     post.mockResolvedValue(FAILED)
+    const before = Date.now()
     const [turn] = await work([lane(3, { retriedSeq: 1, attempts: 2, failures: 1 })])
     expect(post).toHaveBeenCalledTimes(1)
     expect(reasons()).toEqual(['undeliverable', 'circuit_open', 'circuit_open'])
     expect(turn).toMatchObject({ doneSeq: 3, failures: 2, standing: 'open' })
-    expect(turn?.openUntil).toBeGreaterThan(Date.now() + MINUTE_MS - 5_000)
+    expect(turn?.openUntil).toBeGreaterThanOrEqual(before + MINUTE_MS)
   })
 
   it('probes with one attempt when the circuit has rested', async () => {
@@ -242,7 +243,7 @@ describe('a webhook worker', () => {
     vi.setSystemTime(Date.now() + 5_000)
     toClaim = [claimed]
     pushes.ring()
-    await vi.waitFor(() => expect(post).toHaveBeenCalledTimes(2))
+    await vi.waitFor(() => expect(post).toHaveBeenCalledTimes(2), { timeout: 10_000 })
     const timestamps = post.mock.calls.map(([, sent]) => (sent as { headers: Record<string, string> }).headers)
     expect(new Set(timestamps.map((headers) => headers['webhook-timestamp'])).size).toBe(2)
     expect(new Set(timestamps.map((headers) => headers['webhook-id'])).size).toBe(1)
@@ -271,28 +272,33 @@ describe('a webhook worker', () => {
     renew = async () => {
       throw new DatabaseUnavailable('out')
     }
-    await expectBrokenOff(1_000)
+    await expectBrokenOff()
   })
 
   it('breaks off the delivery of a lane that is another’s by now, whatever its own clock says', async () => {
-    renew = async () => new Set()
-    expect(await expectBrokenOff(4_000)).toBeLessThan(3_000)
+    let asked = 0
+    renew = async () => {
+      asked++
+      return new Set()
+    }
+    await expectBrokenOff()
+    // By its own clock it would have asked three times before the lease runs out.
+    expect(asked).toBe(1)
   })
 
-  async function expectBrokenOff(leaseMs: number) {
+  async function expectBrokenOff() {
     let signal: AbortSignal | undefined
-    post.mockImplementation((_url, _message, given) => {
+    post.mockImplementation(async (_url, _message, given) => {
       signal = given
+      given?.throwIfAborted()
       return new Promise((_, reject) => given?.addEventListener('abort', () => reject(given.reason), { once: true }))
     })
-    const startedAt = performance.now()
-    start([lane(1)], { leaseMs })
-    await vi.waitFor(() => expect(signal?.aborted).toBe(true), { timeout: 5_000 })
+    start([lane(1)], { leaseMs: 4_000 })
+    await vi.waitFor(() => expect(signal?.aborted).toBe(true), { timeout: 20_000 })
     stop.abort()
     await running
     expect(released).toEqual([])
     expect(appended).toEqual([])
-    return performance.now() - startedAt
   }
 
   it('prolongs the leases of what it works on, and only those', async () => {
@@ -303,10 +309,10 @@ describe('a webhook worker', () => {
       asked.push(recipients)
       return new Set(recipients)
     }
-    start([lane(1)], { leaseMs: 400 })
-    await vi.waitFor(() => expect(asked.length).toBeGreaterThan(5), { timeout: 5_000 })
+    start([lane(1)], { leaseMs: 1_000 })
+    await vi.waitFor(() => expect(asked.length).toBeGreaterThan(5), { timeout: 20_000 })
     resolve(DELIVERED)
-    await vi.waitFor(() => expect(released).toMatchObject([{ doneSeq: 1 }]))
+    await vi.waitFor(() => expect(released).toMatchObject([{ doneSeq: 1 }]), { timeout: 10_000 })
     expect(asked.flat().every((each) => each === recipient)).toBe(true)
   })
 
@@ -316,11 +322,11 @@ describe('a webhook worker', () => {
     lastChange = 2_000
     toClaim = [lane(2, { wasHeld: true, attempts: 1, retriedSeq: 2 })]
     pushes.ring()
-    await vi.waitFor(() => expect(toClaim).toEqual([]))
+    await vi.waitFor(() => expect(toClaim).toEqual([]), { timeout: 10_000 })
     await new Promise((resolve) => setTimeout(resolve, 300))
     expect([post.mock.calls.length, released.length]).toEqual([1, 1])
     progress.advance(lastChange)
-    await vi.waitFor(() => expect(released).toHaveLength(2), { timeout: 5_000 })
+    await vi.waitFor(() => expect(released).toHaveLength(2), { timeout: 20_000 })
     expect(post).toHaveBeenCalledTimes(1)
     expect(released[1]).toMatchObject({ doneSeq: 0, attempts: 1, retriedSeq: 2, delay: 0 })
   })
@@ -332,14 +338,14 @@ describe('a webhook worker', () => {
     await new Promise((resolve) => setTimeout(resolve, 600))
     expect(toClaim).toHaveLength(1)
     heartbeat = setInterval(() => progress.advance(1_000), 50)
-    await vi.waitFor(() => expect(released).toHaveLength(1), { timeout: 5_000 })
+    await vi.waitFor(() => expect(released).toHaveLength(1), { timeout: 20_000 })
   })
 
   it('finishes what is in flight when it stops, and begins nothing more', async () => {
     const { promise, resolve } = Promise.withResolvers<DeliveryOutcome>()
     post.mockReturnValueOnce(promise)
     start([lane(2)])
-    await vi.waitFor(() => expect(post).toHaveBeenCalledTimes(1))
+    await vi.waitFor(() => expect(post).toHaveBeenCalledTimes(1), { timeout: 10_000 })
     stop.abort()
     resolve(DELIVERED)
     await running
