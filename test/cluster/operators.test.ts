@@ -10,7 +10,9 @@ import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../s
 import { Process } from '../support/servers/process.ts'
 import { findProgram } from '../support/servers/programs.ts'
 
-const START_MS = 120_000
+const START_MS = 240_000
+/** Commands are processes, some of which wait for servers that they cannot use. */
+const TEST_MS = 180_000
 
 let cluster: Cluster
 let owner: postgres.Sql
@@ -40,7 +42,7 @@ function withPassword(url: string): string {
   return changed.href
 }
 
-describe('a node that cannot start says what to do, in one message, with exit code 2', () => {
+describe('a node that cannot start says what to do, in one message, with exit code 2', { timeout: TEST_MS }, () => {
   async function expectRefusal(settings: Record<string, string>, message: RegExp) {
     const { code, output } = await cluster.run('api', [], { PORT: '0', INTERNAL_PORT: '0', ...settings })
     expect(output).toMatch(message)
@@ -106,7 +108,7 @@ describe('a node that cannot start says what to do, in one message, with exit co
     })
     try {
       server.start()
-      await expect.poll(() => server.output(), { timeout: 10_000 }).toContain('Server is ready')
+      await expect.poll(() => server.output(), { timeout: 60_000 }).toContain('Server is ready')
       await expectRefusal({ NATS_URL: `nats://127.0.0.1:${port}` }, message)
     } finally {
       await server.kill()
@@ -116,7 +118,7 @@ describe('a node that cannot start says what to do, in one message, with exit co
   })
 })
 
-describe('migrate', () => {
+describe('migrate', { timeout: TEST_MS }, () => {
   const inDatabase = (url: string, name: string) => Object.assign(new URL(url), { pathname: `/${name}` }).href
 
   it('a node refuses a schema that is older than it needs; started by several at once each step runs once; then it serves', async () => {
@@ -140,7 +142,7 @@ describe('migrate', () => {
   })
 })
 
-describe('verify', () => {
+describe('verify', { timeout: TEST_MS }, () => {
   it('finds no difference where there is none, prints each where there are some, and exits with 1', async () => {
     const client = new Client(cluster.baseUrl)
     const [one, two] = await client.registerAgents(2)

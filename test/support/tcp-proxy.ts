@@ -14,8 +14,11 @@ export interface TcpProxy extends AsyncDisposable {
   cut(): void
   /** Everything arrives so many milliseconds later, in both directions; also on connections that there are. */
   delay(ms: number): void
-  /** Nothing arrives any more, and nobody is told; new connections are made and hear nothing. What was sent meanwhile arrives when it heals. */
-  hold(): void
+  /**
+   * Nothing arrives any more, or nothing that the target answers, and nobody is told; new connections are made and hear
+   * nothing. What was sent meanwhile arrives when it heals.
+   */
+  hold(what?: 'everything' | 'answers'): void
   /** Neither cut nor slow nor held. Connections that were cut stay so. */
   heal(): void
   /** How many connections go through at the moment. */
@@ -27,22 +30,22 @@ export async function startTcpProxy(targetPort: number): Promise<TcpProxy> {
   const sockets = new Set<Socket>()
   let isCut = false
   let delayMs = 0
-  let held = Promise.withResolvers<void>()
-  held.resolve()
+  const requests = gate()
+  const answers = gate()
 
   /** Holds each piece back for the delay that was set when it came. A piece never overtakes the one before. */
-  const line = () =>
+  const line = ({ opened }: Gate) =>
     new Transform({
       async transform(piece: Buffer, _encoding, done) {
         if (delayMs > 0) await sleep(delayMs, undefined, { ref: false })
-        await held.promise
+        await opened()
         done(null, piece)
       },
     })
-  const join = (one: Socket, other: Socket) => {
+  const join = (one: Socket, other: Socket, way: Gate) => {
     sockets.add(one)
     one.setNoDelay()
-    one.pipe(line()).pipe(other)
+    one.pipe(line(way)).pipe(other)
     one.on('error', () => other.resetAndDestroy())
     one.on('close', () => {
       sockets.delete(one)
@@ -56,15 +59,19 @@ export async function startTcpProxy(targetPort: number): Promise<TcpProxy> {
       return
     }
     const target = connect({ port: targetPort, host: '127.0.0.1', allowHalfOpen: true })
-    join(client, target)
-    join(target, client)
+    join(client, target, requests)
+    join(target, client, answers)
   })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
 
+  const letGo = () => {
+    requests.open()
+    answers.open()
+  }
   const cut = () => {
     isCut = true
-    held.resolve()
+    letGo()
     for (const socket of sockets) socket.resetAndDestroy()
   }
   return {
@@ -74,13 +81,14 @@ export async function startTcpProxy(targetPort: number): Promise<TcpProxy> {
     delay(ms) {
       delayMs = ms
     },
-    hold() {
-      held = Promise.withResolvers()
+    hold(what = 'everything') {
+      answers.close()
+      if (what === 'everything') requests.close()
     },
     heal() {
       isCut = false
       delayMs = 0
-      held.resolve()
+      letGo()
     },
     connections: () => sockets.size / 2,
     async [Symbol.asyncDispose]() {
@@ -88,5 +96,27 @@ export async function startTcpProxy(targetPort: number): Promise<TcpProxy> {
       server.close()
       await once(server, 'close')
     },
+  }
+}
+
+/** What comes one way waits here while it is closed. */
+interface Gate {
+  open(): void
+  close(): void
+  /** Resolves when it is open. */
+  opened(): Promise<void>
+}
+
+function gate(): Gate {
+  let closed: PromiseWithResolvers<void> | undefined
+  return {
+    open() {
+      closed?.resolve()
+      closed = undefined
+    },
+    close() {
+      closed ??= Promise.withResolvers()
+    },
+    opened: async () => await closed?.promise,
   }
 }

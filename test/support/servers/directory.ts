@@ -12,7 +12,7 @@ import { promisify } from 'node:util'
 const run = promisify(execFile)
 
 const REMOVE_SCRIPT = join(import.meta.dirname, 'remove.sh')
-const REMOVE_DEADLINE_MS = 20_000
+const REMOVE_DEADLINE_MS = 60_000
 
 /** Below the ports that the system gives to outgoing connections (from 32768), so none of those takes one while a server is down. */
 const FIRST_PORT = 15_000

@@ -7,8 +7,10 @@ import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './di
 import { Process } from './process.ts'
 import { findProgram } from './programs.ts'
 
-const START_DEADLINE_MS = 10_000
-const RELOAD_DEADLINE_MS = 10_000
+const START_DEADLINE_MS = 60_000
+const RELOAD_DEADLINE_MS = 60_000
+/** Of one that runs, on a machine that may be busy. */
+const ANSWER_TIMEOUT_MS = 10_000
 /** Several times what a reload takes. */
 const RELOAD_RETRY_MS = 1_000
 
@@ -23,6 +25,8 @@ export interface BackendNode {
 export interface BackendStatus extends BackendNode {
   /** `UP`, `DOWN`, or either with its progress to the other, like `UP 1/2`. */
   readonly status: string
+  /** Health checks that failed while it was in use, since HAProxy started. */
+  readonly failedChecks: number
 }
 
 export interface HaproxyServer extends AsyncDisposable {
@@ -80,7 +84,7 @@ export async function startHaproxy({ port: given, nodes: first }: HaproxyOptions
     const rows = parseStatistics(await ask(socket, 'show stat'))
     return nodes.map((node, index) => {
       const row = rows.find((candidate) => candidate.pxname === 'api' && candidate.svname === `node-${index + 1}`)
-      return { ...node, status: row?.status ?? 'unknown' }
+      return { ...node, status: row?.status ?? 'unknown', failedChecks: Number(row?.chkfail) }
     })
   }
   const metricsUrl = `http://127.0.0.1:${metricsPort}/metrics`
@@ -152,7 +156,7 @@ async function workerPid(socket: string): Promise<string> {
 
 async function ask(path: string, command: string): Promise<string> {
   const connection = connect(path)
-  connection.setTimeout(2_000, () => connection.destroy(new Error(`HAProxy did not answer «${command}»`)))
+  connection.setTimeout(ANSWER_TIMEOUT_MS, () => connection.destroy(new Error(`HAProxy did not answer «${command}»`)))
   connection.end(`${command}\n`)
   return await text(connection)
 }

@@ -12,8 +12,8 @@ import { findProgram } from './programs.ts'
 
 const run = promisify(execFile)
 
-/** Raft waits up to 9 s before it holds another election (nats-server, maxElectionTimeout). */
-const START_DEADLINE_MS = 30_000
+/** Raft waits up to 9 s before it holds another election (nats-server, maxElectionTimeout), and the machine may be busy. */
+const START_DEADLINE_MS = 90_000
 const REQUEST_TIMEOUT_MS = 2_000
 /** Waited for the answers of all servers to one question. */
 const GATHER_MS = 1_000

@@ -10,7 +10,7 @@ import { findProgram } from './programs.ts'
 
 const run = promisify(execFile)
 
-const START_DEADLINE_MS = 20_000
+const START_DEADLINE_MS = 60_000
 const DATABASE = 'tabulum'
 const PASSWORDS = { postgres: 'superuser-password', tabulum_owner: 'owner-password', tabulum: 'app-password' }
 
@@ -194,7 +194,7 @@ function settings(values: readonly string[]): string[] {
 
 /** Whether it lets a client in and runs a query. */
 async function answers(url: string): Promise<true> {
-  const sql = postgres(url, { max: 1, connect_timeout: 2, onnotice: () => {} })
+  const sql = postgres(url, { max: 1, connect_timeout: 10, onnotice: () => {} })
   try {
     await sql`SELECT 1`
     return true

@@ -6,7 +6,7 @@ import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 const STOP_DEADLINE_MS = 35_000
-const SIGNAL_DEADLINE_MS = 5_000
+const SIGNAL_DEADLINE_MS = 30_000
 const POLL_MS = 10
 /** Of what a process has printed, the last so many characters are kept. */
 const OUTPUT_LIMIT = 1_000_000

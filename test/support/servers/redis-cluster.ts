@@ -5,9 +5,9 @@ import { type RedisServer, startRedis } from './redis.ts'
 
 const MASTERS = 3
 const SLOTS = 16_384
-const READY_DEADLINE_MS = 20_000
+const READY_DEADLINE_MS = 60_000
 const POLL_MS = 50
-const COMMAND_TIMEOUT_MS = 2_000
+const COMMAND_TIMEOUT_MS = 10_000
 
 export interface RedisCluster extends AsyncDisposable {
   readonly masters: readonly RedisServer[]

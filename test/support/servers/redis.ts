@@ -6,7 +6,9 @@ import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './di
 import { Process } from './process.ts'
 import { findProgram } from './programs.ts'
 
-const START_DEADLINE_MS = 10_000
+const START_DEADLINE_MS = 60_000
+/** Of a server that runs, on a machine that may be busy. */
+const ANSWER_TIMEOUT_MS = 10_000
 const PASSWORDS = { kernel: 'kernel-password', admin: 'admin-password' }
 
 export interface RedisServer extends AsyncDisposable {
@@ -118,8 +120,8 @@ async function withClient<T>(url: string, use: (client: Redis) => Promise<T>): P
   const client = new Redis(url, {
     lazyConnect: true,
     retryStrategy: () => null,
-    connectTimeout: 2_000,
-    commandTimeout: 5_000,
+    connectTimeout: ANSWER_TIMEOUT_MS,
+    commandTimeout: ANSWER_TIMEOUT_MS,
   })
   // Rejected calls say what happened; without a listener the same would be printed too.
   client.on('error', () => {})
