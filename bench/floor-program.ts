@@ -4,12 +4,12 @@
  *
  * What cannot be done without: one round trip to Redis for a session and a limit that the whole cluster shares; for a write, room reserved
  * before it and settled after it; for a deletion, whether the key is there; for messages, that two who ask at once get different ones; for what
- * changes something, a confirmed append to a replicated stream, and the change in the store that others read; for reads that are logged, an
- * append that nobody waits for.
+ * changes something, a confirmed append to a replicated stream that remembers its id, so that what has to be sent again is stored once, and the
+ * change in the store that others read; for reads that are logged, an append that nobody waits for.
  *
  * With FLOOR_IN_LOG_ORDER the handlers of messages and state do not apply what they have appended: one consumer of the stream does, in the
  * stream's order and as much at once as there is, and they wait for it. Only so do log and stores agree whoever writes at the same time or dies
- * in between, and only with an id for each event, which the stream remembers, is one stored once that has to be sent again.
+ * in between.
  */
 import { randomBytes, randomUUID } from 'node:crypto'
 import { serve } from '@hono/node-server'
@@ -63,11 +63,7 @@ const admit = () => redis.pipeline().get(SESSION).incrby(BUCKET, 1).exec()
 const reserve = (bytes: number) => redis.incrby(RESERVED, bytes)
 const eventOf = (type: string, data: object) => JSON.stringify({ ts: new Date().toISOString(), type, data })
 const append = (type: string, data: object) =>
-  stream.publish(
-    `${NAME}.change.${type}`,
-    eventOf(type, data),
-    FLOOR_IN_LOG_ORDER ? { msgID: randomUUID() } : undefined,
-  )
+  stream.publish(`${NAME}.change.${type}`, eventOf(type, data), { msgID: randomUUID() })
 /** Of an event that nobody waits for. */
 const note = (type: string, data: object) => nats.publish(`${NAME}.read.${type}`, eventOf(type, data))
 const keyOf = (path: string) => decodeURIComponent(path.slice('/v1/state/'.length))

@@ -5,6 +5,7 @@ import { Counter, Gauge } from 'prom-client'
 import type { NewEvent } from '../events/event.ts'
 import { type EventLog, LogUnavailable } from '../events/event-log.ts'
 import { type Progress, ProjectionBehind } from '../events/progress.ts'
+import { batched } from '../platform/batch.ts'
 import type { Registry } from '../registry/registry.ts'
 import { type LeasedMessage, type Message, type MessageQueue, QueueUnavailable } from './message-queue.ts'
 import { toLeasedMessage } from './messages-of-log.ts'
@@ -32,7 +33,7 @@ export interface Receipt {
 /** Deliveries that wait for the log at most, while it is out; past that nothing more is handed out. */
 const MAX_UNRECORDED = 10_000
 const RECORD_RETRY_MS = 250
-/** Deliveries that wait to hear that the projector has taken them out of their queues, at most; past that this process does it. */
+/** Responses that wait to hear that the projector has taken what they delivered out of its queue, at most; past that this process does it. */
 const MAX_AWAITED = 10_000
 /** A projector that has been silent for so long is not waited for: the message is in the log, and follows. It says where it is every 250 ms. */
 const PROJECTOR_SILENCE_MS = 1_500
@@ -59,7 +60,8 @@ export class Messaging {
   /** Deliveries under way to the log. */
   readonly #recording = new Set<Promise<void>>()
   #unrecorded = 0
-  #awaited = 0
+  /** Whether the projector has taken out of its queue what was delivered with the event at that place. */
+  readonly #takenOut: (seq: number) => Promise<boolean>
 
   constructor(
     parts: { registry: Pick<Registry, 'findAgent'>; log: EventLog; queue: MessageQueue; progress: Progress },
@@ -70,6 +72,13 @@ export class Messaging {
     this.#queue = parts.queue
     this.#progress = parts.progress
     this.#now = options.now ?? Date.now
+    this.#takenOut = batched(
+      async (seqs) => {
+        const isTakenOut = await this.#queued(Math.max(...seqs))
+        return seqs.map(() => isTakenOut)
+      },
+      { maxItems: MAX_AWAITED, maxWaiting: MAX_AWAITED },
+    )
   }
 
   /**
@@ -164,7 +173,8 @@ export class Messaging {
         const { left, seq } = await this.#record(unrecorded)
         this.#countUnrecorded(left.length - unrecorded.length)
         unrecorded = left
-        const isProjected = left.length === 0 && (await this.#takenOut(seq, messages.length))
+        // It rejects where too many wait.
+        const isProjected = left.length === 0 && (await this.#takenOut(seq).catch(() => false))
         // The queue may be out as well; the projector removes what the log says was delivered.
         if (!removed)
           removed = await this.#queue.remove(recipient, messages, { isProjected }).then(
@@ -181,15 +191,6 @@ export class Messaging {
   #countUnrecorded(change: number): void {
     this.#unrecorded += change
     unrecordedGauge.set(this.#unrecorded)
-  }
-
-  /** Waits to hear that the projector has taken deliveries out of their queue, which need not be soon. Returns whether it has. */
-  async #takenOut(seq: number, count: number): Promise<boolean> {
-    if (this.#awaited + count > MAX_AWAITED) return false
-    this.#awaited += count
-    return this.#queued(seq).finally(() => {
-      this.#awaited -= count
-    })
   }
 
   /** Appends the deliveries to the log. Returns those that it did not take, and the last place of the others. */
