@@ -70,6 +70,11 @@ const keyOf = (path: string) => decodeURIComponent(path.slice('/v1/state/'.lengt
 const queueOf = (recipient: string) => `${NAME}:queue:${recipient}`
 const takeOut = (pipeline: ChainableCommander, recipient: string, entry: string) =>
   pipeline.xack(queueOf(recipient), GROUP, entry).xdel(queueOf(recipient), entry)
+async function ensureQueue(recipient: string): Promise<void> {
+  if (grouped.has(recipient)) return
+  grouped.add(recipient)
+  await redis.xgroup('CREATE', queueOf(recipient), GROUP, '0', 'MKSTREAM')
+}
 /** Sends who asks without a token's check: the bench names the agent in a header. */
 const AGENT = 'X-Agent'
 
@@ -232,10 +237,7 @@ app.post('/v1/messages', async (context) => {
   await admit()
   const { to, content } = await context.req.json()
   const message = { message_id: randomUUID(), from: context.req.header(AGENT), to, timestamp: new Date() }
-  if (!grouped.has(to)) {
-    grouped.add(to)
-    await redis.xgroup('CREATE', queueOf(to), GROUP, '0', 'MKSTREAM')
-  }
+  await ensureQueue(to)
   await change('message_sent', { ...message, content }, () =>
     redis.xadd(queueOf(to), '*', 'message', JSON.stringify({ ...message, content })),
   )
@@ -244,6 +246,7 @@ app.post('/v1/messages', async (context) => {
 app.get('/v1/messages', async (context) => {
   await admit()
   const recipient = context.req.header(AGENT) ?? ''
+  await ensureQueue(recipient)
   const [remaining, read] = await Promise.all([
     redis.xlen(queueOf(recipient)),
     redis.xreadgroup(
