@@ -22,6 +22,8 @@ export const COMMAND_TIMEOUT_MS = 500
 /** A connection on which an answer is due and nothing comes for so long is given up, and made anew. Until then a late answer can be made use of. */
 const SILENCE_MS = 5_000
 const CONNECT_TIMEOUT_MS = 1_000
+/** The first connection, while a process still loads its code, and all may be starting at once. */
+const FIRST_CONNECT_TIMEOUT_MS = 5_000
 const PROBE_MS = 200
 /** Servers of a Redis Cluster that has just been made, or has just changed, need a moment to tell each other. */
 const IDENTIFY_TIMEOUT_MS = 5_000
@@ -72,7 +74,6 @@ export class RedisClient {
   static async open(url: string, mode: 'single' | 'cluster', logger: Logger): Promise<RedisClient> {
     const options = {
       socketTimeout: SILENCE_MS,
-      connectTimeout: CONNECT_TIMEOUT_MS,
       enableOfflineQueue: false,
       maxRetriesPerRequest: 0,
       autoResendUnfulfilledCommands: false,
@@ -87,7 +88,7 @@ export class RedisClient {
     }
     const connection =
       mode === 'single'
-        ? new Redis(url, options)
+        ? new Redis(url, { ...options, connectTimeout: FIRST_CONNECT_TIMEOUT_MS })
         : new Cluster([{ host: hostname, port: Number(port || 6379) }], {
             redisOptions: {
               socketTimeout: SILENCE_MS,
@@ -124,6 +125,7 @@ export class RedisClient {
       if (error instanceof StartupError) throw error
       throw new StartupError(`REDIS_URL: cannot use Redis at ${hostname}:${port || 6379}: ${reason ?? error}`)
     }
+    if (connection instanceof Redis) connection.options.connectTimeout = CONNECT_TIMEOUT_MS
     client.#out = false
     up.set(1)
     return client

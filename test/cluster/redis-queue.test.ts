@@ -1,5 +1,6 @@
 /** What a queue in Redis does that no other storage has to. */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import { expect, it, vi } from 'vitest'
 import type { EventLog } from '../../src/events/event-log.ts'
 import { LEASE_MS, QueueUnavailable } from '../../src/messaging/message-queue.ts'
@@ -14,6 +15,19 @@ const GENERATION = 'test'
 const BACK = { timeout: 20_000, interval: 50 }
 const FROZEN_MS = 3 * COMMAND_TIMEOUT_MS
 const TEST_MS = 120_000
+const HELD_UP_MS = 3_000
+const nextTick = promisify(process.nextTick)
+
+it('is opened also by a process that is held up for longer than a connection may take', async () => {
+  await using server = await startRedis()
+  const opening = RedisClient.open(server.url, 'single', createLogger('silent', 'test'))
+  // As soon as the connection has been asked for.
+  await nextTick()
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, HELD_UP_MS)
+  const redis = await opening
+  expect(redis.available).toBe(true)
+  await redis.close()
+})
 
 it('a server that was frozen gives no lease that nobody waits for any more: what was sent first is received first', {
   timeout: TEST_MS,
