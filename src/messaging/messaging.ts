@@ -219,6 +219,7 @@ export class Messaging {
       seq: Math.max(0, ...results.flatMap((seq) => seq ?? [])),
     }
   }
+
   /** Resolves when all deliveries so far are in the log. For an orderly stop. */
   async drain(): Promise<void> {
     while (this.#recording.size > 0) await Promise.all(this.#recording)
