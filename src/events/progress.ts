@@ -14,7 +14,6 @@ const MAX_WAIT_MS = 10_000
 /** The position of one projection as this process knows it. Fed by the projector: directly, or by its broadcast. */
 export class Progress {
   #applied = 0
-  #heardAt = Number.NEGATIVE_INFINITY
   readonly #patience = new Patience(MAX_WAIT_MS)
   /** In order of arrival, which is nearly that of `seq`; bounded by the requests in flight. */
   readonly #waiting = new Set<{ seq: number; resolve: () => void }>()
@@ -25,13 +24,12 @@ export class Progress {
   }
 
   /** Milliseconds since a projector was last heard of. */
-  silenceMs(now = performance.now()): number {
-    return now - this.#heardAt
+  silenceMs(): number {
+    return this.#patience.silenceMs()
   }
 
   /** A projector says where it is. */
   advance(seq: number): void {
-    this.#heardAt = performance.now()
     this.#patience.answered()
     if (seq <= this.#applied) return
     this.#applied = seq

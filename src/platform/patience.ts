@@ -19,6 +19,11 @@ export class Patience {
     this.#answeredAt = performance.now()
   }
 
+  /** Milliseconds since the part was last heard of. */
+  silenceMs(): number {
+    return performance.now() - this.#answeredAt
+  }
+
   /** When to give up on what was asked at `start`, as things are now: once the part has been silent for `silentMs`. On the clock of `performance.now()`. */
   deadline(start: number, silentMs: number): number {
     return Math.min(start + Math.max(this.#busyMs, silentMs), Math.max(start, this.#answeredAt) + silentMs)

@@ -7,6 +7,7 @@ import { LEASE_MS, QueueUnavailable } from '../../src/messaging/message-queue.ts
 import { changeQueues, queueKey, RedisMessageQueue, toPayload } from '../../src/messaging/redis-message-queue.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { COMMAND_TIMEOUT_MS, loadScript, RedisClient } from '../../src/platform/redis.ts'
+import { holdUp } from '../support/hold-up.ts'
 import { startRedis } from '../support/servers.ts'
 import { startTcpProxy } from '../support/tcp-proxy.ts'
 
@@ -23,7 +24,7 @@ it('is opened also by a process that is held up for longer than a connection may
   const opening = RedisClient.open(server.url, 'single', createLogger('silent', 'test'))
   // As soon as the connection has been asked for.
   await nextTick()
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, HELD_UP_MS)
+  holdUp(HELD_UP_MS)
   const redis = await opening
   expect(redis.available).toBe(true)
   await redis.close()

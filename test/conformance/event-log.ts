@@ -4,6 +4,7 @@ import { setImmediate } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { changesOf, type LoggedEvent, type NewEvent } from '../../src/events/event.ts'
 import { type EventLog, type FollowOptions, LogUnavailable } from '../../src/events/event-log.ts'
+import { holdUp } from '../support/hold-up.ts'
 import { deleted, inParallel, inSequence, read, registryRead, sent, written } from './support.ts'
 
 export interface EventLogHarness extends AsyncDisposable {
@@ -100,9 +101,9 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
 
       it('is confirmed also where the process itself was held up for longer than the log may take', async () => {
         const appended = log.append(written('held up', 'x'))
-        // It goes out at the end of a turn of the event loop. What holds the thread up then is what lack of processor time does.
+        // It goes out at the end of a turn of the event loop.
         await setImmediate()
-        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, HELD_UP_MS)
+        holdUp(HELD_UP_MS)
         const { seq } = await appended
         expect((await log.read(seq - 1, 10)).map(({ data }) => data)).toMatchObject([{ key: 'held up' }])
       })

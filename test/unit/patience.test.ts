@@ -3,11 +3,10 @@ import { setImmediate } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { afterEach, describe, expect, it, vi } from 'vitest'
 import { Patience } from '../../src/platform/patience.ts'
+import { holdUp } from '../support/hold-up.ts'
 
 const late = () => new Error('late')
 const never = new Promise<never>(() => {})
-/** Blocks this thread, as lack of processor time does. */
-const holdUp = (ms: number) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms)
 
 function observed(work: Promise<unknown>): () => string {
   let state = 'waits'
