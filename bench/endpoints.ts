@@ -1,17 +1,23 @@
 /** Every endpoint of the agent API under load, one after the other. */
 import { randomUUID } from 'node:crypto'
 import { Client, keyPath, type Operator, solvePipeline } from '../test/support/client.ts'
-import { type Ask, CONNECTIONS, type Figures, load, type Pids } from './load.ts'
+import { type Ask, CONNECTIONS, type Figures, figuresOf, load, type Pids, type Stretch } from './load.ts'
 
 /** Agents that share the load, so that no row of the database and no queue is the bottleneck. */
 const AGENTS = 64
 const KEYS = 1_000
 /** Of keys that are there only to be deleted: more than are in the time. */
-const DELETED_KEYS = 10_000
+const DELETED_KEYS = 15_000
 const CONTENT = 'x'.repeat(200)
 const VALUE = 'x'.repeat(1_000)
 /** Challenges solved ahead for the registering of agents. */
-const CHALLENGES = 400
+const CHALLENGES = 3_000
+/** The kernel and its floors take turns, so that all meet the same moods of the machine; of the ratios of each round the median counts. */
+const ROUNDS = 5
+/** Of each before anything is measured: V8 compiles what has run often enough. */
+const WARM_UP_S = 2
+/** Of each round: connections are opened. */
+const OPENING_S = 0.1
 
 /** A server under measurement, with the processes whose CPU time its requests cost. */
 export interface Measured {
@@ -25,6 +31,8 @@ export interface EndpointFigures {
   readonly floor?: Figures | undefined
   /** And to the floor that applies changes in the order of the log, where that differs. */
   readonly orderedFloor?: Figures | undefined
+  /** Requests a second of the kernel to those of a floor: the median of all rounds. */
+  readonly ratios: Readonly<Record<keyof Floors, number | undefined>>
 }
 
 export interface Floors {
@@ -32,10 +40,11 @@ export interface Floors {
   readonly orderedFloor: Measured
 }
 
+type Name = 'kernel' | keyof Floors
 type Next = (index: number) => Ask | undefined
 
 /** Of what changes messages or state, or where the same requests cannot be made twice, each is asked for its own. */
-type NextOfEach = Partial<Record<keyof EndpointFigures, Next>> & { kernel: Next }
+type NextOfEach = Partial<Record<Name, Next>> & { kernel: Next }
 
 interface Comparison {
   readonly figures: Record<string, EndpointFigures>
@@ -44,20 +53,54 @@ interface Comparison {
   measureEach(name: string, next: NextOfEach): Promise<void>
 }
 
-function comparison({ url, pids }: Measured, seconds: number, floors?: Floors): Comparison {
+function comparison(kernel: Measured, seconds: number, floors?: Floors): Comparison {
   const figures: Record<string, EndpointFigures> = {}
   const measureEach = async (name: string, next: NextOfEach) => {
-    const kernel = await load(url, seconds, next.kernel, pids)
-    const of = async (which: keyof Floors) => {
-      const [floor, ask] = [floors?.[which], next[which]]
-      return floor && ask && (await load(floor.url, seconds, ask, floor.pids))
+    const subjects = Object.entries({ kernel, ...floors }).flatMap(([name, { url, pids }]) => {
+      const ask = next[name as Name]
+      if (ask === undefined) return []
+      const run = (length: { seconds: number; warmUpSeconds: number }) => load(url, length, ask, pids)
+      return [{ name: name as Name, run, stretches: [] as Stretch[] }]
+    })
+    for (const { run } of subjects) await run({ seconds: WARM_UP_S, warmUpSeconds: 0 })
+    for (let round = 0; round < ROUNDS; round++) {
+      for (const { run, stretches } of round % 2 === 0 ? subjects : subjects.toReversed())
+        stretches.push(await run({ seconds: seconds / ROUNDS, warmUpSeconds: OPENING_S }))
     }
-    figures[name] = { kernel, floor: await of('floor'), orderedFloor: await of('orderedFloor') }
+    const stretchesOf = (name: Name) => subjects.find((subject) => subject.name === name)?.stretches
+    const all = (name: Name) => {
+      const stretches = stretchesOf(name)
+      return stretches && figuresOf(stretches)
+    }
+    figures[name] = {
+      kernel: figuresOf(stretchesOf('kernel') ?? []),
+      floor: all('floor'),
+      orderedFloor: all('orderedFloor'),
+      ratios: {
+        floor: medianRatio(stretchesOf('kernel'), stretchesOf('floor')),
+        orderedFloor: medianRatio(stretchesOf('kernel'), stretchesOf('orderedFloor')),
+      },
+    }
   }
   return { figures, measureEach, measure: (name, next) => measureEach(name, { kernel: next, floor: next }) }
 }
 
-/** Each endpoint of the kernel, and right after it the same requests to the floor, so that both meet the same mood of the machine. */
+/** Of the rates of two, round by round. A round in which one had nothing left to ask is left out. */
+function medianRatio(ours: readonly Stretch[] = [], theirs: readonly Stretch[] = []): number | undefined {
+  const rate = (stretch?: Stretch) => (stretch ? stretch.latencies.length / stretch.seconds : 0)
+  const ratios = ours
+    .map((stretch, round) => rate(stretch) / rate(theirs[round]))
+    .filter((ratio) => ratio > 0 && ratio < Number.POSITIVE_INFINITY)
+  return ratios.toSorted((one, other) => one - other)[Math.floor(ratios.length / 2)]
+}
+
+/** The first `count` of what there is to ask, over all rounds. */
+function only(count: number, next: (index: number) => Ask): Next {
+  let asked = 0
+  return () => (asked < count ? next(asked++) : undefined)
+}
+
+/** Each endpoint of the kernel beside its floors. */
 export async function measureEndpoints(
   kernel: Measured,
   seconds: number,
@@ -69,7 +112,8 @@ export async function measureEndpoints(
   const agentOf = (index: number) => agents[index % AGENTS] as (typeof agents)[number]
   const run = randomUUID().slice(0, 8)
   const key = (index: number) => `bench/${run}/${index % KEYS}`
-  const { figures, measure, measureEach } = comparison(kernel, seconds, floors)
+  const compared = comparison(kernel, seconds, floors)
+  const { figures, measure, measureEach } = compared
   const measureChange = async (name: string, next: Next) =>
     measureEach(name, { kernel: next, floor: next, orderedFloor: next })
   /** The floor checks no token, so it is told who asks. */
@@ -93,22 +137,23 @@ export async function measureEndpoints(
   await measure('GET /v1/state?prefix=', get(`/v1/state?prefix=bench/${run}/&limit=50`))
   await measure('GET /v1/state/_capacity', get('/v1/state/_capacity'))
   await measure('GET /v1/registry', get('/v1/registry?limit=50'))
-  await measureChange('POST /v1/messages', (index) => ({
-    method: 'POST',
-    path: '/v1/messages',
-    ...as(index),
-    json: { to: agentOf(index + 1).address, content: CONTENT },
-  }))
-  // No more than were sent, so that each finds one.
-  const sent = figures['POST /v1/messages']
-  const upTo = (count = 0) => {
-    const next = get('/v1/messages?limit=1')
-    return (index: number) => (index < count ? next(index) : undefined)
+  const sent = { kernel: 0, floor: 0, orderedFloor: 0 }
+  const sending = (name: Name) => (index: number) => {
+    sent[name]++
+    const json = { to: agentOf(index + 1).address, content: CONTENT }
+    return { method: 'POST', path: '/v1/messages', ...as(index), json } as const
   }
+  await measureEach('POST /v1/messages', {
+    kernel: sending('kernel'),
+    floor: sending('floor'),
+    orderedFloor: sending('orderedFloor'),
+  })
+  // No more than were sent, so that each finds one.
+  const receiving = (name: Name) => only(sent[name], get('/v1/messages?limit=1'))
   await measureEach('GET /v1/messages', {
-    kernel: upTo(sent?.kernel.requests),
-    floor: upTo(sent?.floor?.requests),
-    orderedFloor: upTo(sent?.orderedFloor?.requests),
+    kernel: receiving('kernel'),
+    floor: receiving('floor'),
+    orderedFloor: receiving('orderedFloor'),
   })
   await Promise.all(agents.map((agent) => agent.receiveAll()))
   if (floors) await drain(floors.floor)
@@ -123,18 +168,15 @@ export async function measureEndpoints(
       await answer.arrayBuffer()
     })
   }
-  const removal = () => {
-    let removed = 0
-    return (): Ask | undefined =>
-      removed < DELETED_KEYS ? { method: 'DELETE', path: keyPath(doomed(removed++)), ...as(removed) } : undefined
-  }
+  const removal = () =>
+    only(DELETED_KEYS, (index) => ({ method: 'DELETE', path: keyPath(doomed(index)), ...as(index) }))
   await measureEach('DELETE /v1/state/{key}', { kernel: removal(), floor: removal(), orderedFloor: removal() })
   await measure('GET …/verification-challenge', () => ({
     method: 'GET',
     path: '/v1/agents/verification-challenge',
     token: operator.token,
   }))
-  await measureRegistrations(operator, measure)
+  await measureRegistrations(operator, compared)
   return figures
 
   /** Nobody has a message left there when this resolves. */
@@ -154,23 +196,20 @@ export async function measureRegistering(
   seconds: number,
   floors: Floors,
 ): Promise<Record<string, EndpointFigures>> {
-  const { figures, measure } = comparison(kernel, seconds, floors)
-  await measureRegistrations(await new Client(kernel.url).registerOperator(), measure)
-  return figures
+  const compared = comparison(kernel, seconds, floors)
+  await measureRegistrations(await new Client(kernel.url).registerOperator(), compared)
+  return compared.figures
 }
 
-async function measureRegistrations(operator: Operator, measure: Comparison['measure']): Promise<void> {
-  const solved = await Promise.all(
-    Array.from({ length: CHALLENGES }, async () => {
-      const { challenge_id, challenge_data } = await operator.challenge()
-      return { verification_response: { challenge_id, response: solvePipeline(challenge_data) } }
-    }),
-  )
-  await measure('POST /v1/agents', (index) =>
-    index < solved.length
-      ? { method: 'POST', path: '/v1/agents', token: operator.token, json: solved[index] }
-      : undefined,
-  )
+async function measureRegistrations(operator: Operator, { measure, measureEach }: Comparison): Promise<void> {
+  const solved: object[] = []
+  await eachOf(CHALLENGES, async () => {
+    const { challenge_id, challenge_data } = await operator.challenge()
+    solved.push({ verification_response: { challenge_id, response: solvePipeline(challenge_data) } })
+  })
+  const registration = () =>
+    only(CHALLENGES, (index) => ({ method: 'POST', path: '/v1/agents', token: operator.token, json: solved[index] }))
+  await measureEach('POST /v1/agents', { kernel: registration(), floor: registration() })
   await measure('POST /v1/operators', () => ({
     method: 'POST',
     path: '/v1/operators',

@@ -11,6 +11,7 @@ import { createLogger } from '../src/platform/logger.ts'
 import { RedisClient } from '../src/platform/redis.ts'
 import { Client, percentEncode } from '../test/support/client.ts'
 import { startCluster } from '../test/support/cluster.ts'
+import { cpuTimes, type Pids } from './load.ts'
 
 /** Far above the places that the log gives out meanwhile. */
 const FIRST_PLACE = 1_000_000_000
@@ -21,7 +22,9 @@ const PAGE = 50
 /** Rounds of measuring; the median counts. */
 const ROUNDS = 8
 const PAUSE_MS = 200
-const REQUESTS = 100
+/** Of a round: first some that count for nothing, as the caches of the processors hold what the other clusters use. Few, as receiving takes messages out. */
+const WARM_UP_REQUESTS = 40
+const REQUESTS = 80
 const SETTLE_MS = 5_000
 /** Filling goes on for longer than a request may. */
 const FILL_TIMEOUT: Readonly<Record<string, string>> = { statement_timeout: '0', lock_timeout: '0' }
@@ -32,9 +35,10 @@ interface Filled extends AsyncDisposable {
   readonly url: string
   readonly token: string
   readonly paths: Readonly<Record<string, string>>
+  readonly pids: Pids
 }
 
-/** Median in ms of each request, by size. The sizes take turns, so that all meet the same moods of the machine. */
+/** Median of each request in ms, and its CPU time in all processes, by size. The sizes take turns, so that all meet the same moods of the machine. */
 export async function benchGrowth(
   sizes: readonly number[],
   settings: Readonly<Record<string, string>>,
@@ -49,18 +53,30 @@ export async function benchGrowth(
   const figures: Record<string, Record<string, number>> = {}
   for (const name of names) {
     const medians = clusters.map((): number[] => [])
+    const cpu = clusters.map(() => 0)
     for (let round = 0; round < ROUNDS; round++) {
       // Back and forth, and with a pause for what the one before still does after its answers.
-      for (const [index, { url, token, paths }] of round % 2 === 0 ? forth : back) {
+      for (const [index, { url, token, paths, pids }] of round % 2 === 0 ? forth : back) {
         await sleep(PAUSE_MS)
-        medians[index]?.push(await medianTime(new Client(url), paths[name] ?? '', token))
+        const client = new Client(url)
+        const path = paths[name] ?? ''
+        await times(client, path, token, WARM_UP_REQUESTS)
+        const before = total(cpuTimes(pids))
+        medians[index]?.push(median(await times(client, path, token, REQUESTS)))
+        cpu[index] = (cpu[index] ?? 0) + total(cpuTimes(pids)) - before
       }
     }
-    const middle = medians.map(median)
-    figures[name] = {
-      ...Object.fromEntries(clusters.map(({ size }, index) => [size, round(middle[index] ?? 0)])),
-      'last to first': round((middle.at(-1) ?? 0) / (middle[0] ?? 1)),
+    const row = (title: string, values: readonly number[]) => {
+      figures[title] = {
+        ...Object.fromEntries(clusters.map(({ size }, index) => [size, round(values[index] ?? 0)])),
+        'last to first': round((values.at(-1) ?? 0) / (values[0] ?? 1)),
+      }
     }
+    row(name, medians.map(median))
+    row(
+      `${name}: CPU`,
+      cpu.map((ms) => ms / (ROUNDS * REQUESTS)),
+    )
   }
   return figures
 }
@@ -89,6 +105,12 @@ async function startFilled(size: number, settings: Readonly<Record<string, strin
       size: size.toLocaleString('en'),
       url: node.url,
       token: agent.token,
+      pids: {
+        kernel: () => [...cluster.nodes, ...cluster.workers].map(({ pid }) => pid),
+        postgres: () => cluster.postgres.process.pids(),
+        redis: () => cluster.redis.process.pids(),
+        nats: () => cluster.nats.servers.flatMap((server) => server.process.pids()),
+      },
       paths: {
         'registry, first page': `/v1/registry?limit=${PAGE}`,
         'registry, from the middle': `/v1/registry?limit=${PAGE}&cursor=${percentEncode(registryCursor)}`,
@@ -104,16 +126,20 @@ async function startFilled(size: number, settings: Readonly<Record<string, strin
   }
 }
 
-/** Of some requests, one after the other. Few, as receiving takes messages out. */
-async function medianTime(client: Client, path: string, token: string): Promise<number> {
+/** Of requests one after the other, each in ms. */
+async function times(client: Client, path: string, token: string, count: number): Promise<number[]> {
   const times: number[] = []
-  for (let index = 0; index < REQUESTS; index++) {
+  for (let index = 0; index < count; index++) {
     const begin = performance.now()
     const answer = await client.request('GET', path, { token })
     times.push(performance.now() - begin)
     if (answer.status !== 200) throw new Error(`${answer}`)
   }
-  return median(times)
+  return times
+}
+
+function total(values: Readonly<Record<string, number>>): number {
+  return Object.values(values).reduce((sum, value) => sum + value, 0)
 }
 
 function median(values: readonly number[]): number {

@@ -4,7 +4,6 @@ import { Pool } from 'undici'
 
 /** Connections, and so requests under way. More than one process has threads for, few enough that latency is not all queueing. */
 export const CONNECTIONS = 32
-const WARM_UP_S = 1
 const DEADLINE_MS = 30_000
 /** Of Linux, in which /proc counts CPU time; 100 on every platform that Node runs on. */
 const TICKS_PER_S = 100
@@ -21,9 +20,19 @@ export interface Ask {
   headers?: Readonly<Record<string, string>>
 }
 
+/** What one stretch of load has shown. */
+export interface Stretch {
+  seconds: number
+  /** Of each request, in ms, in the order of the answers. */
+  latencies: number[]
+  /** Answers other than 2xx: more than 0 means that the figures are of something else. */
+  failed: number
+  /** CPU milliseconds of each process. */
+  cpuMs: Record<string, number>
+}
+
 export interface Figures {
   requests: number
-  /** Answers other than 2xx: more than 0 means that the figures are of something else. */
   failed: number
   perSecond: number
   p50Ms: number
@@ -38,15 +47,15 @@ export interface Figures {
  */
 export async function load(
   baseUrl: string,
-  seconds: number,
+  { seconds, warmUpSeconds }: { seconds: number; warmUpSeconds: number },
   next: (index: number) => Ask | undefined,
   pids: Pids = {},
-): Promise<Figures> {
+): Promise<Stretch> {
   const pool = new Pool(baseUrl, { connections: CONNECTIONS, headersTimeout: DEADLINE_MS, bodyTimeout: DEADLINE_MS })
   const latencies: number[] = []
   let failed = 0
   let index = 0
-  let warmUntil = performance.now() + WARM_UP_S * 1_000
+  let warmUntil = performance.now() + warmUpSeconds * 1_000
   let cpuBefore = cpuTimes(pids)
   let begin = performance.now()
   let warm = true
@@ -82,21 +91,30 @@ export async function load(
     }
   }
   await Promise.all(Array.from({ length: CONNECTIONS }, loop))
-  const elapsed = (performance.now() - begin) / 1_000
+  const elapsed = performance.now() - begin
   const cpuAfter = cpuTimes(pids)
   await pool.close()
-  latencies.sort((one, other) => one - other)
+  const cpuMs = Object.fromEntries(
+    Object.entries(cpuAfter).map(([name, after]) => [name, after - (cpuBefore[name] ?? 0)]),
+  )
+  return { seconds: elapsed / 1_000, latencies, failed, cpuMs }
+}
+
+/** Of stretches of the same load, together. */
+export function figuresOf(stretches: readonly Stretch[]): Figures {
+  const latencies = stretches.flatMap((stretch) => stretch.latencies).sort((one, other) => one - other)
   const at = (share: number) => latencies[Math.min(latencies.length - 1, Math.floor(latencies.length * share))] ?? 0
+  const sum = (value: (stretch: Stretch) => number) => stretches.reduce((total, stretch) => total + value(stretch), 0)
   return {
     requests: latencies.length,
-    failed,
-    perSecond: latencies.length / elapsed,
+    failed: sum(({ failed }) => failed),
+    perSecond: latencies.length / sum(({ seconds }) => seconds),
     p50Ms: at(0.5),
     p99Ms: at(0.99),
     cpuMsPerRequest: Object.fromEntries(
-      Object.keys(pids).map((name) => [
+      Object.keys(stretches[0]?.cpuMs ?? {}).map((name) => [
         name,
-        ((cpuAfter[name] ?? 0) - (cpuBefore[name] ?? 0)) / Math.max(1, latencies.length),
+        sum(({ cpuMs }) => cpuMs[name] ?? 0) / Math.max(1, latencies.length),
       ]),
     ),
   }

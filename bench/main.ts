@@ -17,7 +17,7 @@ import { benchAuthentication } from './authentication.ts'
 import { benchCosts } from './costs.ts'
 import { type EndpointFigures, type Floors, type Measured, measureEndpoints, measureRegistering } from './endpoints.ts'
 import { benchGrowth } from './growth.ts'
-import { type Figures, load } from './load.ts'
+import { type Figures, figuresOf, load } from './load.ts'
 import { measureMemory } from './memory.ts'
 import { benchNodes } from './nodes.ts'
 import { startProgram } from './program.ts'
@@ -99,7 +99,8 @@ if (wanted('nodes'))
 if (wanted('sizes')) table('sizes', 'bytes', await benchSizes(SETTINGS))
 if (wanted('authentication')) table('authentication', 'authentication, ms', await benchAuthentication(SETTINGS))
 if (wanted('growth')) {
-  const title = 'growth: ms (median) at so many agents, keys and messages in one queue, and the greatest to the least'
+  const title =
+    'growth: ms (median), and CPU ms a request, at so many agents, keys and messages in one queue, and the greatest to the least'
   table('growth', title, await benchGrowth(sizes, SETTINGS))
 }
 if (wanted('webhooks')) report.webhooks = await benchWebhooks()
@@ -148,15 +149,15 @@ function print(title: string, figures: Record<string, EndpointFigures>): Record<
   console.log(`\n${title}`)
   console.table(
     Object.fromEntries(
-      Object.entries(figures).map(([name, { kernel, floor, orderedFloor }]) => [
+      Object.entries(figures).map(([name, { kernel, floor, orderedFloor, ratios }]) => [
         name,
         {
           'requests/s': Math.round(kernel.perSecond),
           'of bare route': Number((kernel.perSecond / bare.perSecond).toFixed(3)),
           ...(floor && {
             'floor/s': Math.round(floor.perSecond),
-            'of floor': Number((kernel.perSecond / floor.perSecond).toFixed(2)),
-            'of floor in log order': orderedFloor && Number((kernel.perSecond / orderedFloor.perSecond).toFixed(2)),
+            'of floor': ratios.floor && Number(ratios.floor.toFixed(2)),
+            'of floor in log order': ratios.orderedFloor && Number(ratios.orderedFloor.toFixed(2)),
           }),
           'p50 ms': Number(kernel.p50Ms.toFixed(2)),
           'p99 ms': Number(kernel.p99Ms.toFixed(2)),
@@ -196,7 +197,9 @@ function serverPids({ postgres, redis, nats }: Cluster) {
 /** The least that an HTTP answer costs on this machine. */
 async function measureBareRoute(): Promise<Figures> {
   await using program = await startProgram('bare-route.ts')
-  return await load(program.url, seconds, () => ({ method: 'GET', path: '/' }), { bare: () => [program.pid] })
+  const length = { seconds, warmUpSeconds: 1 }
+  const stretch = await load(program.url, length, () => ({ method: 'GET', path: '/' }), { bare: () => [program.pid] })
+  return figuresOf([stretch])
 }
 
 /** Milliseconds from the start of the process to its first answer, on a fresh directory and on the same one again. */
