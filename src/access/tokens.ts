@@ -1,5 +1,5 @@
 /** Tokens that operators and agents show, and the random names they get. */
-import { createHash, randomBytes, randomInt } from 'node:crypto'
+import { hash, randomBytes, randomInt } from 'node:crypto'
 
 export type Level = 'operator' | 'agent'
 
@@ -29,8 +29,8 @@ export function parseAuthorization(header: string | undefined, level: Level): Pr
 }
 
 function present(level: Level, secret: string): PresentedToken {
-  const hash = createHash('sha256').update(secret).digest()
-  return { level, secret, lookup: hash.subarray(0, 8), digest: hash.toString('hex') }
+  const digest = hash('sha256', secret)
+  return { level, secret, lookup: Buffer.from(digest.slice(0, 16), 'hex'), digest }
 }
 
 const ADDRESS_ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789'

@@ -48,14 +48,14 @@ export function createApp({ endpoints, admission, registry, clientAddress, logge
     context.set('route', 'unknown')
     context.set('identity', '')
     await next()
-    const { route, identity } = context.var
+    const route = context.get('route')
     const method = METHODS.has(context.req.method) ? context.req.method : 'other'
     const { status } = context.res
     const milliseconds = performance.now() - start
     requests.inc({ method, route, status })
     durations.observe({ method, route }, milliseconds / 1_000)
     logger.info(
-      { method, route, status, ms: Math.round(milliseconds * 100) / 100, agent: identity || undefined },
+      { method, route, status, ms: Math.round(milliseconds * 100) / 100, agent: context.get('identity') || undefined },
       'request',
     )
   })
@@ -70,7 +70,7 @@ export function createApp({ endpoints, admission, registry, clientAddress, logge
         await admit(context, endpoint)
         const { status, body } = await endpoint.handle({
           context,
-          identity: context.var.identity,
+          identity: context.get('identity'),
           key: hasKey ? percentDecode(rawPath(context.env).slice(pattern.length - '{key}'.length), 'the key') : '',
           query: readQuery(context.env),
           body: endpoint.body && (await readJson(context, endpoint.body)),
@@ -110,9 +110,9 @@ export function createApp({ endpoints, admission, registry, clientAddress, logge
   app.notFound((context) => respondWithError(context, new ApiError('not_found', 'there is no such route; see /docs')))
   app.onError((error, context) => {
     const apiError = toApiError(error)
-    if (apiError.code === 'internal_error') logger.error({ err: error, route: context.var.route }, 'defect')
+    if (apiError.code === 'internal_error') logger.error({ err: error, route: context.get('route') }, 'defect')
     else if (apiError.code === 'unavailable')
-      logger.warn({ route: context.var.route, cause: describe(error) }, 'unavailable')
+      logger.warn({ route: context.get('route'), cause: describe(error) }, 'unavailable')
     return respondWithError(context, apiError)
   })
   return app
@@ -147,7 +147,7 @@ export function createApp({ endpoints, admission, registry, clientAddress, logge
 
 /** Not through the context, which collects headers in an object that costs as much as the rest of an answer. */
 function respond(context: ApiContext, status: number, body: object): Response {
-  const headers = { 'Content-Type': 'application/json', ...context.var.limitHeaders }
+  const headers = { 'Content-Type': 'application/json', ...context.get('limitHeaders') }
   return new Response(JSON.stringify(body), { status, headers })
 }
 

@@ -78,7 +78,7 @@ export function toApiError(error: unknown): ApiError {
 
 /** Writes an error's answer. */
 export function respondWithError(context: Context<ApiEnvironment>, error: ApiError): Response {
-  for (const [name, value] of Object.entries({ ...context.var.limitHeaders, ...error.headers }))
+  for (const [name, value] of Object.entries({ ...context.get('limitHeaders'), ...error.headers }))
     context.header(name, value)
   return context.json({ error: error.code, message: error.message }, ERROR_CODES[error.code])
 }

@@ -1,5 +1,5 @@
 /** Sending messages and fetching them. */
-import { createHash, randomUUID } from 'node:crypto'
+import { hash, randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge } from 'prom-client'
 import type { NewEvent } from '../events/event.ts'
@@ -227,5 +227,5 @@ export class Messaging {
 }
 
 function idempotencyId(sender: string, key: string): string {
-  return `idempotency-${createHash('sha256').update(`${sender}\0${key}`).digest('hex')}`
+  return `idempotency-${hash('sha256', `${sender}\0${key}`)}`
 }

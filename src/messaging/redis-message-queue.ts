@@ -13,7 +13,7 @@ import { toLeasedMessage } from './messages-of-log.ts'
 
 const leaseScript = loadScript('lease', new URL('./lua/lease.lua', import.meta.url), 1)
 const releaseScript = loadScript('release_messages', new URL('./lua/release.lua', import.meta.url), 1)
-const removeScript = loadScript('remove', new URL('./lua/remove.lua', import.meta.url), 1)
+const changeScript = loadScript('change_queues', new URL('./lua/change.lua', import.meta.url))
 
 /** An empty queue is forgotten after this; a projector that was frozen for longer would find its lease gone. */
 export const EMPTY_QUEUE_TTL_MS = 600_000
@@ -111,8 +111,9 @@ export class RedisMessageQueue implements MessageQueue {
   /** Not left to the projection where that is behind: a lease may run out before it gets there. */
   async remove(recipient: string, messages: readonly LeasedMessage[], { isProjected = false } = {}): Promise<void> {
     if (messages.length === 0 || isProjected) return
-    const key = queueKey(this.#generation(), recipient)
-    await this.#run(() => this.#redis.script(removeScript, [key], [EMPTY_QUEUE_TTL_MS, ...messages.map(idOf)]))
+    const change = { recipient, added: [], removed: messages.map(({ seq }) => seq) }
+    const generation = this.#generation()
+    await this.#run(() => changeQueues(this.#redis, generation, [change]))
   }
 
   /** Gives back what was leased at `leasedAt`, by Redis's clock. */
@@ -150,12 +151,6 @@ function placeOf(id: string): number {
   return Number(id.slice(0, id.indexOf('-')))
 }
 
-function idOf({ seq }: LeasedMessage): string {
-  return `${seq}-0`
-}
-
-const enqueueScript = loadScript('enqueue', new URL('./lua/enqueue.lua', import.meta.url), 1)
-
 /** What a batch of events does to one queue, in order. */
 export interface QueueChange {
   recipient: string
@@ -165,30 +160,62 @@ export interface QueueChange {
   removed: number[]
 }
 
-/** Messages that one call of the script adds at most. */
-const ENQUEUE_AT_ONCE = 200
+/** Messages that one call of the script adds or takes out, about: Redis does nothing else meanwhile. */
+const CHANGED_AT_ONCE = 200
 
-/** Applies changes to the queues of a generation, in one pipeline. Returns how many messages were dropped. For the projector. */
+/**
+ * Applies changes to the queues of a generation, in one pipeline. Returns how many messages were dropped from queues longer than `maxQueue`.
+ * Throws `RedisUnavailable`.
+ */
 export async function changeQueues(
   redis: RedisClient,
   generation: string,
   changes: readonly QueueChange[],
-  maxQueue: number,
+  maxQueue = Number.MAX_SAFE_INTEGER,
 ): Promise<number> {
-  return redis.run('change_queues', async (connection) => {
-    const calls = changes.flatMap(({ recipient, added, removed }) => {
-      const key = queueKey(generation, recipient)
-      const adding = Array.from({ length: Math.ceil(added.length / ENQUEUE_AT_ONCE) }, (_, index) => {
-        const part = added.slice(index * ENQUEUE_AT_ONCE, (index + 1) * ENQUEUE_AT_ONCE)
-        return callScript(connection, enqueueScript, [key], [maxQueue, ...part.flat()])
-      })
-      if (removed.length > 0) {
-        const ids = removed.map((seq) => `${seq}-0`)
-        void adding.push(callScript(connection, removeScript, [key], [EMPTY_QUEUE_TTL_MS, ...ids]).then(() => 0))
-      }
-      return adding
+  return redis.run(changeScript.name, async (connection) => {
+    const calls = callsOf(changes, redis.keysAtOnce).map((call) => {
+      const keys = call.map(({ recipient }) => queueKey(generation, recipient))
+      const args = call.flatMap(({ added, removed }) => [
+        added.length,
+        removed.length,
+        ...added.flat(),
+        ...removed.map(idOf),
+      ])
+      return callScript(connection, changeScript, keys, [maxQueue, EMPTY_QUEUE_TTL_MS, ...args])
     })
     const dropped = await Promise.all(calls)
     return dropped.reduce<number>((sum, count) => sum + Number(count), 0)
   })
+}
+
+/** Divides changes into calls of the script, in their order: as few as there can be with so many queues in each. */
+function callsOf(changes: readonly QueueChange[], queuesAtOnce: number): QueueChange[][] {
+  const calls: QueueChange[][] = []
+  let room = 0
+  for (const part of changes.flatMap(partsOf)) {
+    const last = calls.at(-1)
+    const size = part.added.length + part.removed.length
+    if (last && size <= room && last.length < queuesAtOnce) last.push(part)
+    else {
+      calls.push([part])
+      room = CHANGED_AT_ONCE
+    }
+    room -= size
+  }
+  return calls
+}
+
+/** A change in parts that one call can take. */
+function partsOf({ recipient, added, removed }: QueueChange): QueueChange[] {
+  const parts: QueueChange[] = []
+  for (let from = 0; from < added.length; from += CHANGED_AT_ONCE)
+    parts.push({ recipient, added: added.slice(from, from + CHANGED_AT_ONCE), removed: [] })
+  for (let from = 0; from < removed.length; from += CHANGED_AT_ONCE)
+    parts.push({ recipient, added: [], removed: removed.slice(from, from + CHANGED_AT_ONCE) })
+  return parts
+}
+
+function idOf(seq: number): string {
+  return `${seq}-0`
 }

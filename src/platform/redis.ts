@@ -43,14 +43,15 @@ const up = new Gauge({ name: 'tabulum_redis_up', help: '1 while Redis answers.' 
 
 export type RedisConnection = Redis | Cluster
 
-/** A Lua script in a file; the number of its keys is fixed. */
+/** A Lua script in a file. */
 export interface Script {
   name: string
   lua: string
-  keys: number
+  /** How many it takes; undefined where that differs from call to call. */
+  keys: number | undefined
 }
 
-export function loadScript(name: string, url: URL, keys: number): Script {
+export function loadScript(name: string, url: URL, keys?: number): Script {
   return { name, lua: readFileSync(url, 'utf8'), keys }
 }
 
@@ -144,6 +145,11 @@ export class RedisClient {
   /** The servers that hold data, each once. */
   get masters(): Redis[] {
     return this.connection instanceof Cluster ? this.connection.nodes('master') : [this.connection]
+  }
+
+  /** Keys of different slots that one script may be given: in Redis Cluster just one. */
+  get keysAtOnce(): number {
+    return this.connection instanceof Cluster ? 1 : Number.POSITIVE_INFINITY
   }
 
   /** Memory of all masters together; a limit of 0 is none. */
@@ -287,10 +293,11 @@ export function callScript(
   args: readonly (string | number)[],
 ): Promise<unknown> {
   const commands = target as unknown as Record<string, ((...args: (string | number)[]) => Promise<unknown>) | undefined>
-  if (!Object.hasOwn(target, name)) target.defineCommand(name, { lua, numberOfKeys })
+  if (!Object.hasOwn(target, name))
+    target.defineCommand(name, { lua, ...(numberOfKeys !== undefined && { numberOfKeys }) })
   const command = commands[name]
   if (!command) throw new TypeError(`the script ${name} is not defined`)
-  return command.call(target, ...keys, ...args)
+  return command.call(target, ...(numberOfKeys === undefined ? [keys.length] : []), ...keys, ...args)
 }
 
 /** An error that Redis answered with, apart from those of one that is starting or stopping. */

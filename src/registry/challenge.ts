@@ -1,5 +1,5 @@
 /** The challenge that keeps the registry for those who can compute: a pipeline of text operations on a random seed. */
-import { createHash, randomBytes, randomInt } from 'node:crypto'
+import { hash, randomBytes, randomInt } from 'node:crypto'
 
 export interface Challenge {
   type: 'pipeline' | 'stub'
@@ -15,7 +15,7 @@ const OPERATIONS: Record<string, (text: string) => string> = {
   base64_encode: (text) => Buffer.from(text).toString('base64'),
   base64_decode: (text) => Buffer.from(text, 'base64').toString('utf8'),
   hex_encode: (text) => Buffer.from(text).toString('hex'),
-  sha256: (text) => createHash('sha256').update(text).digest('hex'),
+  sha256: (text) => hash('sha256', text),
   uppercase: (text) => text.toUpperCase(),
   lowercase: (text) => text.toLowerCase(),
   rot13: (text) =>

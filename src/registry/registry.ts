@@ -1,5 +1,5 @@
 /** Operators and agents: registering them, knowing them by their tokens, listing them. */
-import { createHash, randomUUID, timingSafeEqual } from 'node:crypto'
+import { hash, randomUUID, timingSafeEqual } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import type { Credentials } from '../access/credentials.ts'
 import { type Level, newAddress, newToken, type PresentedToken } from '../access/tokens.ts'
@@ -203,5 +203,5 @@ const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
 const ADDRESS = /^tab_[a-z0-9]{20}$/
 
 function sha256(text: string): Buffer {
-  return createHash('sha256').update(text).digest()
+  return hash('sha256', text, 'buffer')
 }

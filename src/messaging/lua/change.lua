@@ -1,0 +1,40 @@
+-- Does to some queues what a part of the log says.
+--
+-- KEYS the queues   ARGV[1] longest that one may be   ARGV[2] time after which an empty queue is forgotten, ms
+-- ARGV[3…] for each queue: how many messages are added, and how many taken out; of each that is added its place in the log and its payload, in
+-- the order of the log; of each that is taken out its entry id
+--
+-- A message that is there already, or was before, is passed over, as is the taking out of one that is not there.
+-- Returns the number of messages dropped because their queue was full, the oldest first.
+local longest = tonumber(ARGV[1])
+local dropped = 0
+local at = 3
+for _, queue in ipairs(KEYS) do
+  local added, removed = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  at = at + 2
+  if added > 0 then
+    local length = redis.call('XLEN', queue)
+    if length == 0 then
+      if redis.call('EXISTS', queue) == 0 then
+        redis.call('XGROUP', 'CREATE', queue, 'agents', '0', 'MKSTREAM')
+      else
+        redis.call('PERSIST', queue)
+      end
+    end
+    for index = at, at + 2 * added - 1, 2 do
+      -- Refused where the id is not above the last one: that is how a message is added once.
+      local entry = redis.pcall('XADD', queue, ARGV[index] .. '-0', 'm', ARGV[index + 1])
+      if type(entry) == 'table' and entry.err and not string.find(entry.err, 'equal or smaller', 1, true) then return entry end
+    end
+    at = at + 2 * added
+    if length + added > longest then dropped = dropped + redis.call('XTRIM', queue, 'MAXLEN', longest) end
+  end
+  if removed > 0 then
+    redis.call('XACK', queue, 'agents', unpack(ARGV, at, at + removed - 1))
+    redis.call('XDEL', queue, unpack(ARGV, at, at + removed - 1))
+    at = at + removed
+    -- Not at once: while the stream exists it remembers its last id, and refuses a message that comes a second time.
+    if redis.call('XLEN', queue) == 0 then redis.call('PEXPIRE', queue, ARGV[2]) end
+  end
+end
+return dropped
