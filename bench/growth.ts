@@ -195,6 +195,6 @@ async function fillQueue(redis: RedisClient, recipient: string, size: number): P
       FIRST_PLACE + first + index,
       PAYLOAD,
     ])
-    await changeQueues(redis, generation, [{ recipient, added, removed: [] }], Number.MAX_SAFE_INTEGER)
+    await changeQueues(redis, generation, [{ recipient, added, removed: [] }])
   }
 }

@@ -163,16 +163,24 @@ export interface QueueChange {
 /** Messages that one call of the script adds or takes out, about: Redis does nothing else meanwhile. */
 const CHANGED_AT_ONCE = 200
 
+export interface ChangeOptions {
+  /** Messages that a queue may have; those that are too many are dropped, the oldest first. Default: as many as there are. */
+  readonly maxQueue?: number
+  /** Of a hash whose field `generation` must be that of the queues, or nothing is done. In Redis Cluster, where keys are of different slots, nothing is asked. */
+  readonly positionKey?: string
+}
+
 /**
- * Applies changes to the queues of a generation, in one pipeline. Returns how many messages were dropped from queues longer than `maxQueue`.
- * Throws `RedisUnavailable`.
+ * Applies changes to the queues of a generation, in one pipeline. Returns how many messages were dropped. Throws `RedisUnavailable`, and Redis's
+ * `ReplyError` where the generation is another.
  */
 export async function changeQueues(
   redis: RedisClient,
   generation: string,
   changes: readonly QueueChange[],
-  maxQueue = Number.MAX_SAFE_INTEGER,
+  { maxQueue = Number.MAX_SAFE_INTEGER, positionKey }: ChangeOptions = {},
 ): Promise<number> {
+  const isGuarded = positionKey !== undefined && redis.keysAtOnce > 1
   return redis.run(changeScript.name, async (connection) => {
     const calls = callsOf(changes, redis.keysAtOnce).map((call) => {
       const keys = call.map(({ recipient }) => queueKey(generation, recipient))
@@ -182,7 +190,12 @@ export async function changeQueues(
         ...added.flat(),
         ...removed.map(idOf),
       ])
-      return callScript(connection, changeScript, keys, [maxQueue, EMPTY_QUEUE_TTL_MS, ...args])
+      return callScript(connection, changeScript, isGuarded ? [positionKey, ...keys] : keys, [
+        maxQueue,
+        EMPTY_QUEUE_TTL_MS,
+        isGuarded ? generation : '',
+        ...args,
+      ])
     })
     const dropped = await Promise.all(calls)
     return dropped.reduce<number>((sum, count) => sum + Number(count), 0)

@@ -157,7 +157,7 @@ export class QueueProjection implements Projection {
         this.#redis,
         generation,
         [...changes].map(([recipient, rows]) => ({ recipient, added: rows.map(({ seq }) => [seq, '']), removed: [] })),
-        this.#maxQueue,
+        { maxQueue: this.#maxQueue },
       )
       if ((await this.#lease(holder, leaseMs)) === null) throw new LeaseLost()
       const last = page.at(-1)
@@ -178,7 +178,8 @@ export class QueueProjection implements Projection {
     const current = this.#current
     if (!last) return
     if (!current || current.incarnation !== this.#redis.incarnation) throw new LeaseLost('Redis was restarted')
-    dropped.inc(await changeQueues(this.#redis, current.generation, changesOf(events), this.#maxQueue))
+    const options = { maxQueue: this.#maxQueue, positionKey: POSITION_KEY }
+    dropped.inc(await changeQueues(this.#redis, current.generation, changesOf(events), options))
     await this.#advance(holder, String(from), last.seq)
     this.#position = last.seq
   }

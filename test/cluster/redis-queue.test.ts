@@ -103,6 +103,31 @@ it('a lease that has run out is not given back: its messages may be in other han
   }
 })
 
+it('queues that Redis has lost do not come back with what is new alone, which would then come before what was lost', async () => {
+  await using server = await startRedis()
+  const redis = await open(server.url)
+  const admin = await open(server.adminUrl)
+  try {
+    const positionKey = '{queues}:position'
+    const to = 'agent'
+    const key = queueKey(GENERATION, to)
+    const add = (seq: number) =>
+      changeQueues(redis, GENERATION, [{ recipient: to, added: [[seq, '']], removed: [] }], { positionKey })
+    await redis.connection.hset(positionKey, 'generation', GENERATION)
+    await add(1)
+    expect(await admin.connection.xlen(key)).toBe(1)
+    await admin.connection.flushall()
+    await expect(add(2)).rejects.toThrow('LOST')
+    expect(await admin.connection.exists(key)).toBe(0)
+    await redis.connection.hset(positionKey, 'generation', 'the next')
+    await expect(add(3)).rejects.toThrow('LOST')
+    expect(await admin.connection.exists(key)).toBe(0)
+  } finally {
+    await redis.close()
+    await admin.close()
+  }
+})
+
 /** One that does not answer at once is an error at the start, and no more than that here. */
 function open(url: string): Promise<RedisClient> {
   return vi.waitFor(() => RedisClient.open(url, 'single', createLogger('silent', 'test')), BACK)
@@ -117,7 +142,7 @@ function queueOn(redis: RedisClient) {
   })
   const send = async (seq: number, to: string) => {
     const payload = toPayload({ seq, message_id: `id ${seq}`, from: 'a', to, content: `${seq}`, timestamp: 'now' })
-    await changeQueues(redis, GENERATION, [{ recipient: to, added: [[seq, payload]], removed: [] }], 100)
+    await changeQueues(redis, GENERATION, [{ recipient: to, added: [[seq, payload]], removed: [] }])
   }
   /** Leases until what was sent first comes first: what a late answer has leased is given back a moment later. */
   const expectInOrder = (to: string) =>

@@ -1,15 +1,24 @@
 -- Does to some queues what a part of the log says.
 --
--- KEYS the queues   ARGV[1] longest that one may be   ARGV[2] time after which an empty queue is forgotten, ms
--- ARGV[3…] for each queue: how many messages are added, and how many taken out; of each that is added its place in the log and its payload, in
+-- KEYS[1] the position of the queues (hash: generation), unless ARGV[3] is empty   KEYS[2…] the queues
+-- ARGV[1] longest that one may be   ARGV[2] time after which an empty queue is forgotten, ms
+-- ARGV[3] the generation that the position must have. Empty: nothing is asked, and KEYS[1] is a queue
+-- ARGV[4…] for each queue: how many messages are added, and how many taken out; of each that is added its place in the log and its payload, in
 -- the order of the log; of each that is taken out its entry id
 --
 -- A message that is there already, or was before, is passed over, as is the taking out of one that is not there.
--- Returns the number of messages dropped because their queue was full, the oldest first.
+-- Returns the number of messages dropped because their queue was full, the oldest first; an error, and nothing is done, where the generation is
+-- another. Queues that were lost must not come back with what is new alone: agents are served from them until their loss is noticed.
+local first = 1
+if ARGV[3] ~= '' then
+  if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[3] then return redis.error_reply('LOST the queues are gone, or of another generation') end
+  first = 2
+end
 local longest = tonumber(ARGV[1])
 local dropped = 0
-local at = 3
-for _, queue in ipairs(KEYS) do
+local at = 4
+for key = first, #KEYS do
+  local queue = KEYS[key]
   local added, removed = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
   at = at + 2
   if added > 0 then
