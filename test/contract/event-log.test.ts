@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { describe, expect, it } from 'vitest'
 import { type Agent, Client, solvePipeline, timestamp } from '../support/client.ts'
 import type { Event } from '../support/kernel.ts'
-import { sharedTarget } from '../support/target.ts'
+import { ownTarget } from '../support/target.ts'
 import {
   byteLength,
   eventually,
@@ -15,9 +15,9 @@ import {
   seededRandom,
 } from './support.ts'
 
-const target = await sharedTarget()
+const target = await ownTarget()
 /** One whose log holds nothing but what the test that replays it has done. */
-const fresh = await sharedTarget()
+const fresh = await ownTarget()
 const client = new Client(target.baseUrl)
 
 const CHANGES = [

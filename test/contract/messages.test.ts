@@ -1,11 +1,11 @@
 import { describe, expect, it } from 'vitest'
 import { Client, message, messageAccepted } from '../support/client.ts'
 import type { Event } from '../support/kernel.ts'
-import { sharedTarget } from '../support/target.ts'
+import { ownTarget, sharedTarget } from '../support/target.ts'
 import { byteLength, eventually, expectRefusal, inParallel, lastSeq, ofType, queuesFilled } from './support.ts'
 
 const target = await sharedTarget()
-const bounded = await sharedTarget({ MESSAGE_MAX_QUEUE_PER_AGENT: '20' })
+const bounded = await ownTarget({ MESSAGE_MAX_QUEUE_PER_AGENT: '20' })
 const client = new Client(target.baseUrl)
 
 const MAX_CONTENT_BYTES = 65_536

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { Client, operatorCreated } from '../support/client.ts'
 import { sharedTarget } from '../support/target.ts'
-import { expectRefusal, inParallel, lastSeq } from './support.ts'
+import { expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 
 const target = await sharedTarget()
 const client = new Client(target.baseUrl)
@@ -51,7 +51,7 @@ describe('POST /v1/operators', () => {
   ])('takes any non-empty contact_hash, and logs it as it came: %s', async (_, contactHash) => {
     const since = await lastSeq(target)
     const { operator_id } = (await register({ contact_hash: contactHash, accept_terms: true })).as(201, operatorCreated)
-    const [event] = await target.events(since)
+    const [event] = ofType(await target.events(since), 'operator_created')
     expect(event?.data).toEqual({ operator_id, contact_hash: contactHash, accepted_terms: true })
   })
 })

@@ -1,15 +1,15 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
 import { type Agent, type Answer, Client, messagesPage, type RequestOptions } from '../support/client.ts'
-import { sharedTarget } from '../support/target.ts'
+import { ownTarget } from '../support/target.ts'
 import { expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 
 /** The limits as the contract has them. */
-const defaults = await sharedTarget({}, { limits: 'default' })
+const defaults = await ownTarget({}, { limits: 'default' })
 const client = new Client(defaults.baseUrl)
 
 /** Limits of 2, which refill so slowly that a test does not see it. */
-const tight = await sharedTarget({
+const tight = await ownTarget({
   RATE_LIMIT_MESSAGE_PER_MIN: '2',
   RATE_LIMIT_STATE_READ_PER_MIN: '2',
   RATE_LIMIT_STATE_WRITE_PER_MIN: '2',
@@ -21,7 +21,7 @@ const tightClient = new Client(tight.baseUrl)
 /** By so much the clock that limits go by may differ from that of these tests. */
 const CLOCK_TOLERANCE_MS = 250
 
-const behindProxies = await sharedTarget({
+const behindProxies = await ownTarget({
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1',
   TRUSTED_PROXIES: '127.0.0.0/8,198.51.100.0/24',
 })
@@ -194,6 +194,12 @@ describe('the defaults', () => {
     expect(retryAfter(last)).toBeLessThanOrEqual(3_600 / 5)
     expect(retryAfter(last)).toBeGreaterThan(600)
     expect(limitHeaders(last).reset).toBeLessThanOrEqual(Date.now() / 1_000 + 3_602)
+  })
+
+  it('GET /v1/health has no limit', async () => {
+    const answers = await inParallel(500, () => client.request('GET', '/v1/health'))
+    expect(answers.filter(({ status }) => status !== 200)).toEqual([])
+    expect(answers[0]?.headers).not.toHaveProperty('x-ratelimit-limit')
   })
 
   it('challenges and agent registrations have no limit', async () => {

@@ -1,9 +1,9 @@
 import { describe, expect, it } from 'vitest'
 import { type Agent, Client, percentEncode } from '../support/client.ts'
-import { sharedTarget } from '../support/target.ts'
+import { ownTarget } from '../support/target.ts'
 import { expectRefusal } from './support.ts'
 
-const target = await sharedTarget()
+const target = await ownTarget()
 const client = new Client(target.baseUrl)
 /** More than the default of `limit`. */
 const agents = await client.registerAgents(105)

@@ -10,7 +10,7 @@ import {
   stateValue,
   stateWritten,
 } from '../support/client.ts'
-import { sharedTarget } from '../support/target.ts'
+import { ownTarget, sharedTarget } from '../support/target.ts'
 import { byteLength, countStatuses, expectRefusal, inParallel, lastSeq, ofType, seededRandom } from './support.ts'
 
 const target = await sharedTarget()
@@ -20,7 +20,7 @@ const other = await client.registerAgent()
 
 /** The capacity of a store that a test can fill. */
 const TOTAL = 100_000
-const small = await sharedTarget({ STATE_CAPACITY_BYTES: String(TOTAL) })
+const small = await ownTarget({ STATE_CAPACITY_BYTES: String(TOTAL) })
 const writer = await new Client(small.baseUrl).registerAgent()
 
 const MAX_VALUE_BYTES = 1_048_576

@@ -5,7 +5,7 @@ import { Webhook } from 'standardwebhooks'
 import { afterAll, expect, it, vi } from 'vitest'
 import { type Agent, Client, message } from '../support/client.ts'
 import { type Answer, createTestAuthority, type Delivery, type Receiver, startReceiver } from '../support/receiver.ts'
-import { sharedTarget } from '../support/target.ts'
+import { ownTarget } from '../support/target.ts'
 import { receiveSoon } from './support.ts'
 
 /** Few, so that giving up takes a second and a half. */
@@ -19,7 +19,7 @@ const WITHIN = { timeout: 60_000, interval: 50 }
 
 const authority = await createTestAuthority()
 afterAll(() => authority[Symbol.asyncDispose]())
-const target = await sharedTarget({
+const target = await ownTarget({
   WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8',
   WEBHOOK_CA_FILE: authority.caFile,
   WEBHOOK_SECRET_KEY: randomBytes(32).toString('hex'),

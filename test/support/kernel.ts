@@ -3,15 +3,14 @@
  * over HTTP.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { cp, mkdtemp, rm } from 'node:fs/promises'
+import { cp } from 'node:fs/promises'
 import { get } from 'node:http'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
-import { releasePorts, reservePorts } from './servers/directory.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './servers/directory.ts'
 
-const ROOT = join(import.meta.dirname, '..', '..')
+const MAIN = join(import.meta.dirname, '..', '..', 'src', 'main.ts')
 /** A first start takes some 5 s of CPU, most of it to set up the embedded database, and other tests want the CPU too. */
 const START_DEADLINE_MS = 180_000
 /** A little over the default of SHUTDOWN_TIMEOUT. */
@@ -74,8 +73,9 @@ export async function startKernel(
     BCRYPT_COST: '4',
     ...settings,
   }
-  const child = spawn(process.execPath, ['src/main.ts', 'serve'], {
-    cwd: ROOT,
+  const child = spawn(process.execPath, [MAIN, 'serve'], {
+    // Whatever works there is gone with it.
+    cwd: environment.DATA_DIR,
     env: environment,
     stdio: ['ignore', 'pipe', 'pipe'],
   })
@@ -95,7 +95,7 @@ export async function startKernel(
     async [Symbol.asyncDispose]() {
       await running.end('SIGKILL')
       releasePorts(ports)
-      if (temporaryDir !== undefined) await rm(temporaryDir, { recursive: true, force: true })
+      if (temporaryDir !== undefined) await removeDirectory(temporaryDir)
     },
   }
   try {
@@ -107,9 +107,9 @@ export async function startKernel(
   }
 }
 
-/** A data directory that holds nothing yet, set up already where vitest's global set-up has prepared one. */
+/** A data directory that holds nothing yet, set up already where vitest's global set-up has prepared one; gone with this process at the latest. */
 export async function freshDataDirectory(): Promise<string> {
-  const directory = await mkdtemp(join(tmpdir(), 'tabulum-test-'))
+  const directory = makeDirectory('data')
   const prepared = process.env.TABULUM_TEST_PREPARED_DATA
   if (prepared !== undefined) await cp(prepared, directory, { recursive: true })
   return directory

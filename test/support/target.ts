@@ -3,10 +3,10 @@
  * cannot tell which.
  */
 import { existsSync } from 'node:fs'
-import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { afterAll, afterEach } from 'vitest'
 import { type Event, freshDataDirectory, type Kernel, startKernel } from './kernel.ts'
+import { removeDirectory } from './servers/directory.ts'
 
 export interface Target extends AsyncDisposable {
   /** The agent API, without a path; for a cluster that of its load balancer. Stays the same over restarts. */
@@ -43,13 +43,25 @@ export async function startTarget(
   throw new Error(`TABULUM_TEST_TARGET=${name}: must be embedded or cluster`)
 }
 
-/** A target for all tests of the file that asks for it, which ends with them. */
-export async function sharedTarget(...options: Parameters<typeof startTarget>): Promise<Target> {
-  const target = await startTarget(...options)
+let common: Promise<Target> | undefined
+
+/** A target with the defaults for all files that one process runs, one after the other: its log and its stores hold what others have done. It ends with the process. */
+export async function sharedTarget(): Promise<Target> {
+  common ??= startTarget()
+  return shownOnFailure(await common)
+}
+
+/** A target for the tests of the file that asks for it, which ends with them. */
+export async function ownTarget(...options: Parameters<typeof startTarget>): Promise<Target> {
+  const target = shownOnFailure(await startTarget(...options))
+  afterAll(() => target[Symbol.asyncDispose]())
+  return target
+}
+
+function shownOnFailure(target: Target): Target {
   afterEach(({ task }) => {
     if (task.result?.state === 'fail') console.error(target.output().slice(-SHOWN_OUTPUT))
   })
-  afterAll(() => target[Symbol.asyncDispose]())
   return target
 }
 
@@ -59,7 +71,7 @@ async function startEmbeddedTarget(settings: Readonly<Record<string, string>>): 
   try {
     kernel = await startKernel(settings, { dataDir })
   } catch (error) {
-    await rm(dataDir, { recursive: true, force: true })
+    await removeDirectory(dataDir)
     throw error
   }
   const ports = {
@@ -78,7 +90,7 @@ async function startEmbeddedTarget(settings: Readonly<Record<string, string>>): 
     },
     async [Symbol.asyncDispose]() {
       await kernel[Symbol.asyncDispose]()
-      await rm(dataDir, { recursive: true, force: true })
+      await removeDirectory(dataDir)
     },
   }
 }
