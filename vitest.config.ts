@@ -2,12 +2,12 @@ import { join } from 'node:path'
 import { defineConfig } from 'vitest/config'
 
 /**
- * Projects of the same stage run together, those of the next when they are done. A cluster is eleven processes: with three of them at once a small
- * machine has no processor left for any.
+ * Projects of the same stage run together, those of the next when they are done. Most tests of failures wait, so that three files at once find a
+ * processor; a cluster of the contract tests, which is ten processes, is busy all the time.
  */
 const STAGES = {
-  quick: { groupOrder: 0, maxWorkers: 3 },
-  cluster: { groupOrder: 1, maxWorkers: 2 },
+  mixed: { groupOrder: 0, maxWorkers: 3 },
+  contract: { groupOrder: 1, maxWorkers: 2 },
   long: { groupOrder: 2, maxWorkers: 2 },
 }
 
@@ -21,16 +21,16 @@ const ON_SERVERS = ['test/support/prepared-postgres.ts']
 export default defineConfig({
   test: {
     projects: [
-      project('unit', ['test/unit/**/*.test.ts', 'test/conformance/**/*.test.ts'], STAGES.quick),
-      project('contract', ['test/contract/**/*.test.ts'], STAGES.quick, { TABULUM_TEST_TARGET: 'embedded' }),
+      project('unit', ['test/unit/**/*.test.ts', 'test/conformance/**/*.test.ts'], STAGES.mixed),
+      project('contract', ['test/contract/**/*.test.ts'], STAGES.mixed, { TABULUM_TEST_TARGET: 'embedded' }),
       project(
         'contract-cluster',
         ['test/contract/**/*.test.ts'],
-        STAGES.cluster,
+        STAGES.contract,
         { TABULUM_TEST_TARGET: 'cluster' },
         ON_SERVERS,
       ),
-      project('cluster', ['test/cluster/**/*.test.ts'], STAGES.cluster, {}, ON_SERVERS),
+      project('cluster', ['test/cluster/**/*.test.ts'], STAGES.mixed, {}, ON_SERVERS),
       project('faults', ['test/faults/**/*.test.ts'], STAGES.long, {}, [...EMBEDDED, ...ON_SERVERS]),
       project('fuzz', ['test/fuzz/**/*.test.ts'], STAGES.long),
     ],
@@ -43,7 +43,7 @@ process.env.NODE_COMPILE_CACHE ??= join(import.meta.dirname, 'node_modules/.cach
 function project(
   name: string,
   include: string[],
-  { groupOrder, maxWorkers }: (typeof STAGES)['quick'],
+  { groupOrder, maxWorkers }: (typeof STAGES)['mixed'],
   env: Record<string, string> = {},
   globalSetup = EMBEDDED,
 ) {
