@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { connect } from 'nats'
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
-import { Agent, Client } from '../support/client.ts'
+import { Agent, Client, messagesPage } from '../support/client.ts'
 import { type Cluster, startCluster } from '../support/cluster.ts'
 import { type NatsServer, natsOptions } from '../support/servers.ts'
 
@@ -87,6 +87,38 @@ async function expectUnavailable(call: () => ReturnType<Client['request']>): Pro
 }
 
 describe('Redis', () => {
+  it('wiped while messages wait and more are sent: all arrive, in the order in which they were acknowledged', {
+    timeout: FAULT_MS,
+  }, async () => {
+    const [one, two] = await twoAgents()
+    const sent: string[] = []
+    let number = 0
+    const sendOne = async () => {
+      const content = `${++number}`
+      if ((await one.trySend(two.address, content)).status === 202) sent.push(content)
+    }
+    while (sent.length < 20) await sendOne()
+    let isOver = false
+    const sending = (async () => {
+      while (!isOver) await sendOne()
+    })()
+    const received: string[] = []
+    try {
+      await cluster.redis.wipe()
+      const deadline = performance.now() + RECOVERY_MS
+      while (!received.includes('1') && performance.now() < deadline) {
+        const answer = await two.request('GET', '/v1/messages')
+        if (answer.status === 200) received.push(...answer.as(200, messagesPage).messages.map(({ content }) => content))
+      }
+    } finally {
+      isOver = true
+      await sending
+    }
+    received.push(...(await contentsUpTo(sent.at(-1) ?? '', two)))
+    // One that was refused may have been sent.
+    expect(received.filter((content) => sent.includes(content))).toEqual(sent)
+  })
+
   it('restored from an old copy: what was delivered since is not delivered again, what was sent since is there', {
     timeout: FAULT_MS,
   }, async () => {
