@@ -16,8 +16,6 @@ const CHALLENGES = 3_000
 const ROUNDS = 5
 /** Of each before anything is measured: V8 compiles what has run often enough. */
 const WARM_UP_S = 2
-/** Of each round: connections are opened. */
-const OPENING_S = 0.1
 
 /** A server under measurement, with the processes whose CPU time its requests cost. */
 export interface Measured {
@@ -59,13 +57,13 @@ function comparison(kernel: Measured, seconds: number, floors?: Floors): Compari
     const subjects = Object.entries({ kernel, ...floors }).flatMap(([name, { url, pids }]) => {
       const ask = next[name as Name]
       if (ask === undefined) return []
-      const run = (length: { seconds: number; warmUpSeconds: number }) => load(url, length, ask, pids)
+      const run = (seconds: number) => load(url, { seconds, warmUpSeconds: 0 }, ask, pids)
       return [{ name: name as Name, run, stretches: [] as Stretch[] }]
     })
-    for (const { run } of subjects) await run({ seconds: WARM_UP_S, warmUpSeconds: 0 })
+    for (const { run } of subjects) await run(WARM_UP_S)
     for (let round = 0; round < ROUNDS; round++) {
       for (const { run, stretches } of round % 2 === 0 ? subjects : subjects.toReversed())
-        stretches.push(await run({ seconds: seconds / ROUNDS, warmUpSeconds: OPENING_S }))
+        stretches.push(await run(seconds / ROUNDS))
     }
     const stretchesOf = (name: Name) => subjects.find((subject) => subject.name === name)?.stretches
     const all = (name: Name) => {

@@ -42,8 +42,8 @@ export interface Figures {
 }
 
 /**
- * Sends what `next` gives, for so many seconds after a warm-up, or until it gives undefined. `next` is called with the number of the
- * request, from 0. `pids` names the processes whose CPU time is counted.
+ * Sends what `next` gives, for so many seconds after a warm-up, or until it gives undefined, and waits for the answers, which count as well. `next`
+ * is called with the number of the request, from 0. `pids` names the processes whose CPU time is counted.
  */
 export async function load(
   baseUrl: string,
@@ -58,7 +58,7 @@ export async function load(
   let warmUntil = performance.now() + warmUpSeconds * 1_000
   let cpuBefore = cpuTimes(pids)
   let begin = performance.now()
-  let warm = true
+  let warm = warmUpSeconds > 0
   const end = warmUntil + seconds * 1_000
   const loop = async () => {
     while (performance.now() < end) {
