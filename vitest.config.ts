@@ -3,7 +3,7 @@ import { defineConfig } from 'vitest/config'
 
 /**
  * Projects of the same stage run together, those of the next when they are done. Most tests of failures wait, so that three files at once find a
- * processor; a cluster of the contract tests, which is ten processes, is busy all the time.
+ * processor; a cluster of the contract tests, which is nine processes, is busy all the time.
  */
 const STAGES = {
   mixed: { groupOrder: 0, maxWorkers: 3 },

@@ -4,6 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
 import { Agent, Client } from '../test/support/client.ts'
 import { type ClusterNode, startCluster } from '../test/support/cluster.ts'
+import { median } from './load.ts'
 
 const AGENTS = 500
 const SAMPLES = 50
@@ -91,10 +92,6 @@ async function measure(node: ClusterNode, redis: Redis, agents: readonly Agent[]
 async function eventLoopDelay({ internalUrl }: ClusterNode): Promise<number> {
   const text = await (await fetch(`${internalUrl}/metrics`)).text()
   return 1_000 * Number(/^tabulum_nodejs_eventloop_lag_p99_seconds (\S+)/m.exec(text)?.[1])
-}
-
-function median(values: readonly number[]): number {
-  return values.toSorted((one, other) => one - other)[Math.floor(values.length / 2)] ?? Number.NaN
 }
 
 function round(value: number): number {

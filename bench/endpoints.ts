@@ -1,7 +1,7 @@
 /** Every endpoint of the agent API under load, one after the other. */
 import { randomUUID } from 'node:crypto'
 import { Client, keyPath, type Operator, solvePipeline } from '../test/support/client.ts'
-import { type Ask, CONNECTIONS, type Figures, figuresOf, load, type Pids, type Stretch } from './load.ts'
+import { type Ask, CONNECTIONS, type Figures, figuresOf, load, median, type Pids, type Stretch } from './load.ts'
 
 /** Agents that share the load, so that no row of the database and no queue is the bottleneck. */
 const AGENTS = 64
@@ -54,29 +54,28 @@ interface Comparison {
 function comparison(kernel: Measured, seconds: number, floors?: Floors): Comparison {
   const figures: Record<string, EndpointFigures> = {}
   const measureEach = async (name: string, next: NextOfEach) => {
-    const subjects = Object.entries({ kernel, ...floors }).flatMap(([name, { url, pids }]) => {
-      const ask = next[name as Name]
-      if (ask === undefined) return []
-      const run = (seconds: number) => load(url, { seconds, warmUpSeconds: 0 }, ask, pids)
-      return [{ name: name as Name, run, stretches: [] as Stretch[] }]
+    const subjects = Object.entries({ kernel, ...floors }).flatMap(([subject, { url, pids }]) => {
+      const ask = next[subject as Name]
+      return ask
+        ? [{ subject, run: (length: number) => load(url, { seconds: length, warmUpSeconds: 0 }, ask, pids) }]
+        : []
     })
+    const stretches: Partial<Record<string, Stretch[]>> = {}
     for (const { run } of subjects) await run(WARM_UP_S)
     for (let round = 0; round < ROUNDS; round++) {
-      for (const { run, stretches } of round % 2 === 0 ? subjects : subjects.toReversed())
-        stretches.push(await run(seconds / ROUNDS))
+      for (const { subject, run } of round % 2 === 0 ? subjects : subjects.toReversed()) {
+        stretches[subject] ??= []
+        stretches[subject].push(await run(seconds / ROUNDS))
+      }
     }
-    const stretchesOf = (name: Name) => subjects.find((subject) => subject.name === name)?.stretches
-    const all = (name: Name) => {
-      const stretches = stretchesOf(name)
-      return stretches && figuresOf(stretches)
-    }
+    const { kernel: ours = [], floor, orderedFloor } = stretches
     figures[name] = {
-      kernel: figuresOf(stretchesOf('kernel') ?? []),
-      floor: all('floor'),
-      orderedFloor: all('orderedFloor'),
+      kernel: figuresOf(ours),
+      floor: floor && figuresOf(floor),
+      orderedFloor: orderedFloor && figuresOf(orderedFloor),
       ratios: {
-        floor: medianRatio(stretchesOf('kernel'), stretchesOf('floor')),
-        orderedFloor: medianRatio(stretchesOf('kernel'), stretchesOf('orderedFloor')),
+        floor: floor && medianRatio(ours, floor),
+        orderedFloor: orderedFloor && medianRatio(ours, orderedFloor),
       },
     }
   }
@@ -84,12 +83,10 @@ function comparison(kernel: Measured, seconds: number, floors?: Floors): Compari
 }
 
 /** Of the rates of two, round by round. A round in which one had nothing left to ask is left out. */
-function medianRatio(ours: readonly Stretch[] = [], theirs: readonly Stretch[] = []): number | undefined {
+function medianRatio(ours: readonly Stretch[], theirs: readonly Stretch[]): number {
   const rate = (stretch?: Stretch) => (stretch ? stretch.latencies.length / stretch.seconds : 0)
-  const ratios = ours
-    .map((stretch, round) => rate(stretch) / rate(theirs[round]))
-    .filter((ratio) => ratio > 0 && ratio < Number.POSITIVE_INFINITY)
-  return ratios.toSorted((one, other) => one - other)[Math.floor(ratios.length / 2)]
+  const ratios = ours.map((stretch, round) => rate(stretch) / rate(theirs[round]))
+  return median(ratios.filter((ratio) => ratio > 0 && ratio < Number.POSITIVE_INFINITY))
 }
 
 /** The first `count` of what there is to ask, over all rounds. */

@@ -11,7 +11,7 @@ import { createLogger } from '../src/platform/logger.ts'
 import { RedisClient } from '../src/platform/redis.ts'
 import { Client, percentEncode } from '../test/support/client.ts'
 import { startCluster } from '../test/support/cluster.ts'
-import { cpuTimes, type Pids } from './load.ts'
+import { cpuTimes, median, type Pids, serverPids } from './load.ts'
 
 /** Far above the places that the log gives out meanwhile. */
 const FIRST_PLACE = 1_000_000_000
@@ -22,7 +22,7 @@ const PAGE = 50
 /** Rounds of measuring; the median counts. */
 const ROUNDS = 8
 const PAUSE_MS = 200
-/** Of a round: first some that count for nothing, as the caches of the processors hold what the other clusters use. Few, as receiving takes messages out. */
+/** Of a round: first some that count for nothing, as they are slower after another cluster was asked. Few, as receiving takes messages out. */
 const WARM_UP_REQUESTS = 40
 const REQUESTS = 80
 const SETTLE_MS = 5_000
@@ -107,9 +107,7 @@ async function startFilled(size: number, settings: Readonly<Record<string, strin
       token: agent.token,
       pids: {
         kernel: () => [...cluster.nodes, ...cluster.workers].map(({ pid }) => pid),
-        postgres: () => cluster.postgres.process.pids(),
-        redis: () => cluster.redis.process.pids(),
-        nats: () => cluster.nats.servers.flatMap((server) => server.process.pids()),
+        ...serverPids(cluster),
       },
       paths: {
         'registry, first page': `/v1/registry?limit=${PAGE}`,
@@ -140,10 +138,6 @@ async function times(client: Client, path: string, token: string, count: number)
 
 function total(values: Readonly<Record<string, number>>): number {
   return Object.values(values).reduce((sum, value) => sum + value, 0)
-}
-
-function median(values: readonly number[]): number {
-  return values.toSorted((one, other) => one - other)[Math.floor(values.length / 2)] ?? 0
 }
 
 function round(value: number): number {

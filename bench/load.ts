@@ -1,6 +1,7 @@
 /** A closed loop of requests against one server: so many connections, each asking again as soon as it is answered. */
 import { readFileSync } from 'node:fs'
 import { Pool } from 'undici'
+import type { Cluster } from '../test/support/cluster.ts'
 
 /** Connections, and so requests under way. More than one process has threads for, few enough that latency is not all queueing. */
 export const CONNECTIONS = 32
@@ -118,6 +119,20 @@ export function figuresOf(stretches: readonly Stretch[]): Figures {
       ]),
     ),
   }
+}
+
+/** The servers of a cluster. */
+export function serverPids({ postgres, redis, nats }: Cluster): Pids {
+  return {
+    postgres: () => postgres.process.pids(),
+    redis: () => redis.process.pids(),
+    nats: () => nats.servers.flatMap((server) => server.process.pids()),
+  }
+}
+
+/** NaN where there are no values. */
+export function median(values: readonly number[]): number {
+  return values.toSorted((one, other) => one - other)[Math.floor(values.length / 2)] ?? Number.NaN
 }
 
 /** CPU milliseconds that each process has used, user and system. */

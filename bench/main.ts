@@ -11,13 +11,13 @@ import { cpus, tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { loadConfig } from '../src/config.ts'
-import { type Cluster, startCluster } from '../test/support/cluster.ts'
+import { startCluster } from '../test/support/cluster.ts'
 import { startKernel } from '../test/support/kernel.ts'
 import { benchAuthentication } from './authentication.ts'
 import { benchCosts } from './costs.ts'
 import { type EndpointFigures, type Floors, type Measured, measureEndpoints, measureRegistering } from './endpoints.ts'
 import { benchGrowth } from './growth.ts'
-import { type Figures, figuresOf, load } from './load.ts'
+import { type Figures, figuresOf, load, serverPids } from './load.ts'
 import { measureMemory } from './memory.ts'
 import { benchNodes } from './nodes.ts'
 import { startProgram } from './program.ts'
@@ -184,14 +184,6 @@ function cpuColumns({ cpuMsPerRequest }: Figures): Record<string, number> {
 
 function allCpu({ cpuMsPerRequest }: Figures): number {
   return Object.values(cpuMsPerRequest).reduce((sum, ms) => sum + ms, 0)
-}
-
-function serverPids({ postgres, redis, nats }: Cluster) {
-  return {
-    postgres: () => postgres.process.pids(),
-    redis: () => redis.process.pids(),
-    nats: () => nats.servers.flatMap((server) => server.process.pids()),
-  }
 }
 
 /** The least that an HTTP answer costs on this machine. */

@@ -163,6 +163,11 @@ export interface QueueChange {
 /** Messages that one call of the script adds or takes out, about: Redis does nothing else meanwhile. */
 const CHANGED_AT_ONCE = 200
 
+/** Redis has lost the queues, or they are of another generation. */
+export class QueuesLost extends Error {
+  override name = 'QueuesLost'
+}
+
 export interface ChangeOptions {
   /** Messages that a queue may have; those that are too many are dropped, the oldest first. Default: as many as there are. */
   readonly maxQueue?: number
@@ -171,8 +176,8 @@ export interface ChangeOptions {
 }
 
 /**
- * Applies changes to the queues of a generation, in one pipeline. Returns how many messages were dropped. Throws `RedisUnavailable`, and Redis's
- * `ReplyError` where the generation is another.
+ * Applies changes to the queues of a generation, in one pipeline. Returns how many messages were dropped. Throws `RedisUnavailable` and
+ * `QueuesLost`.
  */
 export async function changeQueues(
   redis: RedisClient,
@@ -181,25 +186,29 @@ export async function changeQueues(
   { maxQueue = Number.MAX_SAFE_INTEGER, positionKey }: ChangeOptions = {},
 ): Promise<number> {
   const isGuarded = positionKey !== undefined && redis.keysAtOnce > 1
-  return redis.run(changeScript.name, async (connection) => {
-    const calls = callsOf(changes, redis.keysAtOnce).map((call) => {
-      const keys = call.map(({ recipient }) => queueKey(generation, recipient))
-      const args = call.flatMap(({ added, removed }) => [
-        added.length,
-        removed.length,
-        ...added.flat(),
-        ...removed.map(idOf),
-      ])
-      return callScript(connection, changeScript, isGuarded ? [positionKey, ...keys] : keys, [
-        maxQueue,
-        EMPTY_QUEUE_TTL_MS,
-        isGuarded ? generation : '',
-        ...args,
-      ])
+  return redis
+    .run(changeScript.name, async (connection) => {
+      const calls = callsOf(changes, redis.keysAtOnce).map((call) => {
+        const keys = call.map(({ recipient }) => queueKey(generation, recipient))
+        const args = call.flatMap(({ added, removed }) => [
+          added.length,
+          removed.length,
+          ...added.flat(),
+          ...removed.map(idOf),
+        ])
+        return callScript(connection, changeScript, isGuarded ? [positionKey, ...keys] : keys, [
+          maxQueue,
+          EMPTY_QUEUE_TTL_MS,
+          isGuarded ? generation : '',
+          ...args,
+        ])
+      })
+      const dropped = await Promise.all(calls)
+      return dropped.reduce<number>((sum, count) => sum + Number(count), 0)
     })
-    const dropped = await Promise.all(calls)
-    return dropped.reduce<number>((sum, count) => sum + Number(count), 0)
-  })
+    .catch((error: unknown) => {
+      throw error instanceof Error && error.message.startsWith('LOST ') ? new QueuesLost(error.message) : error
+    })
 }
 
 /** Divides changes into calls of the script, in their order: as few as there can be with so many queues in each. */

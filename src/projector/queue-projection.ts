@@ -11,7 +11,13 @@ import { Counter } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
 import type { FollowOptions } from '../events/event-log.ts'
 import { toLeasedMessage } from '../messaging/messages-of-log.ts'
-import { changeQueues, type QueueChange, type QueueGeneration, toPayload } from '../messaging/redis-message-queue.ts'
+import {
+  changeQueues,
+  type QueueChange,
+  type QueueGeneration,
+  QueuesLost,
+  toPayload,
+} from '../messaging/redis-message-queue.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
 import { loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
 import { LEASE_MS, LeaseLost, type Projection } from './projector.ts'
@@ -179,7 +185,11 @@ export class QueueProjection implements Projection {
     if (!last) return
     if (!current || current.incarnation !== this.#redis.incarnation) throw new LeaseLost('Redis was restarted')
     const options = { maxQueue: this.#maxQueue, positionKey: POSITION_KEY }
-    dropped.inc(await changeQueues(this.#redis, current.generation, changesOf(events), options))
+    try {
+      dropped.inc(await changeQueues(this.#redis, current.generation, changesOf(events), options))
+    } catch (error) {
+      throw error instanceof QueuesLost ? new LeaseLost(error.message) : error
+    }
     await this.#advance(holder, String(from), last.seq)
     this.#position = last.seq
   }

@@ -4,7 +4,13 @@ import { promisify } from 'node:util'
 import { expect, it, vi } from 'vitest'
 import type { EventLog } from '../../src/events/event-log.ts'
 import { LEASE_MS, QueueUnavailable } from '../../src/messaging/message-queue.ts'
-import { changeQueues, queueKey, RedisMessageQueue, toPayload } from '../../src/messaging/redis-message-queue.ts'
+import {
+  changeQueues,
+  QueuesLost,
+  queueKey,
+  RedisMessageQueue,
+  toPayload,
+} from '../../src/messaging/redis-message-queue.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { COMMAND_TIMEOUT_MS, loadScript, RedisClient } from '../../src/platform/redis.ts'
 import { holdUp } from '../support/hold-up.ts'
@@ -117,10 +123,10 @@ it('queues that Redis has lost do not come back with what is new alone, which wo
     await add(1)
     expect(await admin.connection.xlen(key)).toBe(1)
     await admin.connection.flushall()
-    await expect(add(2)).rejects.toThrow('LOST')
+    await expect(add(2)).rejects.toThrow(QueuesLost)
     expect(await admin.connection.exists(key)).toBe(0)
     await redis.connection.hset(positionKey, 'generation', 'the next')
-    await expect(add(3)).rejects.toThrow('LOST')
+    await expect(add(3)).rejects.toThrow(QueuesLost)
     expect(await admin.connection.exists(key)).toBe(0)
   } finally {
     await redis.close()
