@@ -33,6 +33,10 @@ export default defineConfig({
       project('cluster', ['test/cluster/**/*.test.ts'], STAGES.mixed, {}, ON_SERVERS),
       project('faults', ['test/faults/**/*.test.ts'], STAGES.long, {}, [...EMBEDDED, ...ON_SERVERS]),
       project('fuzz', ['test/fuzz/**/*.test.ts'], STAGES.long),
+      // Only where it is asked for: `npm run test:long`.
+      ...(process.env.TABULUM_TEST_LONG
+        ? [project('long', ['test/long/**/*.test.ts'], STAGES.long, {}, ON_SERVERS)]
+        : []),
     ],
   },
 })

@@ -132,29 +132,14 @@ function checkMessages(history: History): Violation[] {
     ]),
   )
   const arrivals = arrivalsOf(history)
-  const receives = Map.groupBy(
-    operations.filter((operation) => operation.kind === 'receive'),
-    ({ agent }) => agent,
-  )
-  /** Whether what a receive was to carry may have been lost on its way, or was left in a node's hands. */
-  const failedReceive = (agent: string, from: number, to: number, parts: readonly Part[]) =>
-    (receives.get(agent) ?? []).some(
-      ({ status, began, ended }) =>
-        status !== 200 &&
-        ended >= from &&
-        began <= to &&
-        faults.some((fault) => hit(fault, parts) && overlaps(fault, began, ended, RECOVERY_MS)),
-    )
+  const failed = new FailedReceives(history)
+  const delivered = deliveredIds(events)
   const violations: Violation[] = []
 
-  const delivered = new Set(
-    events.flatMap(({ type, data }) => (type === 'message_delivered' ? [String(data.message_id)] : [])),
-  )
   const byContent = Map.groupBy(arrivals, ({ content }) => content)
-  for (const { content, to, acknowledged, ended, messageId } of sent.values()) {
-    if (!acknowledged || byContent.has(content)) continue
-    // A load balancer that was killed took responses with it that it had got whole: see docs/guarantees.md.
-    if (delivered.has(messageId ?? '') && failedReceive(to, ended, Number.POSITIVE_INFINITY, ['haproxy'])) continue
+  for (const message of sent.values()) {
+    const { content, to, acknowledged, ended } = message
+    if (!acknowledged || byContent.has(content) || isLostWithItsCarrier(message, delivered, failed)) continue
     violations.push({
       rule: 'lost message',
       what: `to ${to}: ${shown(content)}, which was acknowledged`,
@@ -171,16 +156,14 @@ function checkMessages(history: History): Violation[] {
     if (message === undefined) forged('nobody sent it')
     else if (message.from !== from || message.to !== to) forged(`not from ${from} to ${to}`)
     else if (message.refused) forged('its sending was refused')
+    else if (at < message.began) forged('it came before it was sent')
     else if (message.messageId !== undefined && message.messageId !== id) forged(`its id is ${message.messageId}`)
   }
 
   for (const [content, all] of byContent) {
     const [first, ...more] = all.toSorted((one, other) => one.at - other.at)
     if (first === undefined) continue
-    const isExcused = faults.some(
-      (fault) => hit(fault, repeaters(first.how)) && overlaps(fault, first.at, first.at + UNRECORDED_MS, RECOVERY_MS),
-    )
-    if (more.length > 0 && !isExcused)
+    if (more.length > 0 && !mayRepeat(faults, first.how, first.at))
       violations.push({
         rule: 'repeated message',
         what: `${shown(content)} arrived ${all.length} times`,
@@ -199,7 +182,7 @@ function checkMessages(history: History): Violation[] {
         .at(0)
       if (first === undefined) continue
       const wasOvertaken = next !== undefined && next.place < first.place && message.ended < next.message.began
-      if (wasOvertaken && !failedReceive(message.to, message.began, first.at, [...CARRIERS, 'network']))
+      if (wasOvertaken && !failed.between(message.to, message.began, first.at, [...CARRIERS, 'network']))
         violations.push({
           rule: 'reordered messages',
           what: `${shown(message.content)} arrived after ${shown(next?.message.content ?? '')}`,
@@ -210,6 +193,47 @@ function checkMessages(history: History): Violation[] {
     }
   }
   return violations
+}
+
+/** Receives that may have lost what they were to carry, or left it in a node's hands. */
+export class FailedReceives {
+  readonly #faults: readonly FaultRecord[]
+  readonly #byAgent: ReadonlyMap<string, Operation[]>
+
+  constructor({ operations, faults }: Pick<History, 'operations' | 'faults'>) {
+    this.#faults = faults
+    const failed = operations.filter(({ kind, status }) => kind === 'receive' && status !== 200)
+    this.#byAgent = Map.groupBy(failed, ({ agent }) => agent)
+  }
+
+  /** Whether one of an agent failed in this time, while one of these parts was broken. */
+  between(agent: string, from: number, to: number, parts: readonly Part[]): boolean {
+    return (this.#byAgent.get(agent) ?? []).some(
+      ({ began, ended }) =>
+        ended >= from &&
+        began <= to &&
+        this.#faults.some((fault) => hit(fault, parts) && overlaps(fault, began, ended, RECOVERY_MS)),
+    )
+  }
+}
+
+/** The ids of the messages that the log says were delivered. */
+export function deliveredIds(events: readonly Event[]): ReadonlySet<string> {
+  return new Set(events.flatMap(({ type, data }) => (type === 'message_delivered' ? [String(data.message_id)] : [])))
+}
+
+/** A load balancer that was killed took responses with it that it had got whole: see docs/guarantees.md. */
+export function isLostWithItsCarrier(
+  { to, ended, messageId }: Pick<Send, 'to' | 'ended' | 'messageId'>,
+  delivered: ReadonlySet<string>,
+  failed: FailedReceives,
+): boolean {
+  return delivered.has(messageId ?? '') && failed.between(to, ended, Number.POSITIVE_INFINITY, ['haproxy'])
+}
+
+/** Whether a message that came first at that time, and so, may come again. */
+export function mayRepeat(faults: readonly FaultRecord[], how: Arrival['how'], at: number): boolean {
+  return faults.some((fault) => hit(fault, repeaters(how)) && overlaps(fault, at, at + UNRECORDED_MS, RECOVERY_MS))
 }
 
 /**
@@ -228,7 +252,8 @@ function isSend(operation: Operation): operation is Send {
   return operation.kind === 'send'
 }
 
-function together(tries: readonly Send[]): Sent {
+/** What all tries at one message under one idempotency key come to. */
+export function together(tries: readonly Send[]): Sent {
   const [first] = tries
   if (first === undefined) throw new Error('a message has one try at least')
   const { agent, to, content, began } = first

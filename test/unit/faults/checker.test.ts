@@ -139,9 +139,10 @@ describe('messages', () => {
     expect(rulesOf(historyOf(late, events, { faults: [broken(36, 37, 'redis')] }))).toEqual(['reordered messages'])
   })
 
-  it('that nobody sent, to others, under other ids or after a refusal are forged', () => {
+  it('that nobody sent, to others, under other ids, after a refusal or before they were sent are forged', () => {
     const log = [sent(1, 'a'), delivered(2, 'a')]
     const one = send('a', 0, 10)
+    expect(rulesOf(historyOf([receive(['a'], 0, 10), send('a', 20, 30)], log))).toEqual(['forged message'])
     expect(rulesOf(historyOf([one, receive(['a', 'c'], 40, 50)], log))).toEqual(['forged message'])
     const elsewhere = { ...receive([], 40, 50), agent: ANNA, messages: [{ ...arrived('a'), to: ANNA }] }
     expect(rulesOf(historyOf([one, elsewhere], log))).toEqual(['forged message'])
