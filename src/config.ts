@@ -101,6 +101,8 @@ const settings = z.object({
   RATE_LIMIT_REGISTRY_READ_PER_MIN: perMinute(30),
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: perMinute(5),
   RATE_LIMIT_WEBHOOK_PER_MIN: perMinute(60),
+  /** Leading bits of an IPv6 address that make one client: providers give each customer a /64 at least. */
+  RATE_LIMIT_IPV6_PREFIX: integer(64, 1, 128),
   /** Sum of the bytes of all keys and values. */
   STATE_CAPACITY_BYTES: integer(1_073_741_824, 1, Number.MAX_SAFE_INTEGER),
   STATE_MAX_KEY_BYTES: integer(1_024, 1, 2_000),

@@ -16,7 +16,7 @@ export interface AppParts {
   endpoints: readonly Endpoint[]
   admission: Admission
   registry: Pick<Registry, 'authenticate'>
-  /** The address of the client that a request comes from. */
+  /** Names the client that a request comes from. */
   clientAddress: (bindings: HttpBindings) => string
   logger: Logger
 }

@@ -129,7 +129,10 @@ export async function startNode(
     endpoints,
     admission,
     registry,
-    clientAddress: clientAddressReader(config.TRUSTED_PROXIES),
+    clientAddress: clientAddressReader({
+      trustedProxies: config.TRUSTED_PROXIES,
+      ipv6Prefix: config.RATE_LIMIT_IPV6_PREFIX,
+    }),
     logger,
   })
   const internal = await startInternalServer({

@@ -7,6 +7,7 @@
 
 import { isIP } from 'node:net'
 import ipaddr from 'ipaddr.js'
+import { withoutNat64 } from '../platform/nat64.ts'
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6
 
@@ -48,7 +49,7 @@ const REFUSED_IPV4: readonly Cidr[] = [
  * IPv6: only 2000::/3, the one block that IANA hands out for global unicast (RFC 4291 section 2.4,
  * https://www.iana.org/assignments/ipv6-unicast-address-assignments). That alone refuses the unspecified and loopback
  * addresses, IPv4-compatible (::/96) and IPv4-mapped (::ffff:0:0/96) ones, IPv4-translated (::ffff:0:0:0/96), NAT64
- * (64:ff9b::/96, 64:ff9b:1::/48), discard and dummy (100::/64, 100:0:0:1::/64), segment routing (5f00::/16),
+ * for local use (64:ff9b:1::/48), discard and dummy (100::/64, 100:0:0:1::/64), segment routing (5f00::/16),
  * unique-local, link-local, site-local and multicast.
  */
 const GLOBAL_UNICAST_IPV6 = parseCidr('2000::/3')
@@ -56,7 +57,9 @@ const GLOBAL_UNICAST_IPV6 = parseCidr('2000::/3')
 /**
  * … and in there, not these. Source: the IANA IPv6 Special-Purpose Address Registry
  * (https://www.iana.org/assignments/iana-ipv6-special-registry). Forms that carry an IPv4 address inside (6to4, Teredo)
- * are refused whatever they carry: nobody serves webhooks on them, and to unpack them is one more thing to get wrong.
+ * are refused whatever they carry: nobody serves webhooks on them, and to unpack them is one more thing to get wrong. The
+ * one exception is 64:ff9b::/96: on a network without IPv4 every host that has no IPv6 is there (DNS64, RFC 6147), so an
+ * address in it is judged by the IPv4 address inside.
  */
 const REFUSED_IPV6: readonly Cidr[] = [
   '2001::/23', // IETF protocol assignments, RFC 2928: Teredo, benchmarking, AMT, AS112, ORCHID, drone tags
@@ -75,15 +78,16 @@ const REFUSED_IPV6: readonly Cidr[] = [
  * @param address an IPv4 address in dotted decimal or an IPv6 address, as `dns` and `socket.remoteAddress` give them;
  *   anything else, a zone (`fe80::1%eth0`) or an odd spelling (`0x7f.1`) included, is not public
  * @param allow blocks that count as public whatever they are. A block of IPv4 does not admit the same address in its
- *   IPv4-mapped form.
+ *   IPv4-mapped form, nor under 64:ff9b::/96, where none but public ones belong (RFC 6052 section 3.1).
  */
 export function isPublicUnicast(address: string, allow: readonly Cidr[] = []): boolean {
   if (isIP(address) === 0 || address.includes('%')) return false
   const parsed = ipaddr.parse(address)
   if (isInAny(parsed, allow)) return true
-  return parsed.kind() === 'ipv4'
-    ? !isInAny(parsed, REFUSED_IPV4)
-    : isIn(parsed, GLOBAL_UNICAST_IPV6) && !isInAny(parsed, REFUSED_IPV6)
+  const reached = withoutNat64(parsed)
+  return reached.kind() === 'ipv4'
+    ? !isInAny(reached, REFUSED_IPV4)
+    : isIn(reached, GLOBAL_UNICAST_IPV6) && !isInAny(reached, REFUSED_IPV6)
 }
 
 /**

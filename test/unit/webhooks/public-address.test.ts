@@ -17,6 +17,9 @@ const toBits = (address: string) =>
     .toByteArray()
     .reduce((bits, byte) => (bits << 8n) | BigInt(byte), 0n)
 
+/** An IPv4 address as the last two groups of an IPv6 one. */
+const toHex = (address: string) => toBits(address).toString(16).padStart(8, '0').replace(/^..../, '$&:')
+
 /** Any address inside a block, by arithmetic of its own: nothing here shares code with what is tested. */
 function inside(block: string): fc.Arbitrary<string> {
   const [network = '', length = ''] = block.split('/')
@@ -64,8 +67,8 @@ const refused: [what: string, block: string][] = [
   ['IPv4-compatible', '::/96'],
   ['IPv4-mapped', '::ffff:0:0/96'],
   ['IPv4-translated', '::ffff:0:0:0/96'],
-  ['NAT64', '64:ff9b::/96'],
   ['local NAT64', '64:ff9b:1::/48'],
+  ['beside NAT64', '64:ff9b::1:0:0/96'],
   ['discard', '100::/64'],
   ['dummy', '100:0:0:1::/64'],
   ['protocol assignments', '2001::/23'],
@@ -95,7 +98,9 @@ describe('an address that is not public', () => {
   test('is one that ipaddr.js knows to be special, whatever its own list', () => {
     fc.assert(
       fc.property(fc.oneof(ipv4, ipv6), (address) => {
-        if (ipaddr.parse(address).range() !== 'unicast') expect(isPublicUnicast(address)).toBe(false)
+        // Of `rfc6052` it depends on what is inside.
+        if (!['unicast', 'rfc6052'].includes(ipaddr.parse(address).range()))
+          expect(isPublicUnicast(address)).toBe(false)
       }),
       { numRuns: 2_000 },
     )
@@ -104,8 +109,9 @@ describe('an address that is not public', () => {
   test('is any that carries an IPv4 address in one of the known ways, public or not', () => {
     fc.assert(
       fc.property(ipv4, (address) => {
-        const hex = toBits(address).toString(16).padStart(8, '0').replace(/^..../, '$&:')
-        for (const form of [`::${hex}`, `::ffff:${hex}`, `64:ff9b::${hex}`, `2002:${hex}::`, `::ffff:0:${hex}`]) {
+        const hex = toHex(address)
+        const local = `64:ff9b:1::${hex}`
+        for (const form of [`::${hex}`, `::ffff:${hex}`, local, `2002:${hex}::`, `::ffff:0:${hex}`]) {
           expect(isPublicUnicast(form)).toBe(false)
         }
       }),
@@ -170,6 +176,35 @@ describe('a public address', () => {
       }),
       { numRuns: 5_000 },
     )
+  })
+})
+
+describe('an address of DNS64 (64:ff9b::/96)', () => {
+  test('is public when the IPv4 address inside is, in whatever spelling', () => {
+    fc.assert(
+      fc.property(ipv4, (address) => {
+        for (const form of [
+          `64:ff9b::${address}`,
+          `64:ff9b::${toHex(address)}`,
+          `0064:FF9B:0:0:0:0:${toHex(address)}`,
+        ]) {
+          expect(isPublicUnicast(form)).toBe(isPublicUnicast(address))
+        }
+      }),
+      { numRuns: 2_000 },
+    )
+  })
+
+  test.each(refused.filter(([, block]) => isIP(block.split('/')[0] ?? '') === 4))(
+    'is refused with one inside that is %s (%s)',
+    (_what, block) => {
+      fc.assert(fc.property(inside(block), (address) => !isPublicUnicast(`64:ff9b::${toHex(address)}`)))
+    },
+  )
+
+  test('is admitted by a block of its own, and by none of IPv4', () => {
+    expect(isPublicUnicast('64:ff9b::10.0.0.1', [parseCidr('10.0.0.0/8')])).toBe(false)
+    expect(isPublicUnicast('64:ff9b::10.0.0.1', [parseCidr('64:ff9b::a00:0/104')])).toBe(true)
   })
 })
 

@@ -2,6 +2,7 @@ import { type AddressInfo, connect as connectTcp } from 'node:net'
 import { createServer as createTlsServer } from 'node:tls'
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest'
 import type { DeliveryOutcome } from '../../../src/webhooks/delivery-outcome.ts'
+import type { OpenSocket } from '../../../src/webhooks/guarded-connection.ts'
 import { parseCidr } from '../../../src/webhooks/public-address.ts'
 import {
   createWebhookClient,
@@ -245,6 +246,25 @@ describe('an address that is not public', () => {
 
     expect(outcome).toMatchObject({ kind: 'failed', stage: 'refused_address' })
     expect(inside.bytesReceived).toBe(0)
+  })
+})
+
+describe('an address of DNS64 with a public one inside', () => {
+  test.each([
+    ['given as itself', '[64:ff9b::808:808]'],
+    ['behind a name', 'receiver.test'],
+  ])('%s is connected to', async (_how, host) => {
+    const hook = await receiver({ certificateNames: ['receiver.test', '64:ff9b::808:808'] })
+    const resolve = scriptedResolver({ 'receiver.test': [['64:ff9b::808:808']] })
+    const asked: (string | undefined)[] = []
+    // There is no translator here: the receiver stands in for what is behind it.
+    const openSocket: OpenSocket = (options) => {
+      options.lookup?.(options.host ?? '', {}, (_error, found) => asked.push(JSON.stringify(found)))
+      return connectTcp({ port: options.port, host: '127.0.0.1' })
+    }
+
+    expect(await client({ resolve, openSocket }).post(hook.urlFor(host), MESSAGE)).toMatchObject({ kind: 'delivered' })
+    expect(asked).toEqual(['[{"address":"64:ff9b::808:808","family":6}]'])
   })
 })
 
