@@ -2,13 +2,14 @@
  * How one attempt to deliver ended.
  *
  * - `delivered`: the receiver answered 2xx
- * - `rejected`: it answered something else, a redirect included: they are not followed
+ * - `rejected`: it answered something else, a redirect included: they are not followed. With 429 or 503 it may have said how
+ *   long to wait before the next attempt, in ms.
  * - `failed`: no answer; the stage says what came to an end, the reason why, for a log. A reason is made of words of
  *   ours and of error codes, and holds nothing of the message, of the URL or of what the receiver sent.
  */
 export type DeliveryOutcome =
   | { readonly kind: 'delivered'; readonly status: number }
-  | { readonly kind: 'rejected'; readonly status: number }
+  | { readonly kind: 'rejected'; readonly status: number; readonly retryAfterMs?: number }
   | { readonly kind: 'failed'; readonly stage: DeliveryStage; readonly reason: string }
 
 /**

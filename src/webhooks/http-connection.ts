@@ -1,12 +1,12 @@
 /**
  * One HTTP/1.1 connection to a receiver, over a socket that is open and checked already.
  *
- * undici's `Client` speaks the protocol. It is given the socket once and can open no other, so whatever undici does
- * about reconnecting, nothing is sent but over the connection that was checked.
+ * Node's client speaks the protocol. Its agent is given the socket once and can open no other, so nothing is sent but over
+ * the connection that was checked. (undici's, which is quicker, takes no `100 Continue` that it has not asked for.)
  */
 
+import { Agent, type ClientRequest, type IncomingMessage, request as startRequest } from 'node:http'
 import type { TLSSocket } from 'node:tls'
-import { Client, type Dispatcher, errors } from 'undici'
 import { DeliveryFailure } from './delivery-outcome.ts'
 import { errorCode } from './error-code.ts'
 
@@ -15,6 +15,13 @@ export interface HttpPost {
   readonly path: string
   readonly headers: Readonly<Record<string, string>>
   readonly body: string | Uint8Array
+}
+
+/** The part of an answer that matters. */
+export interface HttpAnswer {
+  readonly status: number
+  /** As the receiver wrote it. */
+  readonly retryAfter: string | undefined
 }
 
 export interface HttpConnectionOptions {
@@ -29,8 +36,14 @@ export class ConnectionGone extends Error {
   override readonly name = 'ConnectionGone'
 }
 
-/** Size of the status line and headers of an answer, in bytes: what Node's own client takes. */
+/** Size of the status line and headers of an answer, in bytes: what Node's client takes by default. */
 const MAX_HEADER_BYTES = 16_384
+
+/**
+ * Interim answers (1xx) to one request. An honest receiver sends one or two, or one every few seconds (RFC 2518 section
+ * 10.1 says 20) while it works.
+ */
+const MAX_INTERIM_ANSWERS = 100
 
 /**
  * Once an answer's status is in, the delivery is decided; how long its body may still take, in ms. After that it is the
@@ -41,40 +54,22 @@ const MAX_BODY_MS = 1_000
 export class HttpConnection {
   /** Scheme, host and port; connections of the same origin are interchangeable. */
   readonly origin: string
+  readonly #host: string
   readonly #socket: TLSSocket
-  readonly #client: Client
+  readonly #agent: OneSocketAgent
   readonly #openedAt = performance.now()
-  /** `socket.bytesRead` when the request on its way was sent. */
-  #bytesReadBefore = 0
+  readonly #maxAnswerBytes: number
+  #exchange: Exchange | undefined
 
   constructor(origin: string, socket: TLSSocket, { maxAnswerBytes, idleTimeoutMs }: HttpConnectionOptions) {
     this.origin = origin
+    this.#host = new URL(origin).host
     this.#socket = socket
-    let isUsed = false
-    this.#client = new Client(origin, {
-      connect: (_options, connected) => {
-        // Later, because undici overlooks a request that it is told about from inside its own call.
-        queueMicrotask(() => {
-          if (isUsed || socket.destroyed) return connected(new ConnectionGone(), null)
-          isUsed = true
-          connected(null, socket)
-          // Before undici's own listener, and on the count of the socket, so that no part of the protocol (interim
-          // answers, chunk extensions, trailers, blank lines) is a way to be read without end.
-          socket.prependListener('readable', () => {
-            if (socket.bytesRead - this.#bytesReadBefore > maxAnswerBytes) {
-              socket.destroy(new DeliveryFailure('answer', `more than ${maxAnswerBytes} bytes`))
-            }
-          })
-        })
-      },
-      pipelining: 1,
-      maxHeaderSize: MAX_HEADER_BYTES,
-      // While a request is on its way, the caller's signal is the only clock.
-      headersTimeout: 0,
-      bodyTimeout: 0,
-      keepAliveTimeout: idleTimeoutMs,
-      keepAliveMaxTimeout: idleTimeoutMs,
-    })
+    this.#maxAnswerBytes = maxAnswerBytes
+    this.#agent = new OneSocketAgent(socket, idleTimeoutMs, () => this.#exchange?.complete())
+    // Before Node's own listener, and on the count of the socket, so that no part of the protocol (interim answers, chunk extensions,
+    // trailers, blank lines) is a way to be read without end.
+    socket.on('data', () => this.#checkBytes())
   }
 
   get ageMs(): number {
@@ -93,103 +88,176 @@ export class HttpConnection {
 
   /** Ends the connection at once, and with it the request on its way, if there is one. */
   destroy(): void {
-    // Never rejects; resolves when the socket has closed, which nobody waits for.
-    void this.#client.destroy()
     this.#socket.destroy()
   }
 
   /**
-   * POSTs, one request at a time, and returns the status of the answer once its body has been read and thrown away, or
-   * given up on. Afterwards the connection is open only if it is fit for another request.
+   * POSTs, one request at a time, and returns the answer once its body has been read and thrown away, or given up on.
+   * Afterwards the connection is open only if it is fit for another request.
    *
    * @throws ConnectionGone if nothing was sent; DeliveryFailure with the stage `send`, `answer` or, when `signal` aborted,
-   *   `timeout`; undici's InvalidArgumentError for a header or path that HTTP does not allow
+   *   `timeout`; Node's TypeError for a header or path that HTTP does not allow
    */
-  async post({ path, headers, body }: HttpPost, signal: AbortSignal): Promise<number> {
-    const bytesReadBefore = this.#socket.bytesRead
-    this.#bytesReadBefore = bytesReadBefore
-    const exchange = new Exchange(() => this.#socket.bytesRead > bytesReadBefore)
+  async post({ path, headers, body }: HttpPost, signal: AbortSignal): Promise<HttpAnswer> {
+    if (this.#socket.destroyed) throw new ConnectionGone()
+    const exchange = new Exchange(this.#socket)
+    this.#exchange = exchange
     const abort = () => exchange.end(new DeliveryFailure('timeout', 'no answer in time'))
     signal.addEventListener('abort', abort, { once: true })
     try {
       if (signal.aborted) abort()
-      else this.#client.dispatch({ path, method: 'POST', headers, body }, exchange)
-      return await exchange.status
+      else {
+        const request = startRequest({
+          agent: this.#agent,
+          method: 'POST',
+          path,
+          headers: { ...headers, host: this.#host },
+          maxHeaderSize: MAX_HEADER_BYTES,
+        })
+        exchange.follow(request)
+        request.end(body)
+      }
+      return await exchange.answer
     } finally {
       signal.removeEventListener('abort', abort)
       exchange.stopClock()
+      this.#exchange = undefined
       if (!exchange.isComplete) this.destroy()
+    }
+  }
+
+  #checkBytes(): void {
+    // What nobody has asked for must not be taken for the answer to the next request.
+    if (this.#exchange === undefined) this.destroy()
+    else if (this.#exchange.bytesRead > this.#maxAnswerBytes) {
+      this.#socket.destroy(new DeliveryFailure('answer', `more than ${this.#maxAnswerBytes} bytes`))
     }
   }
 }
 
-/** One request and its answer, as undici tells it. Whatever happens first decides; a status decides for good. */
-class Exchange implements Dispatcher.DispatchHandler {
+/** Hands out its socket, once; between requests the socket is kept as long as it may be idle. */
+class OneSocketAgent extends Agent {
+  readonly #socket: TLSSocket
+  readonly #onIdle: () => void
+  #isUsed = false
+
+  constructor(socket: TLSSocket, idleTimeoutMs: number, onIdle: () => void) {
+    super({ keepAlive: true, maxSockets: 1, maxFreeSockets: 1, timeout: idleTimeoutMs })
+    this.#socket = socket
+    this.#onIdle = onIdle
+  }
+
+  override createConnection(
+    _options: unknown,
+    created: Parameters<Agent['createConnection']>[1],
+  ): TLSSocket | undefined {
+    if (!this.#isUsed && !this.#socket.destroyed) {
+      this.#isUsed = true
+      return this.#socket
+    }
+    created?.(new ConnectionGone(), this.#socket)
+    return undefined
+  }
+
+  /** Called when an answer has been read to its end, and left the connection fit for another request. */
+  override keepSocketAlive(socket: TLSSocket): boolean {
+    const isKept = super.keepSocketAlive(socket) as unknown as boolean
+    if (isKept) this.#onIdle()
+    return isKept
+  }
+}
+
+/** One request and its answer. Whatever happens first decides; a status decides for good. */
+class Exchange {
   /** Whether the answer was read to its end, which leaves the connection ready for the next request. */
   isComplete = false
-  readonly #status = Promise.withResolvers<number>()
-  readonly #hasAnswerBegun: () => boolean
-  #finalStatus: number | undefined
-  #isSent = false
+  readonly #socket: TLSSocket
+  readonly #bytesReadBefore: number
+  readonly #bytesWrittenBefore: number
+  readonly #answer = Promise.withResolvers<HttpAnswer>()
+  #final: HttpAnswer | undefined
+  #interimAnswers = 0
   #bodyTimer: NodeJS.Timeout | undefined
 
-  constructor(hasAnswerBegun: () => boolean) {
-    this.#hasAnswerBegun = hasAnswerBegun
+  constructor(socket: TLSSocket) {
+    this.#socket = socket
+    this.#bytesReadBefore = socket.bytesRead
+    this.#bytesWrittenBefore = socket.bytesWritten
   }
 
   /** Settles as `HttpConnection.post` does. */
-  get status(): Promise<number> {
-    return this.#status.promise
+  get answer(): Promise<HttpAnswer> {
+    return this.#answer.promise
   }
 
-  /** Ends the exchange where it is: with its status if that is known, else with `failure`. */
+  /** What has come back so far. */
+  get bytesRead(): number {
+    return this.#socket.bytesRead - this.#bytesReadBefore
+  }
+
+  follow(request: ClientRequest): void {
+    // Any of them may come, asked for or not, and means nothing here (RFC 9110 section 15.2).
+    const onInterim = () => {
+      this.#interimAnswers++
+      if (this.#interimAnswers <= MAX_INTERIM_ANSWERS) return
+      this.end(new DeliveryFailure('answer', `more than ${MAX_INTERIM_ANSWERS} interim answers`))
+    }
+    request.on('information', onInterim)
+    request.on('upgrade', (_response, socket) => {
+      socket.destroy()
+      this.#refuseSwitch()
+    })
+    request.on('response', (response) => this.#onResponse(response))
+    request.on('error', (error) => this.end(this.#failureFrom(error)))
+    request.on('close', () => this.end(new DeliveryFailure(this.#stage, 'closed by the other side')))
+  }
+
+  #refuseSwitch(): void {
+    this.end(new DeliveryFailure('answer', 'switched to another protocol unasked'))
+  }
+
+  #onResponse(response: IncomingMessage): void {
+    const status = response.statusCode ?? 0
+    if (status < 200) {
+      this.#refuseSwitch()
+      return
+    }
+    const final = { status, retryAfter: response.headers['retry-after'] }
+    this.#final = final
+    this.#bodyTimer = setTimeout(() => this.#answer.resolve(final), MAX_BODY_MS)
+    // Nothing in it is of use; it is read so that the connection can be used again. What breaks it off changes nothing.
+    response.on('error', () => {}).resume()
+  }
+
+  /** The answer was read to its end. */
+  complete(): void {
+    this.isComplete = this.#final !== undefined
+    this.end(new DeliveryFailure('answer', 'no status'))
+  }
+
+  /** Ends the exchange where it is: with its answer if that is known, else with `failure`. */
   end(failure: Error): void {
     this.stopClock()
-    if (this.#finalStatus === undefined) this.#status.reject(failure)
-    else this.#status.resolve(this.#finalStatus)
+    if (this.#final === undefined) this.#answer.reject(failure)
+    else this.#answer.resolve(this.#final)
   }
 
   stopClock(): void {
     clearTimeout(this.#bodyTimer)
   }
 
-  onRequestStart(): void {
-    this.#isSent = true
+  get #stage(): 'answer' | 'send' {
+    return this.bytesRead > 0 ? 'answer' : 'send'
   }
 
-  onResponseStart(_controller: Dispatcher.DispatchController, status: number): void {
-    // Interim answers (1xx, RFC 9110 section 15.2) come this way too, and count for nothing but their bytes.
-    if (status < 200) return
-    this.#finalStatus = status
-    this.#bodyTimer = setTimeout(() => this.#status.resolve(status), MAX_BODY_MS)
+  #failureFrom(error: Error): Error {
+    if (error instanceof DeliveryFailure) return error
+    if (this.#socket.bytesWritten === this.#bytesWrittenBefore) return new ConnectionGone()
+    const code = errorCode(error)
+    if (code === 'HPE_HEADER_OVERFLOW') return new DeliveryFailure('answer', `headers over ${MAX_HEADER_BYTES} bytes`)
+    if (code.startsWith('HPE_')) return new DeliveryFailure('answer', 'not HTTP/1.1')
+    // Node's own error for a connection that the other side ended in good order, too early, has the code of a reset.
+    const isHangUp = code === 'ECONNRESET' && !('syscall' in error)
+    return new DeliveryFailure(this.#stage, isHangUp ? 'closed by the other side' : code)
   }
-
-  onResponseData(): void {
-    // Nothing in it is of use; it is read so that the connection can be used again.
-  }
-
-  onResponseEnd(): void {
-    this.isComplete = true
-    this.stopClock()
-    // No error is made for the usual case: its stack would be a sixteenth of what a delivery costs.
-    if (this.#finalStatus === undefined) this.#status.reject(new DeliveryFailure('answer', 'no status'))
-    else this.#status.resolve(this.#finalStatus)
-  }
-
-  onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
-    if (this.#isSent) this.end(failureFrom(error, this.#hasAnswerBegun()))
-    // A request that undici will not take is a defect of ours, and no other connection will take it either.
-    else this.end(errorCode(error) === 'UND_ERR_INVALID_ARG' ? error : new ConnectionGone())
-  }
-}
-
-function failureFrom(error: Error, hasAnswerBegun: boolean): DeliveryFailure {
-  if (error instanceof DeliveryFailure) return error
-  const code = errorCode(error)
-  if (code === 'UND_ERR_HEADERS_OVERFLOW')
-    return new DeliveryFailure('answer', `headers over ${MAX_HEADER_BYTES} bytes`)
-  if (error instanceof errors.HTTPParserError) return new DeliveryFailure('answer', 'not HTTP/1.1')
-  // UND_ERR_SOCKET is undici's code for a connection that the other side ended in good order, too early.
-  const reason = code === 'UND_ERR_SOCKET' ? 'closed by the other side' : code
-  return new DeliveryFailure(hasAnswerBegun ? 'answer' : 'send', reason)
 }

@@ -6,10 +6,11 @@ import { createSecureContext, getCACertificates, type SecureContext } from 'node
 import { startDeadline } from './deadline.ts'
 import { DeliveryFailure, type DeliveryOutcome } from './delivery-outcome.ts'
 import { type OpenSocket, openGuardedConnection } from './guarded-connection.ts'
-import { ConnectionGone, HttpConnection, type HttpPost } from './http-connection.ts'
+import { ConnectionGone, type HttpAnswer, HttpConnection, type HttpPost } from './http-connection.ts'
 import { IdleConnections } from './idle-connections.ts'
 import type { Cidr } from './public-address.ts'
 import { createHostResolver, type ResolveHost } from './resolve-host.ts'
+import { parseRetryAfter } from './retry-after.ts'
 import { hostOf, parseWebhookUrl, WebhookUrlRefused } from './webhook-url.ts'
 
 export interface WebhookClientOptions {
@@ -97,16 +98,16 @@ export function createWebhookClient({
     return connection
   }
 
-  async function postOver(connection: HttpConnection, request: HttpPost, signal: AbortSignal): Promise<number> {
-    const status = await connection.post(request, signal)
+  async function postOver(connection: HttpConnection, request: HttpPost, signal: AbortSignal): Promise<HttpAnswer> {
+    const answer = await connection.post(request, signal)
     if (connection.isOpen) {
       if (isClosed || connection.ageMs > maxConnectionAgeMs) connection.destroy()
       else idle.put(connection)
     }
-    return status
+    return answer
   }
 
-  async function send(url: URL, request: HttpPost, signal: AbortSignal): Promise<number> {
+  async function send(url: URL, request: HttpPost, signal: AbortSignal): Promise<HttpAnswer> {
     for (let kept = idle.take(url.origin); kept !== undefined; kept = idle.take(url.origin)) {
       try {
         return await postOver(kept, request, signal)
@@ -130,8 +131,7 @@ export function createWebhookClient({
       try {
         const url = parseWebhookUrl(String(target))
         const request = { path: url.pathname + url.search, headers: message.headers, body: message.body }
-        const status = await send(url, request, deadline.signal)
-        return { kind: status < 300 ? 'delivered' : 'rejected', status }
+        return outcomeOf(await send(url, request, deadline.signal))
       } catch (error) {
         if (!deadline.passed) signal?.throwIfAborted()
         if (error instanceof DeliveryFailure) return { kind: 'failed', stage: error.stage, reason: error.reason }
@@ -149,6 +149,15 @@ export function createWebhookClient({
       idle.destroyAll()
     },
   }
+}
+
+/** The answers that may say when to come again (RFC 9110 section 10.2.3, RFC 6585 section 4). */
+const COME_AGAIN = new Set([429, 503])
+
+function outcomeOf({ status, retryAfter }: HttpAnswer): DeliveryOutcome {
+  if (status < 300) return { kind: 'delivered', status }
+  const retryAfterMs = COME_AGAIN.has(status) ? parseRetryAfter(retryAfter, Date.now()) : undefined
+  return { kind: 'rejected', status, ...(retryAfterMs !== undefined && { retryAfterMs }) }
 }
 
 /** Made once: to parse the usual authorities takes longer than a delivery. */

@@ -294,7 +294,8 @@ class WebhookWorker {
       'webhook attempt failed',
     )
     // A probe is one attempt: an endpoint that is still down need not be asked four times.
-    const delay = mode === 'half-open' ? undefined : retryDelay(turn.attempts, this.#random, retry)
+    const refusal = outcome.kind === 'rejected' ? outcome : undefined
+    const delay = mode === 'half-open' ? undefined : retryDelay(turn.attempts, this.#random, retry, refusal)
     if (delay !== undefined) {
       turn.delay = delay
       return false

@@ -72,6 +72,7 @@ async function openssl(args: readonly string[]): Promise<void> {
 }
 
 const OK = 'HTTP/1.1 200 OK\r\n'
+const CONTINUE = 'HTTP/1.1 100 Continue\r\n\r\n'
 const EMPTY_OK = `${OK}Content-Length: 0\r\n\r\n`
 
 /** An answer as HTTP has it. */
@@ -99,9 +100,13 @@ export interface Answer {
  * - `endless_blank_lines`: sends line breaks instead of a status line, as fast as they are taken
  * - `interim_storm`: answers 103 as fast as it is taken
  * - `interim_drip`: answers 102 at intervals
- * - `interim_then_ok`: answers 102, 103 and then 200
+ * - `interim_then_ok`: answers 100, 102, 103, 103, 199 and then 200, in several packets
+ * - `continue_then_ok`: answers 100, which nobody has asked for, and 200 in one packet
+ * - `many_interim_then_ok`: answers 100 a hundred times and then 200
+ * - `too_many_interim`: answers 100 a hundred and one times and then 200
  * - `not_http`: answers something that is not HTTP
  * - `switch_protocols`: answers 101 to a request that asked for no other protocol
+ * - `bare_101`: the same, without a word of which
  * - `two_answers`: answers 200 twice to the one request
  */
 export type Behaviour =
@@ -122,8 +127,12 @@ export type Behaviour =
   | 'interim_storm'
   | 'interim_drip'
   | 'interim_then_ok'
+  | 'continue_then_ok'
+  | 'many_interim_then_ok'
+  | 'too_many_interim'
   | 'not_http'
   | 'switch_protocols'
+  | 'bare_101'
   | 'two_answers'
 
 /** A request, as it came in. */
@@ -331,11 +340,17 @@ const misbehaviours: Partial<Record<Extract<Behaviour, string>, (wire: Wire) => 
   interim_storm: ({ socket }) => flood(socket, 'HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n'.repeat(100)),
   interim_drip: ({ socket, dripMs }) => drip(socket, 'HTTP/1.1 102 Processing\r\n\r\n', dripMs),
   interim_then_ok({ socket }) {
+    socket.write(CONTINUE)
     socket.write('HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n')
+    socket.write('HTTP/1.1 103 Early Hints\r\nLink: </b>\r\n\r\nHTTP/1.1 199 Whatever\r\n\r\n')
     socket.write(EMPTY_OK)
   },
+  continue_then_ok: ({ socket }) => socket.write(CONTINUE + EMPTY_OK),
+  many_interim_then_ok: ({ socket }) => socket.write(CONTINUE.repeat(100) + EMPTY_OK),
+  too_many_interim: ({ socket }) => socket.write(CONTINUE.repeat(101) + EMPTY_OK),
   not_http: ({ socket }) => socket.write('220 mail.test ESMTP\r\n'),
   switch_protocols: ({ socket }) => socket.write('HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n'),
+  bare_101: ({ socket }) => socket.write('HTTP/1.1 101 Switching\r\n\r\n'),
   two_answers: ({ socket }) => socket.write(EMPTY_OK.repeat(2)),
 }
 

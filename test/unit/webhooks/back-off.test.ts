@@ -20,6 +20,17 @@ test('each is put off by up to half its delay, at random', () => {
   expect(retryDelay(1, () => 0.5)).toBe(1_250)
 })
 
+test('a receiver that says when to come again can put it off, up to the longest delay, and never bring it forward', () => {
+  const asked = (retryAfterMs: number) => retryDelay(2, none, RETRY_POLICY, { status: 503, retryAfterMs })
+  expect([0, 1_999, 2_001, 59_999, 60_001, 1e15].map(asked)).toEqual([2_000, 2_000, 2_001, 59_999, 60_000, 60_000])
+  expect(retryDelay(4, none, RETRY_POLICY, { status: 503, retryAfterMs: 1 })).toBeUndefined()
+})
+
+test('one that is gone is not asked again', () => {
+  expect(retryDelay(1, none, RETRY_POLICY, { status: 410 })).toBeUndefined()
+  expect(retryDelay(1, none, RETRY_POLICY, { status: 404 })).toBe(1_000)
+})
+
 test('there may be none', () => {
   expect(retryDelay(1, none, { ...RETRY_POLICY, maxAttempts: 1 })).toBeUndefined()
 })

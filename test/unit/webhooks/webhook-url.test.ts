@@ -123,6 +123,11 @@ describe('the host of a webhook URL', () => {
     await check('https://127.1/', [], ['127.0.0.0/8'])
   })
 
+  test('may be, or resolve to, a public address as DNS64 writes it', async () => {
+    await check('https://[64:ff9b::1.1.1.1]/')
+    await check('https://hook.example/', ['64:ff9b::101:101', '1.1.1.1'])
+  })
+
   const refusedAddresses = [
     '10.0.0.1',
     '169.254.169.254',
@@ -130,7 +135,8 @@ describe('the host of a webhook URL', () => {
     '0.0.0.0',
     '::1',
     '::ffff:1.1.1.1',
-    '64:ff9b::101:101',
+    '64:ff9b::a00:1',
+    '64:ff9b:1::101:101',
     '2002:101:101::1',
     'fd00::1',
   ]

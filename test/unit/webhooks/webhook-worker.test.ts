@@ -160,6 +160,24 @@ describe('a webhook worker', () => {
     expect(turn).toMatchObject({ doneSeq: 1, retriedSeq: 2, attempts: 1, delay: 1_000 })
   })
 
+  it.each([
+    ['longer than its own back-off', 30_000, 30_000],
+    ['shorter than that', 10, 1_000],
+    ['longer than the longest one', 3_600_000, MINUTE_MS],
+  ])('waits as a receiver asks it to: %s', async (_what, retryAfterMs, delay) => {
+    post.mockResolvedValue({ kind: 'rejected', status: 429, retryAfterMs })
+    const [turn] = await work([lane(1)])
+    expect(turn).toMatchObject({ doneSeq: 0, attempts: 1, delay })
+  })
+
+  it('gives up at once on a receiver that is gone, and counts that as a failure', async () => {
+    post.mockResolvedValue({ kind: 'rejected', status: 410 })
+    const [turn] = await work([lane(3, { failures: 1 })])
+    expect(post).toHaveBeenCalledTimes(1)
+    expect(reasons()).toEqual(['undeliverable', 'circuit_open', 'circuit_open'])
+    expect(turn).toMatchObject({ doneSeq: 3, failures: 2, standing: 'open' })
+  })
+
   it('says of an endpoint that it holds a slot for long when it did, not when it failed', async () => {
     post.mockResolvedValueOnce(FAILED).mockImplementation(async () => {
       await new Promise((resolve) => setTimeout(resolve, 1_100))
