@@ -131,7 +131,7 @@ function described(schema: Schema, prefix: string): { name: string; type: string
 function typeOf({ type, anyOf = [], minimum, maximum }: Schema): string {
   const isRange =
     type === 'integer' && minimum !== undefined && maximum !== undefined && maximum < Number.MAX_SAFE_INTEGER
-  return `${type ?? anyOf.map(typeOf).join(' or ')}${isRange ? ` ${minimum} to ${maximum}` : ''}`
+  return `${type ?? (anyOf.map(typeOf).join(' or ') || 'anything')}${isRange ? ` ${minimum} to ${maximum}` : ''}`
 }
 
 function table(rows: readonly (readonly ({ name: string } | { type: string } | Html | readonly Html[])[])[]): Html {

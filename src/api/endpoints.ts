@@ -4,6 +4,7 @@ import { LEASE_MS } from '../messaging/message-queue.ts'
 import type { Messaging, Receipt } from '../messaging/messaging.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { State } from '../state/state.ts'
+import type { WebhookTarget } from '../webhooks/webhook-url.ts'
 import { type ApiContext, type Endpoint, endpoint, type Parameter } from './endpoint.ts'
 import { ApiError } from './errors.ts'
 import { readLimit, readText } from './request.ts'
@@ -15,8 +16,8 @@ export interface EndpointParts {
   registry: Registry
   messaging: Messaging
   state: State
-  /** Checks a webhook URL and returns it in its normal form. Throws `WebhookUrlRefused`. */
-  checkWebhookUrl: (url: string) => Promise<string>
+  /** Checks a webhook URL and returns what it says. Throws `WebhookUrlRefused`. */
+  checkWebhookUrl: (url: string) => Promise<WebhookTarget>
   /** A new token's holder need not wait for its first verification. */
   rememberSession: (token: Parameters<Registry['authenticate']>[0], identity: string) => Promise<void>
   /** Notes that a registry was read, which the reader does not wait for. */
@@ -158,12 +159,12 @@ function agentEndpoints({ registry, rememberSession, checkWebhookUrl, recordRegi
       errors: ['verification_failed'],
       handle: async ({ identity, body }) => {
         // Before the challenge, so that a mistyped URL does not use it up.
-        const webhookUrl = body.webhook_url == null ? undefined : await checkWebhookUrl(body.webhook_url)
+        const target = body.webhook_url ? await checkWebhookUrl(body.webhook_url) : undefined
         const { challenge_id: challengeId, response } = body.verification_response
         const { address, token, webhookSecret } = await registry.registerAgent(
           identity,
           { challengeId, response },
-          webhookUrl,
+          target,
         )
         await rememberSession(token, address)
         const agent = { agent_address: address, agent_token: token.secret }

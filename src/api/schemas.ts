@@ -22,12 +22,16 @@ export const registerOperatorBody = z.object({
 export const registerAgentBody = z.object({
   verification_response: z.object({
     challenge_id: text().min(1, 'must not be empty'),
-    response: text().default(''),
+    // Checked with the challenge: what is no text is a wrong answer, and the stub takes anything.
+    response: z.unknown().optional().describe('The answer to the challenge: text'),
   }),
   webhook_url: text()
     .max(2_048, 'must be at most 2,048 characters')
     .nullish()
-    .describe('https URL that messages are pushed to'),
+    .describe(
+      'https URL that messages are pushed to; empty is none. A user and a password in it are sent as Basic authorization, ' +
+        'and kept as secret as the `webhook_secret`',
+    ),
 })
 
 export function sendMessageBody({ messageMaxContentBytes }: Pick<BodyLimits, 'messageMaxContentBytes'>) {

@@ -24,7 +24,7 @@ import type { Doorbell } from '../webhooks/doorbell.ts'
 import { parseCidr } from '../webhooks/public-address.ts'
 import { createHostResolver } from '../webhooks/resolve-host.ts'
 import { WebhookSecrets } from '../webhooks/webhook-secrets.ts'
-import { checkWebhookUrl, parseWebhookUrl } from '../webhooks/webhook-url.ts'
+import { checkWebhookUrl, readWebhookUrl } from '../webhooks/webhook-url.ts'
 
 export interface Storage {
   database: Database
@@ -85,7 +85,7 @@ export async function startNode(
     {
       gate: config.VERIFICATION_GATE,
       challengeTtlMs: config.VERIFICATION_TTL,
-      newWebhookSecret: (address) => webhookSecrets.create(address),
+      newWebhookSecret: (address, authorization) => webhookSecrets.create(address, authorization),
     },
   )
   const state = new State(
@@ -101,9 +101,9 @@ export async function startNode(
     messaging,
     state,
     checkWebhookUrl: async (text) => {
-      const url = parseWebhookUrl(text)
-      await checkWebhookUrl(url, { allow, resolve })
-      return url.href
+      const target = readWebhookUrl(text)
+      await checkWebhookUrl(new URL(target.url), { allow, resolve })
+      return target
     },
     rememberSession: async (token, identity) => {
       await admission.open(token, { identity })

@@ -7,6 +7,7 @@ import { type EventLog, PREPARATION_USABLE_MS } from '../events/event-log.ts'
 import type { Progress } from '../events/progress.ts'
 import { atMost } from '../platform/cache.ts'
 import type { CursorSeal } from '../platform/cursor.ts'
+import type { WebhookTarget } from '../webhooks/webhook-url.ts'
 import { pipelineChallenge, stubChallenge } from './challenge.ts'
 import type { Agent, RegisteredAgent, RegistryStore } from './registry-store.ts'
 
@@ -18,9 +19,16 @@ export class VerificationFailed extends Error {
 export interface RegistryOptions {
   gate: 'pipeline' | 'stub'
   challengeTtlMs: number
-  /** Makes the secret of a new agent's webhook, and its form to be stored. */
-  newWebhookSecret: (address: string) => { secret: string; sealed: string }
+  /** Makes the secret of a new agent's webhook, and the form in which it and the webhook's authorization are stored. */
+  newWebhookSecret: (address: string, authorization: string | undefined) => { secret: string; sealed: string }
   now?: () => number
+}
+
+/** What is presented to pass a challenge. */
+export interface Verification {
+  challengeId: string
+  /** As it was sent, of whatever type. */
+  response: unknown
 }
 
 /** Registered agents, which never change: ~200 bytes each. */
@@ -100,20 +108,22 @@ export class Registry {
   }
 
   /**
-   * Registers an agent of an operator. `webhookUrl` has been checked by the caller. Throws `VerificationFailed`; the challenge is used
+   * Registers an agent of an operator. `target` has been checked by the caller. Throws `VerificationFailed`; the challenge is used
    * up either way. The token and the webhook's secret in the answer are the only copies.
    */
   async registerAgent(
     operatorId: string,
-    verification: { challengeId: string; response: string },
-    webhookUrl: string | undefined,
+    verification: Verification,
+    target: WebhookTarget | undefined,
   ): Promise<{ address: string; token: PresentedToken; webhookSecret: string | undefined }> {
     await this.#passChallenge(operatorId, verification)
     const token = newToken('agent')
     const address = newAddress()
     const tokenHash = await this.#credentials.hash(token.secret)
-    const webhook =
-      webhookUrl === undefined ? undefined : { url: webhookUrl, ...this.#options.newWebhookSecret(address) }
+    const webhook = target && {
+      url: target.url,
+      ...this.#options.newWebhookSecret(address, target.authorization),
+    }
     const notAfter = performance.now() + PREPARATION_USABLE_MS
     await this.#store.stageAgent({
       address,
@@ -127,7 +137,7 @@ export class Registry {
         ts: new Date(this.#now()).toISOString(),
         type: 'agent_registered',
         agent: address,
-        data: { address, operator_id: operatorId, has_webhook: webhookUrl !== undefined },
+        data: { address, operator_id: operatorId, has_webhook: webhook !== undefined },
       },
       { notAfter },
     )
@@ -135,15 +145,14 @@ export class Registry {
     return { address, token, webhookSecret: webhook?.secret }
   }
 
-  async #passChallenge(
-    operatorId: string,
-    { challengeId, response }: { challengeId: string; response: string },
-  ): Promise<void> {
+  async #passChallenge(operatorId: string, { challengeId, response }: Verification): Promise<void> {
     if (!UUID.test(challengeId)) throw new VerificationFailed('no such challenge')
     const challenge = await this.#store.takeChallenge(challengeId, operatorId)
     if (!challenge) throw new VerificationFailed('no such challenge: it is unknown, expired or already used')
     if (challenge.is_expired) throw new VerificationFailed('the challenge has expired')
-    if (challenge.answer_hash !== null && !timingSafeEqual(sha256(response), challenge.answer_hash)) {
+    // Without an answer anything passes. With one, what is no text is no answer either, and has used the challenge up.
+    if (challenge.answer_hash === null) return
+    if (typeof response !== 'string' || !timingSafeEqual(sha256(response), challenge.answer_hash)) {
       throw new VerificationFailed('the response is wrong; ask for a new challenge')
     }
   }

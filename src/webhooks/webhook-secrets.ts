@@ -1,8 +1,16 @@
-/** The secrets that deliveries are signed with: made at registration, kept encrypted in the database. */
+/** What deliveries are signed and authorized with: made and given at registration, kept encrypted in the database. */
 import { sql } from 'kysely'
 import { type Database, roundTrip } from '../platform/database.ts'
 import { createSecretBox, type SecretBox, SecretNotOpened } from './secret-box.ts'
 import { newWebhookSecret } from './signature.ts'
+
+/** What nobody but the receiver of an agent's webhook may know. */
+export interface WebhookSecret {
+  /** That deliveries are signed with, as `newWebhookSecret` made it. */
+  readonly secret: string
+  /** The `Authorization` that they are sent with, if the URL had a user and a password. */
+  readonly authorization: string | undefined
+}
 
 /** Secrets that are sealed anew in one round trip. */
 const PAGE = 500
@@ -33,15 +41,15 @@ export class WebhookSecrets {
     )
   }
 
-  /** A new secret for the agent at `address`: to be shown once, and to be stored. */
-  create(address: string): { secret: string; sealed: string } {
+  /** A new secret for the agent at `address`, to be shown once; and what is to be stored: that and the `authorization`, sealed. */
+  create(address: string, authorization?: string): { secret: string; sealed: string } {
     const secret = newWebhookSecret()
-    return { secret, sealed: this.#seal(secret, address) }
+    return { secret, sealed: this.#seal(write({ secret, authorization }), address) }
   }
 
   /** @throws SecretNotOpened */
-  open(sealed: string, address: string): string {
-    return this.#open(sealed, address).secret
+  open(sealed: string, address: string): WebhookSecret {
+    return read(this.#open(sealed, address).text)
   }
 
   /**
@@ -57,8 +65,8 @@ export class WebhookSecrets {
       last = page.at(-1)?.address
       const changes = page.flatMap(({ address, before }) => {
         try {
-          const { secret, isCurrent } = this.#open(before, address)
-          return isCurrent ? [] : [{ address, before, after: this.#seal(secret, address) }]
+          const { text, isCurrent } = this.#open(before, address)
+          return isCurrent ? [] : [{ address, before, after: this.#seal(text, address) }]
         } catch (error) {
           if (!(error instanceof SecretNotOpened)) throw error
           done.notOpened++
@@ -70,17 +78,17 @@ export class WebhookSecrets {
     return done
   }
 
-  #seal(secret: string, address: string): string {
+  #seal(text: string, address: string): string {
     const [box] = this.#boxes
     if (box === undefined) throw new Error('there is always the key of the database')
-    return box.seal(secret, address)
+    return box.seal(text, address)
   }
 
-  #open(sealed: string, address: string): { secret: string; isCurrent: boolean } {
+  #open(sealed: string, address: string): { text: string; isCurrent: boolean } {
     let failure: SecretNotOpened | undefined
     for (const [index, box] of this.#boxes.entries()) {
       try {
-        return { secret: box.open(sealed, address), isCurrent: index === 0 }
+        return { text: box.open(sealed, address), isCurrent: index === 0 }
       } catch (error) {
         if (!(error instanceof SecretNotOpened)) throw error
         failure = error
@@ -108,4 +116,15 @@ export class WebhookSecrets {
     )
     return Number(numAffectedRows ?? 0)
   }
+}
+
+/** The secret alone or, with a blank between, secret and authorization: a secret (base64) holds no blank. */
+function write({ secret, authorization }: WebhookSecret): string {
+  return authorization === undefined ? secret : `${secret} ${authorization}`
+}
+
+function read(text: string): WebhookSecret {
+  const blank = text.indexOf(' ')
+  if (blank === -1) return { secret: text, authorization: undefined }
+  return { secret: text.slice(0, blank), authorization: text.slice(blank + 1) }
 }

@@ -21,7 +21,7 @@ export class WebhookUrlRefused extends Error {
  * A webhook URL in its normal form, the form to store and to deliver to.
  *
  * - The scheme is https.
- * - No user name, no password.
+ * - No user, no password: `readWebhookUrl` takes them out.
  * - Any port from 1 to 65535. Ports are not what keeps us from talking to what is not a receiver: the address is, and
  *   that TLS speaks first, with nothing in it that the URL's author could choose but a host name.
  * - Addresses in whatever spelling (decimal, octal, hexadecimal, short, full-width) come out in dotted decimal, as the
@@ -33,15 +33,62 @@ export class WebhookUrlRefused extends Error {
  * @throws WebhookUrlRefused
  */
 export function parseWebhookUrl(text: string): URL {
+  const url = parse(text)
+  if (url.username !== '' || url.password !== '') {
+    throw new WebhookUrlRefused('webhook_url must not contain a user or password here')
+  }
+  return url
+}
+
+/** What a `webhook_url` says. */
+export interface WebhookTarget {
+  /** In its normal form, without user and password. */
+  readonly url: string
+  /** Value of the `Authorization` header that they make: a secret. Undefined where there are none. */
+  readonly authorization: string | undefined
+}
+
+/**
+ * A webhook URL as it is registered: in any form that `parseWebhookUrl` takes, and it may have a user and a password, which are sent as Basic
+ * authorization: percent-decoded, in UTF-8 (RFC 7617).
+ *
+ * @throws WebhookUrlRefused, whose message holds nothing of the URL
+ */
+export function readWebhookUrl(text: string): WebhookTarget {
+  const url = parse(text)
+  const authorization = basicAuthorization(url)
+  url.username = ''
+  url.password = ''
+  return { url: url.href, authorization }
+}
+
+function basicAuthorization({ username, password }: URL): string | undefined {
+  if (username === '' && password === '') return undefined
+  const [user, secret] = [decodeUserInfo(username), decodeUserInfo(password)]
+  if (user.includes(':')) throw new WebhookUrlRefused('the user in webhook_url must not contain a colon')
+  return `Basic ${Buffer.from(`${user}:${secret}`).toString('base64')}`
+}
+
+function decodeUserInfo(text: string): string {
+  let decoded: string
+  try {
+    decoded = decodeURIComponent(text)
+  } catch {
+    throw new WebhookUrlRefused('user and password in webhook_url must be percent-encoded UTF-8')
+  }
+  if (/\p{Cc}/u.test(decoded)) {
+    throw new WebhookUrlRefused('user and password in webhook_url must not contain control characters')
+  }
+  return decoded
+}
+
+function parse(text: string): URL {
   if (text.length > MAX_WEBHOOK_URL_LENGTH) throw tooLong()
   // The URL Standard strips tabs, line breaks and surrounding blanks, so what is stored would not be what was sent.
   if (/[\p{Cc}\p{Z}]/u.test(text)) throw new WebhookUrlRefused('webhook_url must not contain blanks or line breaks')
   const url = URL.parse(text)
   if (url === null) throw new WebhookUrlRefused('webhook_url is not a valid URL')
   if (url.protocol !== 'https:') throw new WebhookUrlRefused('webhook_url must start with https://')
-  if (url.username !== '' || url.password !== '') {
-    throw new WebhookUrlRefused('webhook_url must not contain a user name or password')
-  }
   if (url.port === '0') throw new WebhookUrlRefused('webhook_url has port 0; a port is 1 to 65535')
   const hostname = url.hostname.replace(/\.$/, '')
   if (hostname.length > MAX_HOST_NAME_LENGTH || hostname.split('.').includes('')) {

@@ -314,15 +314,18 @@ class WebhookWorker {
       return { kind: 'failed', stage: 'url', reason: 'the agent has no webhook' }
     const { message_id, from, to, content, timestamp } = message
     const body = JSON.stringify({ message_id, from, to, content, timestamp })
-    let signature: Record<string, string>
+    let proof: Record<string, string>
     try {
-      const secret = this.#options.secrets.open(lane.sealedSecret, lane.recipient)
-      signature = signatureHeaders({ secret, id: message_id, now: Date.now(), body })
+      const { secret, authorization } = this.#options.secrets.open(lane.sealedSecret, lane.recipient)
+      proof = {
+        ...signatureHeaders({ secret, id: message_id, now: Date.now(), body }),
+        ...(authorization !== undefined && { authorization }),
+      }
     } catch (error) {
       if (!(error instanceof SecretNotOpened)) throw error
       return { kind: 'failed', stage: 'sign', reason: 'the secret does not open: is WEBHOOK_SECRET_KEY the right one?' }
     }
-    const headers = { 'content-type': 'application/json', 'user-agent': USER_AGENT, ...signature }
+    const headers = { 'content-type': 'application/json', 'user-agent': USER_AGENT, ...proof }
     return this.#options.client.post(lane.url, { headers, body }, lapse.signal)
   }
 

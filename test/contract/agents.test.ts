@@ -43,25 +43,19 @@ describe('POST /v1/agents', () => {
     expectRefusal(await operator.request('POST', '/v1/agents', { json }), 400)
   })
 
-  it('registers nobody without a response: it is a missing field, or a wrong answer', async () => {
-    const { challenge_id } = await operator.challenge()
-    const answer = await operator.answerChallenge(challenge_id, undefined)
-    expect([400, 403]).toContain(answer.status)
-    expectRefusal(answer, answer.status)
-  })
-
-  it('is 400 if the response is not a string', async () => {
-    for (const response of [null, 7, true, {}, ['x']]) {
-      const { challenge_id } = await operator.challenge()
-      expectRefusal(await operator.answerChallenge(challenge_id, response), 400)
+  it('is 403 if the response is no string, or missing; and the challenge is used up', async () => {
+    for (const response of [undefined, null, 7, true, {}, ['x'], { toString: 'x' }]) {
+      const { challenge_id, challenge_data } = await operator.challenge()
+      expectRefusal(await operator.answerChallenge(challenge_id, response), 403)
+      expectRefusal(await operator.answerChallenge(challenge_id, solvePipeline(challenge_data)), 403)
     }
   })
 })
 
 describe('webhook_url', () => {
-  it('is optional', async () => {
+  it.each([{}, { webhook_url: '' }, { webhook_url: null }])('is optional: %j', async (more) => {
     const since = await lastSeq(target)
-    ;(await register()).as(201, agentCreated)
+    expect((await register(more)).as(201, agentCreated).webhook_secret).toBeUndefined()
     expect(ofType(await target.events(since), 'agent_registered')[0]?.data).toMatchObject({ has_webhook: false })
   })
 
@@ -70,6 +64,8 @@ describe('webhook_url', () => {
     'https://8.8.8.8:8443/a/b?c=d',
     'https://[2606:4700:4700::1111]/hook',
     'HTTPS://1.1.1.1',
+    'https://user:pa%20ss@1.1.1.1/',
+    'https://[64:ff9b::1.1.1.1]/hook',
   ])('is taken when it is https and its host is public: %s', async (url) => {
     const since = await lastSeq(target)
     ;(await register({ webhook_url: url })).as(201, agentCreated)
@@ -90,9 +86,22 @@ describe('webhook_url', () => {
     'https://[::1/',
     'https://1.1.1.1:99999/',
     'not a url',
-    '',
+    ' ',
   ])('is 400 if it is not https: %s', async (url) => {
     expectRefusal(await register({ webhook_url: url }), 400)
+  })
+
+  it.each([
+    'https://user:%zz@1.1.1.1/',
+    'https://user:%ff@1.1.1.1/',
+    'https://user%0a:password@1.1.1.1/',
+    'https://us%3Aer:password@1.1.1.1/',
+    'http://user:password@1.1.1.1/',
+    'https://user:password@127.0.0.1/',
+  ])('is 400 if its user or password cannot be sent, or the rest is not right: %s', async (url) => {
+    const answer = await register({ webhook_url: url })
+    expectRefusal(answer, 400)
+    expect(answer.body.toString()).not.toMatch(/user[:%]|password@/)
   })
 
   it.each([7, true, {}, ['https://1.1.1.1/']])('is 400 if it is not a string: %j', async (url) => {

@@ -216,6 +216,27 @@ it('goes on after a restart with what was waiting', async () => {
   expect(contents(hook.receiver)).toEqual(['first', 'first', 'second'])
 })
 
+it('sends user and password of the URL as Basic authorization, and shows them nowhere', async () => {
+  const password = 'gehéim/@:🙂'
+  const receiver = await startReceiver({ authority, behaviour: firstAnsweredWith(500) })
+  await using _ = { [Symbol.asyncDispose]: () => receiver.close() }
+  const { host, pathname } = new URL(receiver.url)
+  const agent = await client.registerAgent({
+    webhookUrl: `https://us%20er:${encodeURIComponent(password)}@${host}${pathname}`,
+  })
+  await sendAll(agent, ['hello'])
+  await receiver.received(2)
+  const basic = Buffer.from(`us er:${password}`).toString('base64')
+  expect(receiver.deliveries.map(({ headers }) => headers.authorization)).toEqual([`Basic ${basic}`, `Basic ${basic}`])
+  expect(receiver.deliveries.map(({ path }) => path)).toEqual([pathname, pathname])
+  await vi.waitFor(() => expect(target.output()).toContain('webhook attempt failed'), WITHIN)
+  const me = await client.request('GET', '/v1/agents/me', { token: agent.token })
+  const shown = [target.output(), JSON.stringify(await target.events()), me.body.toString()].join('\n')
+  for (const part of [basic, password, encodeURIComponent(password), 'us%20er', 'us er']) {
+    expect(shown).not.toContain(part)
+  }
+})
+
 it('shows the secret once: neither log nor events hold it, nor contents the log', async () => {
   await using hook = await pushedTo({ behaviour: { status: 500 } })
   const secret = hook.agent.webhookSecret ?? ''

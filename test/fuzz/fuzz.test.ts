@@ -387,7 +387,16 @@ function bodyOf(route: string, known: Known): fc.Arbitrary<string | Buffer> {
     agents: {
       verification_response: mostly(fc.record({ challenge_id: mostly(fc.uuid()), response: mostly(text) })),
       webhook_url: mostly(
-        fc.constantFrom('https://1.1.1.1/', 'https://127.0.0.1/', 'http://x/', 'https://[::]/', 'https://'),
+        fc.constantFrom(
+          '',
+          'https://1.1.1.1/',
+          'https://a:b@1.1.1.1/',
+          'https://a:%@1.1.1.1/',
+          'https://127.0.0.1/',
+          'http://x/',
+          'https://[::]/',
+          'https://',
+        ),
       ),
     },
     messages: { to: mostly(address), content: mostly(text) },

@@ -2,7 +2,13 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { parseCidr } from '../../../src/webhooks/public-address.ts'
 import { HostNotPublic, HostUnresolved } from '../../../src/webhooks/public-host.ts'
-import { checkWebhookUrl, hostOf, parseWebhookUrl, WebhookUrlRefused } from '../../../src/webhooks/webhook-url.ts'
+import {
+  checkWebhookUrl,
+  hostOf,
+  parseWebhookUrl,
+  readWebhookUrl,
+  WebhookUrlRefused,
+} from '../../../src/webhooks/webhook-url.ts'
 import { type LookUp, scriptedResolver } from '../../support/receiver.ts'
 
 describe('a webhook URL', () => {
@@ -52,8 +58,8 @@ describe('a webhook URL', () => {
     ['ftp://example.com/', 'https://'],
     ['file:///etc/passwd', 'https://'],
     ['javascript:alert(1)', 'https://'],
-    ['https://user@example.com/', 'user name'],
-    ['https://:password@example.com/', 'user name'],
+    ['https://user@example.com/', 'user or password'],
+    ['https://:password@example.com/', 'user or password'],
     ['https://example.com:0/', 'port'],
     [' https://example.com/', 'blanks'],
     ['https://example.com/\n', 'blanks'],
@@ -189,5 +195,63 @@ describe('the host of a webhook URL', () => {
     const attempt = checkWebhookUrl(parseWebhookUrl('https://hook.example/'), { resolve, allow: [] }, stop.signal)
     stop.abort(new Error('the client went away'))
     await expect(attempt).rejects.toThrow('the client went away')
+  })
+})
+
+describe('user and password', () => {
+  const decoded = (authorization = '') => {
+    expect(authorization).toMatch(/^Basic [A-Za-z0-9+/]+={0,2}$/)
+    return Buffer.from(authorization.slice('Basic '.length), 'base64').toString()
+  }
+
+  test.each([
+    ['https://user:pass@example.com/x', 'user:pass'],
+    ['https://user@example.com/', 'user:'],
+    ['https://:pass@example.com/', ':pass'],
+    ['https://u:p:q@example.com/', 'u:p:q'],
+    ['https://a%40b:p%2F%3A%25@example.com/', 'a@b:p/:%'],
+    ['https://m%C3%BCller:gr%C3%BC%C3%9Fe@example.com/', 'müller:grüße'],
+    ['https://müller:🙂@example.com/', 'müller:🙂'],
+    ['https://user:a%20b@example.com/', 'user:a b'],
+    // Of several @ the last ends it.
+    ['https://a@b:c@example.com/', 'a@b:c'],
+  ])('of %s are taken out, decoded', (text, expected) => {
+    const { url, authorization } = readWebhookUrl(text)
+    expect(decoded(authorization)).toBe(expected)
+    expect(url).toMatch(/^https:\/\/example\.com\//)
+    expect(() => parseWebhookUrl(url)).not.toThrow()
+  })
+
+  test.each(['https://example.com/x@y', 'https://@example.com/', 'https://:@example.com/'])('%s has none', (text) => {
+    expect(readWebhookUrl(text).authorization).toBeUndefined()
+    expect(readWebhookUrl(text).url).toMatch(/^https:\/\/example\.com\//)
+  })
+
+  test.each([
+    ['https://a%zz:b@example.com/', 'percent-encoded UTF-8'],
+    ['https://a:100%@example.com/', 'percent-encoded UTF-8'],
+    ['https://a:%ff@example.com/', 'percent-encoded UTF-8'],
+    ['https://a:%0d%0aX-Evil: 1@example.com/'.replace(' ', ''), 'control characters'],
+    ['https://a%00:b@example.com/', 'control characters'],
+    ['https://a:%7f@example.com/', 'control characters'],
+    ['https://a%3Ab:c@example.com/', 'colon'],
+  ])('of %s are refused', (text, expected) => {
+    expect(() => readWebhookUrl(text)).toThrow(WebhookUrlRefused)
+    expect(() => readWebhookUrl(text)).toThrow(expected)
+  })
+
+  test('whatever they are, come out as they went in, and are nowhere in what is refused or stored', () => {
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: those are what must not be in it.
+    const word = fc.string({ unit: 'binary', minLength: 1 }).filter((text) => !/[\0-\x1f\x7f-\x9f]/.test(text))
+    fc.assert(
+      fc.property(word, word, (user, password) => {
+        fc.pre(!user.includes(':'))
+        const text = `https://${encodeURIComponent(user)}:${encodeURIComponent(password)}@example.com/hook`
+        fc.pre(text.length <= 2_048)
+        const { url, authorization } = readWebhookUrl(text)
+        expect(decoded(authorization)).toBe(`${user}:${password}`)
+        expect(url).toBe('https://example.com/hook')
+      }),
+    )
   })
 })

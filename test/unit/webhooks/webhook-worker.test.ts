@@ -11,7 +11,9 @@ import type { DeliveryOutcome } from '../../../src/webhooks/delivery-outcome.ts'
 import { Doorbell } from '../../../src/webhooks/doorbell.ts'
 import { SecretNotOpened } from '../../../src/webhooks/secret-box.ts'
 import { newWebhookSecret } from '../../../src/webhooks/signature.ts'
+import type { WebhookPost } from '../../../src/webhooks/webhook-client.ts'
 import type { ClaimedLane, LaneTurn } from '../../../src/webhooks/webhook-lanes.ts'
+import type { WebhookSecret } from '../../../src/webhooks/webhook-secrets.ts'
 import { runWebhookWorker } from '../../../src/webhooks/webhook-worker.ts'
 
 const MINUTE_MS = 60_000
@@ -30,11 +32,11 @@ let toClaim: ClaimedLane[]
 /** The place of the last event that changes something, where it is not that of the last message. */
 let lastChange: number | undefined
 let post: ReturnType<
-  typeof vi.fn<(url: string | URL, message: unknown, signal?: AbortSignal) => Promise<DeliveryOutcome>>
+  typeof vi.fn<(url: string | URL, message: WebhookPost, signal?: AbortSignal) => Promise<DeliveryOutcome>>
 >
 let renew: (recipients: readonly string[]) => Promise<Set<string>>
 let append: () => Promise<void>
-let openSecret: () => string
+let openSecret: () => WebhookSecret
 let running: Promise<void> | undefined
 
 beforeEach(() => {
@@ -53,7 +55,7 @@ beforeEach(() => {
   renew = async (recipients) => new Set(recipients)
   append = async () => {}
   const secret = newWebhookSecret()
-  openSecret = () => secret
+  openSecret = () => ({ secret, authorization: undefined })
 })
 afterEach(async () => {
   vi.useRealTimers()
@@ -254,6 +256,17 @@ describe('a webhook worker', () => {
     expect(turn).toMatchObject({ doneSeq: 0, attempts: 1 })
   })
 
+  it('sends the authorization that the webhook has, and none where it has none', async () => {
+    const secret = newWebhookSecret()
+    await work([lane(1)])
+    openSecret = () => ({ secret, authorization: 'Basic dTpw' })
+    toClaim = [lane(1)]
+    pushes.ring()
+    await vi.waitFor(() => expect(post).toHaveBeenCalledTimes(2), { timeout: 10_000 })
+    const sent = post.mock.calls.map(([, { headers }]) => headers.authorization)
+    expect(sent).toEqual([undefined, 'Basic dTpw'])
+  })
+
   it('signs each attempt anew', async () => {
     post.mockResolvedValueOnce(FAILED)
     const claimed = lane(1)
@@ -262,7 +275,7 @@ describe('a webhook worker', () => {
     toClaim = [claimed]
     pushes.ring()
     await vi.waitFor(() => expect(post).toHaveBeenCalledTimes(2), { timeout: 10_000 })
-    const timestamps = post.mock.calls.map(([, sent]) => (sent as { headers: Record<string, string> }).headers)
+    const timestamps = post.mock.calls.map(([, sent]) => sent.headers)
     expect(new Set(timestamps.map((headers) => headers['webhook-timestamp'])).size).toBe(2)
     expect(new Set(timestamps.map((headers) => headers['webhook-id'])).size).toBe(1)
   })
