@@ -110,6 +110,8 @@ const settings = z.object({
   MESSAGE_MAX_CONTENT_BYTES: integer(65_536, 1, 1_048_576),
   /** Messages; past that the oldest leaves the queue. */
   MESSAGE_MAX_QUEUE_PER_AGENT: integer(10_000, 1, 1_000_000),
+  /** The terms that an operator accepts with `accept_terms`. */
+  TERMS_URL: url('https:', 'http:'),
   VERIFICATION_GATE: choice(['pipeline', 'stub'], 'pipeline'),
   VERIFICATION_TTL: duration('5m', '1s', '1h'),
   /** How long a verified token is believed without asking the database. */

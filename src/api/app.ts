@@ -19,6 +19,8 @@ export interface AppParts {
   /** Names the client that a request comes from. */
   clientAddress: (bindings: HttpBindings) => string
   logger: Logger
+  /** Where the terms are that operators accept, for the documentation. */
+  termsUrl: string | undefined
 }
 
 const requests = new Counter({
@@ -40,7 +42,8 @@ const sessionLookups = new Counter({
 
 const METHODS = new Set(['GET', 'POST', 'PUT', 'DELETE', 'HEAD', 'OPTIONS', 'PATCH'])
 
-export function createApp({ endpoints, admission, registry, clientAddress, logger }: AppParts): Hono<ApiEnvironment> {
+export function createApp(parts: AppParts): Hono<ApiEnvironment> {
+  const { endpoints, admission, registry, clientAddress, logger, termsUrl } = parts
   const app = new Hono<ApiEnvironment>({ getPath: (_request, options) => rawPath(options?.env as HttpBindings) })
 
   app.use('*', async (context, next) => {
@@ -91,7 +94,7 @@ export function createApp({ endpoints, admission, registry, clientAddress, logge
     }
   }
 
-  const document = createOpenApiDocument(endpoints)
+  const document = createOpenApiDocument(endpoints, termsUrl)
   const page = docsPage(document)
   app.get('/v1/openapi.json', (context) => {
     context.set('route', '/v1/openapi.json')

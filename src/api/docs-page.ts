@@ -1,6 +1,6 @@
 /** A readable page of the OpenAPI document: one file, no scripts, nothing fetched from elsewhere. */
 import { html, raw } from 'hono/html'
-import type { OpenApiDocument, OpenApiOperation } from './openapi.ts'
+import { type OpenApiDocument, type OpenApiOperation, PUBLIC_FOR_EVER } from './openapi.ts'
 
 const STYLE = `
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); --soft: color-mix(in srgb, currentColor 6%, transparent) }
@@ -35,8 +35,8 @@ export function docsPage(document: OpenApiDocument): Html {
 </head>
 <body>
 <h1>${document.info.title} API</h1>
-<p class="note">Version ${document.info.version} · <a href="/v1/openapi.json">OpenAPI document</a></p>
-<p>${prose(document.info.description)}</p>
+<p class="note">Version ${document.info.version} · <a href="/v1/openapi.json">OpenAPI document</a>${document.info.termsOfService === undefined ? '' : html` · <a href="${document.info.termsOfService}">Terms</a>`}</p>
+${document.info.description.split('\n\n').map((paragraph) => html`<p>${paragraph === PUBLIC_FOR_EVER ? html`<strong>${paragraph}</strong>` : prose(paragraph)}</p>`)}
 <nav><ul>${operations.map(
     ({ method, path, operation }) =>
       html`<li><a href="#${operation.operationId}"><code><span class="method">${method}</span> ${path}</code></a></li>`,

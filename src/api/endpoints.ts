@@ -23,6 +23,8 @@ export interface EndpointParts {
   /** Notes that a registry was read, which the reader does not wait for. */
   recordRegistryRead: (reader: string) => void
   limits: schemas.BodyLimits & { stateMaxKeyBytes: number }
+  /** Where the terms are that an operator accepts; undefined where none are published. */
+  termsUrl: string | undefined
 }
 
 /** A character may take six bytes as JSON (`\u0000`), and something must be left for the rest of the body. */
@@ -74,7 +76,7 @@ function health(): Endpoint {
   })
 }
 
-function operatorEndpoints({ registry, rememberSession }: EndpointParts): Endpoint[] {
+function operatorEndpoints({ registry, rememberSession, termsUrl }: EndpointParts): Endpoint[] {
   return [
     endpoint({
       operationId: 'registerOperator',
@@ -83,7 +85,7 @@ function operatorEndpoints({ registry, rememberSession }: EndpointParts): Endpoi
       summary: 'Register an operator',
       limit: 'client',
       body: {
-        schema: schemas.registerOperatorBody,
+        schema: schemas.registerOperatorBody({ termsUrl }),
         maxBytes: SMALL_BODY_BYTES,
         example: { contact_hash: 'sha256:9f86d081884c7d65', accept_terms: true },
       },
@@ -234,6 +236,7 @@ function messageEndpoints({ messaging, limits }: EndpointParts): Endpoint[] {
       method: 'POST',
       path: '/v1/messages',
       summary: 'Send a message',
+      description: 'Its content is public for ever, as are sender, recipient and time.',
       level: 'agent',
       limit: 'message',
       parameters: [
@@ -416,6 +419,7 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
       method: 'PUT',
       path: '/v1/state/{key}',
       summary: 'Create or overwrite a key',
+      description: 'Key and value are public for ever, also when they are overwritten or deleted later.',
       level: 'agent',
       limit: 'state_write',
       parameters: [keyParameter],
@@ -442,6 +446,7 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
       method: 'DELETE',
       path: '/v1/state/{key}',
       summary: 'Delete a key',
+      description: 'Agents find it no more. What it held stays in the public event log.',
       level: 'agent',
       limit: 'state_write',
       parameters: [keyParameter],

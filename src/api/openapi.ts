@@ -3,7 +3,7 @@ import { z } from 'zod'
 import type { Endpoint } from './endpoint.ts'
 import { CONTRACT_VERSION } from './endpoints.ts'
 import { ERROR_CODES, type ErrorCode } from './errors.ts'
-import { errorBody } from './schemas.ts'
+import { errorBody, termsInWords } from './schemas.ts'
 
 export interface OpenApiOperation {
   operationId: string
@@ -20,7 +20,7 @@ export interface OpenApiOperation {
 
 export interface OpenApiDocument {
   openapi: string
-  info: { title: string; version: string; description: string; license: object }
+  info: { title: string; version: string; description: string; termsOfService?: string; license: object }
   paths: Record<string, Record<string, OpenApiOperation>>
   components: object
 }
@@ -47,7 +47,14 @@ const limitHeaders = {
 }
 const retryHeader = { 'Retry-After': header('Whole seconds to wait, at least 1') }
 
-export function createOpenApiDocument(endpoints: readonly Endpoint[]): OpenApiDocument {
+/** What an author of an agent has to know before the first request. */
+export const PUBLIC_FOR_EVER =
+  'Everything that an agent sends is public, for ever: the contents of messages, who sent them to whom and when, keys and values of the ' +
+  'state, and which of them were read. It stays in the event log, which anyone may read, when the key is deleted or overwritten and the ' +
+  'message fetched, and there is no way to take it back. Send no secrets and no personal data; what only the recipient may read, encrypt.'
+
+/** @param termsUrl where the terms are that operators accept, if there are any */
+export function createOpenApiDocument(endpoints: readonly Endpoint[], termsUrl: string | undefined): OpenApiDocument {
   const paths: OpenApiDocument['paths'] = {}
   for (const endpoint of endpoints) {
     paths[endpoint.path] ??= {}
@@ -61,7 +68,8 @@ export function createOpenApiDocument(endpoints: readonly Endpoint[]): OpenApiDo
       version: CONTRACT_VERSION,
       description:
         'A kernel for AI agents: register, find each other, exchange messages, share state. Bodies are JSON in UTF-8, sizes are bytes of UTF-8, ' +
-        'times are RFC 3339 in UTC. Everything that happens goes to a public event log.',
+        `times are RFC 3339 in UTC.\n\n${PUBLIC_FOR_EVER}\n\nWho registers an operator accepts its terms: ${termsInWords(termsUrl)}.`,
+      ...(termsUrl !== undefined && { termsOfService: termsUrl }),
       license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
     },
     paths,

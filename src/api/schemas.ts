@@ -12,12 +12,21 @@ export interface BodyLimits {
   stateMaxValueBytes: number
 }
 
-export const registerOperatorBody = z.object({
-  contact_hash: text()
-    .min(1, 'must not be empty')
-    .describe('How the operator may be recognised later; public, so not the contact itself'),
-  accept_terms: z.literal(true, 'must be true'),
-})
+/** Which terms `accept_terms` is about, in words. `termsUrl`: where they are, if the operator of the kernel has published any. */
+export function termsInWords(termsUrl: string | undefined): string {
+  return termsUrl === undefined ? 'the operator of this kernel has published no terms' : `the terms are at ${termsUrl}`
+}
+
+export function registerOperatorBody({ termsUrl }: { termsUrl: string | undefined }) {
+  return z.object({
+    contact_hash: text()
+      .min(1, 'must not be empty')
+      .describe('How the operator may be recognised later; public for ever, so not the contact itself'),
+    accept_terms: z
+      .literal(true, `must be true; ${termsInWords(termsUrl)}`)
+      .describe(`That its terms are accepted: ${termsInWords(termsUrl)}`),
+  })
+}
 
 export const registerAgentBody = z.object({
   verification_response: z.object({
@@ -42,7 +51,7 @@ export function sendMessageBody({ messageMaxContentBytes }: Pick<BodyLimits, 'me
       .refine((value) => Buffer.byteLength(value) <= messageMaxContentBytes, {
         error: `must be at most ${messageMaxContentBytes} bytes of UTF-8`,
       })
-      .describe(`1 to ${messageMaxContentBytes} bytes of UTF-8, opaque`),
+      .describe(`1 to ${messageMaxContentBytes} bytes of UTF-8, opaque; public for ever`),
   })
 }
 
@@ -53,7 +62,7 @@ export function writeStateBody({ stateMaxValueBytes }: Pick<BodyLimits, 'stateMa
         error: `must be at most ${stateMaxValueBytes} bytes of UTF-8`,
         params: { error: 'value_too_large' },
       })
-      .describe(`0 to ${stateMaxValueBytes} bytes of UTF-8, opaque`),
+      .describe(`0 to ${stateMaxValueBytes} bytes of UTF-8, opaque; public for ever`),
   })
 }
 

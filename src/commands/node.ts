@@ -124,6 +124,7 @@ export async function startNode(
       stateMaxValueBytes: config.STATE_MAX_VALUE_BYTES,
       messageMaxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES,
     },
+    termsUrl: config.TERMS_URL,
   })
   const app = createApp({
     endpoints,
@@ -134,6 +135,7 @@ export async function startNode(
       ipv6Prefix: config.RATE_LIMIT_IPV6_PREFIX,
     }),
     logger,
+    termsUrl: config.TERMS_URL,
   })
   const internal = await startInternalServer({
     host: config.HOST,

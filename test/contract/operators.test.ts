@@ -1,10 +1,12 @@
 import { describe, expect, it } from 'vitest'
 import { Client, operatorCreated } from '../support/client.ts'
-import { sharedTarget } from '../support/target.ts'
+import { ownTarget, sharedTarget } from '../support/target.ts'
 import { expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 
 const target = await sharedTarget()
 const client = new Client(target.baseUrl)
+const TERMS_URL = 'https://terms.example/agents?v=1&lang=en'
+const withTerms = new Client((await ownTarget({ TERMS_URL })).baseUrl)
 
 const register = (json: unknown) => client.request('POST', '/v1/operators', { json })
 
@@ -53,5 +55,28 @@ describe('POST /v1/operators', () => {
     const { operator_id } = (await register({ contact_hash: contactHash, accept_terms: true })).as(201, operatorCreated)
     const [event] = ofType(await target.events(since), 'operator_created')
     expect(event?.data).toEqual({ operator_id, contact_hash: contactHash, accepted_terms: true })
+  })
+})
+
+describe('the terms', () => {
+  it.each([{ contact_hash: 'x' }, { contact_hash: 'x', accept_terms: false }])(
+    'are named where they are not accepted: %j',
+    async (json) => {
+      const answer = await withTerms.request('POST', '/v1/operators', { json })
+      expectRefusal(answer, 400)
+      expect(answer.body.toString()).toContain(TERMS_URL)
+      const without = await client.request('POST', '/v1/operators', { json })
+      expectRefusal(without, 400)
+      expect(without.body.toString()).toContain('has published no terms')
+    },
+  )
+
+  it('are named in the documentation, or that there are none', async () => {
+    const info = async (of: Client) => JSON.parse((await of.request('GET', '/v1/openapi.json')).body.toString()).info
+    expect(await info(withTerms)).toMatchObject({ termsOfService: TERMS_URL })
+    expect(await info(client)).not.toHaveProperty('termsOfService')
+    const page = (await withTerms.request('GET', '/docs')).body.toString()
+    expect(page).toContain(`<a href="${TERMS_URL.replace('&', '&amp;')}">Terms</a>`)
+    expect((await client.request('GET', '/docs')).body.toString()).toContain('has published no terms')
   })
 })

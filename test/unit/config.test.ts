@@ -109,6 +109,11 @@ const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> 
   STATE_MAX_VALUE_BYTES: between(1, 1_048_576),
   MESSAGE_MAX_CONTENT_BYTES: between(1, 1_048_576),
   MESSAGE_MAX_QUEUE_PER_AGENT: between(1, 1_000_000),
+  TERMS_URL: {
+    wrong: ['terms', 'ftp://example.org/terms', 'javascript:alert(1)', '//example.org'],
+    right: 'a URL beginning with https:// or http://',
+    good: ['https://example.org/terms', 'http://localhost/terms'],
+  },
   VERIFICATION_GATE: oneOf('pipeline', 'stub'),
   VERIFICATION_TTL: lasting('1s', '1h', '999ms', '61m'),
   SESSION_TTL: lasting('1s', '30s', '999ms', '31s', '1m'),

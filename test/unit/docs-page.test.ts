@@ -25,7 +25,10 @@ const operation = z.object({
 })
 const document = (await client.request('GET', '/v1/openapi.json')).as(
   200,
-  z.object({ paths: z.record(z.string(), z.record(z.string(), operation)) }),
+  z.object({
+    info: z.object({ description: z.string() }),
+    paths: z.record(z.string(), z.record(z.string(), operation)),
+  }),
 )
 const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
   Object.entries(methods).map(([method, entry]) => ({ title: `${method.toUpperCase()} ${path}`, ...entry })),
@@ -83,6 +86,12 @@ describe('the page', () => {
     for (const part of ['Authorization: Bearer <token>', 'operator', 'sk_live_', 'agent', 'at_live_', 'Retry-After']) {
       expect(section).toContain(part)
     }
+  })
+
+  it('says before anything else that what agents send is public for ever', () => {
+    expect(textOf(page.slice(0, page.indexOf('<nav>')))).toContain('Everything that an agent sends is public, for ever')
+    expect(document.info.description).toContain('Everything that an agent sends is public, for ever')
+    for (const id of ['sendMessage', 'writeState']) expect(textOf(sectionOf(id))).toContain('public for ever')
   })
 
   it('shows code as code', () => {

@@ -57,6 +57,7 @@ const document = z.strictObject({
     title: z.string().min(1),
     version: z.string().min(1),
     description: z.string().min(1),
+    termsOfService: z.string().optional(),
     license: z.strictObject({ name: z.string(), identifier: z.string() }),
   }),
   paths: z.record(
