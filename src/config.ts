@@ -3,6 +3,7 @@
  * A wrong setting stops the program at start with its name, its value and what would be right.
  */
 import { z } from 'zod'
+import { editDistance } from './platform/edit-distance.ts'
 
 /** A setting (or a combination of them) that cannot be used; the message says which and what would be right. */
 export class ConfigError extends Error {
@@ -78,6 +79,8 @@ const settings = z.object({
   HOST: z.string().min(1).default('0.0.0.0'),
   /** Metrics, livez, readyz, the event log for operators. Not for the public. */
   INTERNAL_PORT: port(9090),
+  /** Address of the internal port: by default HOST in a cluster, whose nodes are probed from outside, and 127.0.0.1 for `serve`. */
+  INTERNAL_HOST: z.string().min(1).optional(),
   OBSERVE_PORT: port(8090),
   /** Embedded storage only. */
   DATA_DIR: z.string().min(1).default('./data'),
@@ -156,6 +159,8 @@ export interface ClusterServers {
 export type Config = Readonly<Settings> & {
   /** Set: cluster storage. Undefined: embedded storage in DATA_DIR. */
   readonly cluster: ClusterServers | undefined
+  /** Address that the internal port is bound to. */
+  readonly internalHost: string
 }
 
 /**
@@ -180,8 +185,50 @@ export function loadConfig(
   if (config.AUTH_VERIFIER === 'hmac' && config.AUTH_HMAC_KEY === undefined) {
     throw new ConfigError('AUTH_HMAC_KEY is missing: AUTH_VERIFIER=hmac needs a secret of at least 32 characters')
   }
-  return { ...config, cluster: partOfCluster ? undefined : clusterServers(config) }
+  const cluster = partOfCluster ? undefined : clusterServers(config)
+  return { ...config, cluster, internalHost: config.INTERNAL_HOST ?? (cluster ? config.HOST : '127.0.0.1') }
 }
+
+/** For a command that listens on both. Throws `ConfigError` where the ports of agents and of operators are the same. */
+export function checkPorts({ PORT, INTERNAL_PORT, HOST, internalHost }: Config): void {
+  const areAll = (host: string) => host === '0.0.0.0' || host === '::'
+  const overlap = HOST === internalHost || areAll(HOST) || areAll(internalHost)
+  if (PORT !== INTERNAL_PORT || PORT === 0 || !overlap) return
+  throw new ConfigError(`PORT and INTERNAL_PORT are both ${PORT}: the internal port is not for agents, give it another`)
+}
+
+/** Whose prefix means that a setting of ours was meant, whatever follows. */
+const OUR_PREFIXES = ['RATE_LIMIT_', 'WEBHOOK_', 'STATE_', 'MESSAGE_', 'DATABASE_', 'REDIS_', 'NATS_']
+/**
+ * … unless it is another program's: passwords and addresses that the configuration of the servers is made with (docker-compose.yml,
+ * deploy/), programs of the tests, what Kubernetes says of services and systemd of directories.
+ */
+const OF_OTHERS =
+  /_(PASSWORD|BIN|PORT|DIR)$|_(SERVICE|SERVER|PORT)_|^NATS_(HOST|ROUTES|MAX_FILE_STORE)$|^DATABASE_URL_OF_THE_OWNER$|^STATE_DIRECTORY$/
+/** Letters of a setting for each that may be mistyped: one in `HOST`, as `HOME` is two from it. */
+const LETTERS_A_TYPO = 5
+
+/**
+ * The names in an environment that look like settings and are none, with the setting that each is nearest to. Most variables of an environment
+ * are other programs': only what shares a prefix with settings, or is a typing error away from one, is taken for ours.
+ */
+export function unknownSettings(
+  environment: Readonly<Record<string, string | undefined>>,
+): { name: string; nearest: string }[] {
+  return Object.keys(environment).flatMap((name) => {
+    if (settingNames.includes(name) || environment[name] === '') return []
+    const upper = name.toUpperCase().slice(0, MAX_NAME_LENGTH)
+    const [nearest, distance] = settingNames
+      .map((setting) => [setting, editDistance(upper, setting)] as const)
+      .reduce((best, each) => (each[1] < best[1] ? each : best))
+    const isTypo = distance <= Math.ceil(nearest.length / LETTERS_A_TYPO)
+    const isOurs = OUR_PREFIXES.some((prefix) => name.startsWith(prefix)) && !OF_OTHERS.test(name)
+    return isTypo || isOurs ? [{ name, nearest }] : []
+  })
+}
+
+/** Of a name so much is compared: no setting is longer. */
+const MAX_NAME_LENGTH = 64
 
 function clusterServers(config: Settings): ClusterServers | undefined {
   const given = {

@@ -1,6 +1,6 @@
 /** The command line: one command per role, and the operator's commands. */
 import { parseArgs } from 'node:util'
-import { type Config, ConfigError, loadConfig } from './config.ts'
+import { type Config, ConfigError, loadConfig, unknownSettings } from './config.ts'
 import { endAtSignals } from './platform/shutdown.ts'
 
 interface Command {
@@ -110,6 +110,9 @@ async function main(args: string[]): Promise<void> {
   if (values.help) {
     console.log(command.help)
     return
+  }
+  for (const { name, nearest } of unknownSettings(process.env)) {
+    console.error(`${name} is not a setting, and changes nothing: is ${nearest} meant?`)
   }
   await command.run(loadConfig(process.env, { partOfCluster: command.partOfCluster ?? false }), positionals)
 }

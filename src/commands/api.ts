@@ -1,6 +1,6 @@
 /** `api`: a stateless node of a cluster. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Config } from '../config.ts'
+import { type Config, checkPorts } from '../config.ts'
 import { createLogger } from '../platform/logger.ts'
 import { untilStopped } from '../platform/shutdown.ts'
 import { openCluster } from './cluster.ts'
@@ -12,6 +12,7 @@ const PATIENCE = { patienceMs: 900, startDelayMs: 900 }
 const DRAIN_MS = 1_000
 
 export async function api(config: Config): Promise<void> {
+  checkPorts(config)
   const logger = createLogger(config.LOG_LEVEL, 'api')
   const cluster = await openCluster(config, 'api', PATIENCE, logger)
   const node = await startNode(config, cluster.storage, cluster.checks, logger)

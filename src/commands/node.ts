@@ -138,7 +138,7 @@ export async function startNode(
     termsUrl: config.TERMS_URL,
   })
   const internal = await startInternalServer({
-    host: config.HOST,
+    host: config.internalHost,
     port: config.INTERNAL_PORT,
     checks,
     readEvents: async ({ since, limit }) => (await log.read(since, limit)).map(formatEvent),

@@ -2,16 +2,17 @@
 import { randomUUID } from 'node:crypto'
 import { join } from 'node:path'
 import { MemoryAdmission } from '../access/memory-admission.ts'
-import { type Config, ConfigError } from '../config.ts'
+import { type Config, ConfigError, checkPorts } from '../config.ts'
 import { EmbeddedEventLog } from '../events/embedded-event-log.ts'
 import { Progress } from '../events/progress.ts'
 import { EmbeddedMessageQueue } from '../messaging/embedded-message-queue.ts'
 import { isToBePushed } from '../messaging/messages-of-log.ts'
 import { openEmbedded } from '../platform/database.ts'
-import { lockDirectory } from '../platform/directory-lock.ts'
+import { inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import { createLogger } from '../platform/logger.ts'
 import { migrate } from '../platform/migrate.ts'
 import { untilStopped } from '../platform/shutdown.ts'
+import { urlHost } from '../platform/url-host.ts'
 import { DatabaseProjection } from '../projector/database-projection.ts'
 import { runProjector } from '../projector/projector.ts'
 import { Doorbell } from '../webhooks/doorbell.ts'
@@ -27,9 +28,10 @@ export async function serve(config: Config): Promise<void> {
       'serve runs on embedded storage: unset DATABASE_URL, REDIS_URL and NATS_URL, or use the commands api and worker for a cluster',
     )
   }
+  checkPorts(config)
   const logger = createLogger(config.LOG_LEVEL, 'serve')
   const unlock = await lockDirectory(config.DATA_DIR)
-  const database = await openEmbedded(join(config.DATA_DIR, 'database'))
+  const database = await inDirectory(config.DATA_DIR, () => openEmbedded(join(config.DATA_DIR, 'database')))
   await migrate(database)
   const log = await EmbeddedEventLog.open(database)
   const progress = new Progress()
@@ -67,7 +69,7 @@ export async function serve(config: Config): Promise<void> {
   const node = await startNode(config, storage, {}, logger)
   const stopped = untilStopped(logger, config.SHUTDOWN_TIMEOUT)
   console.log(
-    `Tabulum serves the agent API on http://${shownHost(config.HOST)}:${node.port} (reference at /docs), data in ${config.DATA_DIR} (embedded storage)`,
+    `Tabulum serves the agent API on http://${urlHost(config.HOST)}:${node.port} (reference at /docs), data in ${config.DATA_DIR} (embedded storage)`,
   )
 
   await stopped
@@ -79,8 +81,4 @@ export async function serve(config: Config): Promise<void> {
   await log.close()
   await database.destroy()
   unlock()
-}
-
-function shownHost(host: string): string {
-  return host === '0.0.0.0' || host === '::' ? 'localhost' : host
 }

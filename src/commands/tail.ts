@@ -4,6 +4,7 @@ import type { Config } from '../config.ts'
 import { formatEvent } from '../events/event.ts'
 import { readEvents } from '../events/event-log.ts'
 import { StartupError } from '../platform/startup-error.ts'
+import { urlHost } from '../platform/url-host.ts'
 import { openForReading } from './verify.ts'
 
 const POLL_MS = 500
@@ -29,7 +30,7 @@ async function tailCluster(config: Config, since: number): Promise<void> {
 
 /** Embedded storage is held by the running kernel, which is asked. */
 async function tailEmbedded(config: Config, since: number): Promise<void> {
-  const host = config.HOST === '0.0.0.0' ? '127.0.0.1' : config.HOST
+  const host = urlHost(config.internalHost)
   for (let position = since; ; ) {
     const url = `http://${host}:${config.INTERNAL_PORT}/events?since=${position}&limit=${PAGE}`
     const response = await fetch(url, { signal: AbortSignal.timeout(30_000) }).catch((error: unknown) => {

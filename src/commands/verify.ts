@@ -6,7 +6,7 @@ import type { EventLog } from '../events/event-log.ts'
 import { JetStreamEventLog } from '../events/jetstream-event-log.ts'
 import { verify as verifyProjections } from '../maintenance/verify.ts'
 import { type Database, openEmbedded } from '../platform/database.ts'
-import { lockDirectory } from '../platform/directory-lock.ts'
+import { inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import { createLogger } from '../platform/logger.ts'
 import { checkSchema } from '../platform/migrate.ts'
 import { connectNats } from '../platform/nats.ts'
@@ -36,7 +36,7 @@ export async function openForReading(
 ): Promise<{ database: Database; log: EventLog; close: () => Promise<void> }> {
   if (!config.cluster) {
     const unlock = await lockDirectory(config.DATA_DIR)
-    const database = await openEmbedded(join(config.DATA_DIR, 'database'))
+    const database = await inDirectory(config.DATA_DIR, () => openEmbedded(join(config.DATA_DIR, 'database')))
     return {
       database,
       log: await EmbeddedEventLog.open(database),

@@ -20,7 +20,11 @@ export async function worker(config: Config): Promise<void> {
     stateUsage: () => state.usage(),
     stateCapacityBytes: config.STATE_CAPACITY_BYTES,
   })
-  const internal = await startInternalServer({ host: config.HOST, port: config.INTERNAL_PORT, checks: cluster.checks })
+  const internal = await startInternalServer({
+    host: config.internalHost,
+    port: config.INTERNAL_PORT,
+    checks: cluster.checks,
+  })
   const pushing = await startPushing(config, cluster.storage, logger)
   const stopped = untilStopped(logger, config.SHUTDOWN_TIMEOUT)
   logger.info({ internalPort: internal.port }, 'worker works')

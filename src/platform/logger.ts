@@ -4,5 +4,8 @@ import { type Logger, pino } from 'pino'
 export type { Logger }
 
 export function createLogger(level: string, role: string): Logger {
-  return pino({ level, base: { role }, timestamp: pino.stdTimeFunctions.isoTime })
+  const output = pino.destination({ dest: 1, sync: true })
+  // What nobody can read any more, as when the terminal was closed, is lost; the work is not.
+  output.on('error', () => {})
+  return pino({ level, base: { role }, timestamp: pino.stdTimeFunctions.isoTime }, output)
 }

@@ -2,7 +2,8 @@
 import { constants } from 'node:os'
 import type { Logger } from './logger.ts'
 
-const SIGNALS = ['SIGTERM', 'SIGINT'] as const
+/** SIGHUP is what a process gets whose terminal is closed. */
+const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const
 
 /**
  * Lets a signal end the process at once, until `untilStopped` is called. That is what signals do anyway, but not to the first process of a
@@ -17,18 +18,29 @@ function endAtOnce(signal: NodeJS.Signals): void {
 }
 
 /**
- * Resolves at SIGTERM or SIGINT, after which the process has `timeoutMs` to end by itself; past that, or at a second signal, it
- * ends with status 1. To be called before the program says that it is ready: a signal may come at once.
+ * One press of Ctrl-C comes twice, from the terminal and from npm, which passes it on; so does the end of a terminal, as SIGHUP and more. What
+ * comes so soon is the same wish.
+ */
+const SAME_WISH_MS = 1_000
+
+/**
+ * Resolves at SIGTERM, SIGINT or SIGHUP, after which the process has `timeoutMs` to end by itself; past that, or at a second signal (no sooner
+ * than a second later), it ends with status 1. To be called before the program says that it is ready: a signal may come at once.
  */
 export async function untilStopped(logger: Logger, timeoutMs: number): Promise<void> {
   const signal = await new Promise<NodeJS.Signals>((resolve) => {
     for (const name of SIGNALS) process.off(name, endAtOnce).once(name, resolve)
   })
+  const since = performance.now()
   logger.info({ signal }, 'stopping')
   const force = (why: string) => {
     logger.error(`stopped by force: ${why}`)
     process.exit(1)
   }
-  for (const name of SIGNALS) process.once(name, () => force('a second signal'))
+  for (const name of SIGNALS) {
+    process.on(name, () => {
+      if (performance.now() - since > SAME_WISH_MS) force('a second signal')
+    })
+  }
   setTimeout(() => force(`not done within ${timeoutMs} ms`), timeoutMs).unref()
 }

@@ -5,8 +5,9 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { lockDirectory } from '../../src/platform/directory-lock.ts'
 import { Client } from '../support/client.ts'
-import { startKernel } from '../support/kernel.ts'
+import { freshDataDirectory, startKernel } from '../support/kernel.ts'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 /** The promises, times what a busy machine may add: what is off by more is broken. */
@@ -107,6 +108,14 @@ describe('what is wrong is said in one message, without a stack trace, with exit
     [['serve'], { PORT: 'eighty' }, 'PORT="eighty": must be a whole number from 0 to 65535'],
     [['serve'], { SESSION_TTL: '1h', LOG_LEVEL: 'loud' }, 'LOG_LEVEL="loud": must be one of trace, debug'],
     [['serve'], { AUTH_VERIFIER: 'hmac' }, 'AUTH_HMAC_KEY is missing'],
+    [['serve'], { PORT: '9090', INTERNAL_PORT: '9090' }, 'PORT and INTERNAL_PORT are both 9090'],
+    [['serve'], { DATA_DIR: '/proc/nope' }, 'cannot keep data in /proc/nope (ENOENT'],
+    [['verify'], { DATA_DIR: '/proc/nope' }, 'cannot keep data in /proc/nope (ENOENT'],
+    [
+      ['serve'],
+      { PROT: '80', RATE_LIMIT_MESSAGES_PER_MIN: '1', DATA_DIR: '/proc/nope' },
+      'PROT is not a setting, and changes nothing: is PORT meant?\nRATE_LIMIT_MESSAGES_PER_MIN is not',
+    ],
     [['serve'], { DATABASE_URL: 'postgres://localhost/x' }, 'REDIS_URL and NATS_URL missing'],
     [
       ['serve'],
@@ -263,3 +272,110 @@ async function appearance(path: string, ended: Promise<unknown>): Promise<void> 
   const { existsSync } = await import('node:fs')
   while (!isOver && !existsSync(path)) await new Promise((resolve) => setTimeout(resolve, 2))
 }
+
+/** The kernel, begun by something that stands between it and its user: a program and its arguments. */
+function startThrough(command: string, args: string[], dataDir: string) {
+  const child = spawn(command, args, {
+    cwd: ROOT,
+    env: {
+      PATH: process.env.PATH,
+      HOME: directory,
+      NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE,
+      HOST: '127.0.0.1',
+      PORT: '0',
+      INTERNAL_PORT: '0',
+      DATA_DIR: dataDir,
+      LOG_LEVEL: 'info',
+      BCRYPT_COST: '4',
+    },
+    // A process group of its own, as a terminal makes one of what it runs.
+    detached: true,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  let out = ''
+  const waiting = new Set<() => void>()
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (text: string) => {
+      out += text
+      for (const look of waiting) look()
+    })
+  }
+  const ended = once(child, 'close').then(([code]) => code as number | null)
+  const printed = (text: string) =>
+    new Promise<void>((resolve, reject) => {
+      const look = () => {
+        if (!out.includes(text)) return
+        waiting.delete(look)
+        resolve()
+      }
+      waiting.add(look)
+      look()
+      void ended.then(() => reject(new Error(`ended without ${JSON.stringify(text)}: ${out}`)))
+    })
+  const end = () => {
+    try {
+      process.kill(-(child.pid ?? 0), 'SIGKILL')
+    } catch {
+      // It is gone already, with all that it began.
+    }
+  }
+  return { child, ended, printed, output: () => out, [Symbol.dispose]: end }
+}
+
+describe('the kernel under another program ends in order, and gives its data directory back', () => {
+  it.each([
+    ['npm', 'SIGTERM', 'npm'],
+    ['npm', 'SIGINT', 'npm'],
+    ['the whole group, as Ctrl-C does', 'SIGINT', 'group'],
+    ['the whole group, as a terminal that is closed does', 'SIGHUP', 'group'],
+  ] as const)('%s gets %s', async (_what, signal, whom) => {
+    const dataDir = await freshDataDirectory()
+    using running = startThrough('npm', ['start', '--silent'], dataDir)
+    await running.printed('Tabulum serves')
+    process.kill((running.child.pid ?? 0) * (whom === 'group' ? -1 : 1), signal)
+    // Its output is the kernel's too: it closes when both are gone.
+    await running.ended
+    expect(running.output()).toContain('"msg":"stopping"')
+    expect(running.output()).not.toContain('by force')
+    ;(await lockDirectory(dataDir))()
+  })
+
+  it('a terminal that is closed', async () => {
+    const dataDir = await freshDataDirectory()
+    using running = startThrough('python3', ['-c', IN_A_TERMINAL, process.execPath], dataDir)
+    expect(await running.ended).toBe(0)
+    expect(running.output()).toBe('ended with 0\n')
+    ;(await lockDirectory(dataDir))()
+  })
+})
+
+/** Runs `serve` in a terminal, closes that when the kernel is ready, and says how it ended. */
+const IN_A_TERMINAL = `
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+  os.execv(sys.argv[1], [sys.argv[1], 'src/main.ts', 'serve'])
+shown = b''
+while b'Tabulum serves' not in shown:
+  shown += os.read(terminal, 65536)
+os.close(terminal)
+status = os.waitpid(pid, 0)[1]
+print('ended with', os.waitstatus_to_exitcode(status))
+`
+
+it('an address of IPv6 is announced in brackets', async () => {
+  const dataDir = await freshDataDirectory()
+  const running = start(['serve'], { HOST: '::1', DATA_DIR: dataDir, LOG_LEVEL: 'info' })
+  const { line } = await running.ready()
+  const [, url] = /^Tabulum serves the agent API on (http:\/\/\[::1\]:\d+) /.exec(line) ?? []
+  expect((await fetch(`${url}/v1/health`)).status).toBe(200)
+  expect((await running.end('SIGHUP')).code).toBe(0)
+})
+
+it('the internal port of serve is for this machine alone', async () => {
+  await using kernel = await startKernel({ HOST: '0.0.0.0' })
+  const elsewhere = (url: string) => url.replace('127.0.0.1', '127.0.0.2')
+  expect((await fetch(`${kernel.internalUrl}/livez`)).status).toBe(200)
+  expect((await fetch(`${elsewhere(kernel.baseUrl)}/v1/health`)).status).toBe(200)
+  await expect(fetch(`${elsewhere(kernel.internalUrl)}/livez`)).rejects.toThrow('fetch failed')
+})

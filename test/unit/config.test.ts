@@ -1,6 +1,7 @@
+import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { ConfigError, loadConfig, settingNames } from '../../src/config.ts'
+import { ConfigError, checkPorts, loadConfig, settingNames, unknownSettings } from '../../src/config.ts'
 
 /** The settings and defaults that the documentation promises. */
 const DEFAULTS = {
@@ -40,7 +41,7 @@ const DEFAULTS = {
 }
 
 /** Any text but the empty one will do for these, or is found wrong only when it is used. */
-const FREE_TEXT = ['HOST', 'DATA_DIR', 'WEBHOOK_CA_FILE']
+const FREE_TEXT = ['HOST', 'INTERNAL_HOST', 'DATA_DIR', 'WEBHOOK_CA_FILE']
 
 const NOT_NUMBERS = ['x', '-1', '1.5', '1e3', '0x10', ' 5', '5 ', '99999999999999999', 'NaN', 'Infinity', '١']
 const NOT_DURATIONS = ['5', '5 s', '5sec', '-5s', '1.5s', '1d', 's', '5S', '0s', '9999999999s']
@@ -266,5 +267,85 @@ describe('combinations', () => {
   it('of hmac without its key are refused', () => {
     expect(messageOf({ AUTH_VERIFIER: 'hmac' })).toContain('AUTH_HMAC_KEY is missing')
     expect(loadConfig({ AUTH_VERIFIER: 'hmac', AUTH_HMAC_KEY: 'x'.repeat(32) }).AUTH_VERIFIER).toBe('hmac')
+  })
+})
+
+describe('the internal port', () => {
+  const cluster = { DATABASE_URL: 'postgres://a/b', REDIS_URL: 'redis://c', NATS_URL: 'nats://d' }
+
+  it('is on 127.0.0.1 for serve, where the other is for a cluster, or where INTERNAL_HOST says', () => {
+    expect(loadConfig({ HOST: '10.0.0.1' }).internalHost).toBe('127.0.0.1')
+    expect(loadConfig(cluster).internalHost).toBe('0.0.0.0')
+    expect(loadConfig({ ...cluster, HOST: '10.0.0.1' }).internalHost).toBe('10.0.0.1')
+    for (const servers of [{}, cluster]) {
+      expect(loadConfig({ ...servers, INTERNAL_HOST: '::1' }).internalHost).toBe('::1')
+    }
+  })
+
+  it.each([
+    { PORT: '9090' },
+    { INTERNAL_PORT: '8080', INTERNAL_HOST: '0.0.0.0' },
+    { PORT: '1', INTERNAL_PORT: '1', HOST: '127.0.0.1' },
+    { PORT: '1', INTERNAL_PORT: '1', HOST: '10.0.0.1', INTERNAL_HOST: '::' },
+  ])('cannot be that of agents: %j', (environment) => {
+    expect(() => checkPorts(loadConfig(environment))).toThrow(/^PORT and INTERNAL_PORT are both \d+/)
+  })
+
+  it.each([{ PORT: '0', INTERNAL_PORT: '0' }, { PORT: '9090', HOST: '10.0.0.1' }, {}])(
+    'can be, where they do not meet: %j',
+    (environment) => {
+      expect(() => checkPorts(loadConfig(environment))).not.toThrow()
+    },
+  )
+})
+
+describe('settings that do not exist', () => {
+  it.each([
+    ['PROT', 'PORT'],
+    ['PORTS', 'PORT'],
+    ['port', 'PORT'],
+    ['RATE_LIMIT_MESSAGES_PER_MIN', 'RATE_LIMIT_MESSAGE_PER_MIN'],
+    ['RATE_LIMIT_STATE_WRITES', 'RATE_LIMIT_STATE_WRITE_PER_MIN'],
+    ['LOGLEVEL', 'LOG_LEVEL'],
+    ['DATADIR', 'DATA_DIR'],
+    ['WEBHOOK_RETRIES', 'WEBHOOK_MAX_RETRIES'],
+    ['STATE_CAPACITY', 'STATE_CAPACITY_BYTES'],
+    ['DATABASE_URI', 'DATABASE_URL'],
+    ['REDIS_URLS', 'REDIS_URL'],
+    ['NATS_URLS', 'NATS_URL'],
+    ['TRUSTED_PROXY', 'TRUSTED_PROXIES'],
+  ])('%s is said to be near %s', (name, nearest) => {
+    expect(unknownSettings({ [name]: 'x' })).toEqual([{ name, nearest }])
+  })
+
+  it('are not taken for ours where they are other programs’', () => {
+    const others = [
+      ...['HOME', 'HOSTNAME', 'PATH', 'PWD', 'TERM', 'USER', 'SHELL', 'LANG', 'PS1', 'POSIX', 'HOSTTYPE', 'MAIL', 'TZ'],
+      ...['SESSION_MANAGER', 'STATE_DIRECTORY', 'NODE_ENV', 'NODE_COMPILE_CACHE', 'PGDATA', 'CI', 'http_proxy'],
+      ...['REDIS_SERVICE_HOST', 'REDIS_PORT', 'NATS_PORT_4222_TCP_ADDR', 'NATS_SERVER_BIN', 'REDIS_KERNEL_PASSWORD'],
+    ]
+    expect(unknownSettings(Object.fromEntries(others.map((name) => [name, 'x'])))).toEqual([])
+  })
+
+  it('are not those that the configuration of the servers is made with', () => {
+    const files = [
+      'docker-compose.yml',
+      '.env.example',
+      'deploy/nats/nats.conf',
+      'deploy/redis/start.sh',
+      'docs/deploying.md',
+    ]
+    const names = files.flatMap((file) => readFileSync(file, 'utf8').match(/\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b/g) ?? [])
+    expect(names.length).toBeGreaterThan(50)
+    expect(unknownSettings(Object.fromEntries(names.map((name) => [name, 'x'])))).toEqual([])
+  })
+
+  it('are not the ones that do, nor those that are empty', () => {
+    expect(unknownSettings(Object.fromEntries(settingNames.map((name) => [name, 'x'])))).toEqual([])
+    expect(unknownSettings({ PROT: '' })).toEqual([])
+  })
+
+  it('whatever their names, are found without an error', () => {
+    fc.assert(fc.property(fc.dictionary(fc.string(), fc.string()), (environment) => void unknownSettings(environment)))
   })
 })
