@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { lockDirectory } from '../../src/platform/directory-lock.ts'
 import { Client } from '../support/client.ts'
 import { freshDataDirectory, startKernel } from '../support/kernel.ts'
@@ -319,7 +319,9 @@ function startThrough(command: string, args: string[], dataDir: string) {
       // It is gone already, with all that it began.
     }
   }
-  return { child, ended, printed, output: () => out, [Symbol.dispose]: end }
+  // Also where the test is given up on, waiting for what does not end.
+  onTestFinished(end)
+  return { child, ended, printed, output: () => out }
 }
 
 describe('the kernel under another program ends in order, and gives its data directory back', () => {
@@ -330,7 +332,7 @@ describe('the kernel under another program ends in order, and gives its data dir
     ['the whole group, as a terminal that is closed does', 'SIGHUP', 'group'],
   ] as const)('%s gets %s', async (_what, signal, whom) => {
     const dataDir = await freshDataDirectory()
-    using running = startThrough('npm', ['start', '--silent'], dataDir)
+    const running = startThrough('npm', ['start', '--silent'], dataDir)
     await running.printed('Tabulum serves')
     process.kill((running.child.pid ?? 0) * (whom === 'group' ? -1 : 1), signal)
     // Its output is the kernel's too: it closes when both are gone.
@@ -342,7 +344,7 @@ describe('the kernel under another program ends in order, and gives its data dir
 
   it('a terminal that is closed', async () => {
     const dataDir = await freshDataDirectory()
-    using running = startThrough('python3', ['-c', IN_A_TERMINAL, process.execPath], dataDir)
+    const running = startThrough('python3', ['-c', IN_A_TERMINAL, process.execPath], dataDir)
     expect(await running.ended).toBe(0)
     expect(running.output()).toBe('ended with 0\n')
     ;(await lockDirectory(dataDir))()
