@@ -16,6 +16,8 @@ export interface RegisteredAgent extends Agent {
 
 export interface Candidate {
   identity: string
+  /** The operator itself, or the agent's. */
+  operatorId: string
   tokenHash: string
 }
 
@@ -92,7 +94,11 @@ export class RegistryStore {
     return roundTrip(this.#database, 'find_by_token', () =>
       this.#database
         .selectFrom(table)
-        .select([sql<string>`${sql.ref(identity)}`.as('identity'), 'token_hash as tokenHash'])
+        .select([
+          sql<string>`${sql.ref(identity)}`.as('identity'),
+          'operator_id as operatorId',
+          'token_hash as tokenHash',
+        ])
         .where('token_lookup', '=', lookup)
         .where('seq', 'is not', null)
         .where('revoked_at', 'is', null)

@@ -33,6 +33,8 @@ export interface Verification {
 
 /** Registered agents, which never change: ~200 bytes each. */
 const MAX_KNOWN_AGENTS = 200_000
+/** Operators that are yet to be share one operator's part of the hashing. */
+const NEW_OPERATORS = 'new operators'
 const CURSOR_LIST = 'registry'
 /** Of all pages kept, the sum of their agents: some 20 MB. */
 const MAX_KNOWN_PAGE_ROWS = 100_000
@@ -80,9 +82,10 @@ export class Registry {
 
   /** Registers an operator. The token in the answer is the only copy. */
   async registerOperator(contactHash: string): Promise<{ operatorId: string; token: PresentedToken }> {
+    using turn = this.#credentials.hashing(NEW_OPERATORS)
     const token = newToken('operator')
     const operatorId = randomUUID()
-    const tokenHash = await this.#credentials.hash(token.secret)
+    const tokenHash = await turn.hash(token.secret)
     const notAfter = performance.now() + PREPARATION_USABLE_MS
     await this.#store.stageOperator({ operatorId, lookup: token.lookup, tokenHash })
     const { seq } = await this.#log.append(
@@ -109,17 +112,19 @@ export class Registry {
 
   /**
    * Registers an agent of an operator. `target` has been checked by the caller. Throws `VerificationFailed`; the challenge is used
-   * up either way. The token and the webhook's secret in the answer are the only copies.
+   * up either way. Throws `VerifierBusy`, before that where too many of this operator's are under way. The token and the webhook's
+   * secret in the answer are the only copies.
    */
   async registerAgent(
     operatorId: string,
     verification: Verification,
     target: WebhookTarget | undefined,
   ): Promise<{ address: string; token: PresentedToken; webhookSecret: string | undefined }> {
+    using turn = this.#credentials.hashing(operatorId)
     await this.#passChallenge(operatorId, verification)
     const token = newToken('agent')
     const address = newAddress()
-    const tokenHash = await this.#credentials.hash(token.secret)
+    const tokenHash = await turn.hash(token.secret)
     const webhook = target && {
       url: target.url,
       ...this.#options.newWebhookSecret(address, target.authorization),
@@ -170,8 +175,8 @@ export class Registry {
   }
 
   async #verify(token: PresentedToken): Promise<string | undefined> {
-    for (const { identity, tokenHash } of await this.#store.findByToken(token.level, token.lookup)) {
-      if (await this.#credentials.verify(token.secret, tokenHash)) return identity
+    for (const { identity, operatorId, tokenHash } of await this.#store.findByToken(token.level, token.lookup)) {
+      if (await this.#credentials.verify(token.secret, tokenHash, operatorId)) return identity
     }
     return undefined
   }

@@ -1,6 +1,8 @@
 import { availableParallelism } from 'node:os'
+import { queueOptionsSymbol } from 'piscina'
 import { afterEach, describe, expect, it } from 'vitest'
 import { Credentials, VerifierBusy } from '../../src/access/credentials.ts'
+import { FairQueue, type Place } from '../../src/access/fair-queue.ts'
 
 const THREADS = availableParallelism()
 const MAX_WAIT_MS = 1_000
@@ -37,22 +39,83 @@ describe('many tokens at once', () => {
 
   it('cheap ones: all are checked', async () => {
     const cheap = start(4)
-    expect(new Set(await Promise.all(Array.from({ length: 200 }, () => cheap.hash('secret')))).size).toBe(200)
+    const hashes = Array.from({ length: 200 }, (_, index) => hash(cheap, `operator ${index % 2}`))
+    expect(new Set(await Promise.all(hashes)).size).toBe(200)
+  })
+
+  it('those who log in come before what has yet to be hashed, whoever came first', async () => {
+    const costly = start(8)
+    await warmUp(costly)
+    const stored = await hash(costly, 'other')
+    const ended: string[] = []
+    const hashes = Array.from({ length: 90 }, () => hash(costly, 'greedy').then(() => ended.push('hash')))
+    const checks = Array.from({ length: 20 }, async () => {
+      expect(await costly.verify('secret', stored, 'other')).toBe(true)
+      ended.push('check')
+    })
+    await Promise.all([...hashes, ...checks])
+    // What was at work already, and what the other threads take up while the last one is checked.
+    expect(ended.slice(0, ended.lastIndexOf('check')).filter((what) => what === 'hash').length).toBeLessThan(
+      3 * THREADS,
+    )
+  })
+
+  it('of one operator so many are under way and no more, and others go on', async () => {
+    const cheap = start(4)
+    const outcomes = await Promise.allSettled(Array.from({ length: 1_000 }, () => hash(cheap, 'greedy')))
+    const refused = outcomes.filter(({ status }) => status === 'rejected')
+    expect(refused).toHaveLength(900)
+    expect(refused.every((outcome) => 'reason' in outcome && outcome.reason instanceof VerifierBusy)).toBe(true)
+    // All have ended, so there is room again.
+    const turns = Array.from({ length: 100 }, () => cheap.hashing('greedy'))
+    expect(() => cheap.hashing('greedy')).toThrow(VerifierBusy)
+    await hash(cheap, 'other')
+    for (const turn of turns) turn[Symbol.dispose]()
+    await hash(cheap, 'greedy')
   })
 })
+
+describe('the queue of the threads', () => {
+  it('gives checks before hashes, and of each kind one operator after the other', () => {
+    const queue = new FairQueue()
+    const push = (kind: Place['kind'], owner: string, name: string) => {
+      const task = { name, [queueOptionsSymbol]: { kind, owner } }
+      queue.push(task)
+      return task
+    }
+    for (const name of ['a1', 'a2', 'a3']) push('hash', 'a', name)
+    for (const name of ['b1', 'b2']) push('hash', 'b', name)
+    const gone = push('hash', 'c', 'c1')
+    for (const name of ['A1', 'A2']) push('compare', 'a', name)
+    push('compare', 'b', 'B1')
+    queue.remove(gone)
+    queue.remove(gone)
+    expect(queue.size).toBe(8)
+    const order: unknown[] = []
+    for (let task = queue.shift(); task !== null; task = queue.shift()) order.push('name' in task && task.name)
+    expect(order).toEqual(['A1', 'B1', 'A2', 'a1', 'b1', 'a2', 'b2', 'a3'])
+    expect(queue.size).toBe(0)
+  })
+})
+
+async function hash(credentials: Credentials, owner: string): Promise<string> {
+  using turn = credentials.hashing(owner)
+  return await turn.hash('secret')
+}
 
 interface Burst {
   refused: number
   longestMs: number
 }
 
+/** Each for an operator of its own. */
 async function hashAtOnce(hashing: Credentials, count: number): Promise<Burst> {
   const begin = performance.now()
   let refused = 0
   let longestMs = 0
-  const one = async () => {
+  const one = async (_: unknown, index: number) => {
     try {
-      await hashing.hash('secret')
+      await hash(hashing, String(index))
     } catch (error) {
       expect(error).toBeInstanceOf(VerifierBusy)
       refused++

@@ -1,0 +1,75 @@
+/**
+ * What waits for a bcrypt thread. Checks go before hashes: who logs in has been here before, and a registration can wait. Within each
+ * kind operators take turns, so that one which asks for a thousand at once keeps nobody waiting but itself.
+ */
+import { queueOptionsSymbol, type TaskQueue } from 'piscina'
+
+export interface Place {
+  kind: 'compare' | 'hash'
+  /** The operator that it is done for. */
+  owner: string
+}
+
+type Task = Parameters<TaskQueue['push']>[0]
+
+/** The tasks of one owner after the other. A `Map` keeps the order in which owners get their turns. */
+class Turns {
+  readonly #waiting = new Map<string, Task[]>()
+
+  push(owner: string, task: Task): void {
+    const tasks = this.#waiting.get(owner)
+    if (tasks) tasks.push(task)
+    else this.#waiting.set(owner, [task])
+  }
+
+  shift(): Task | undefined {
+    const [next] = this.#waiting
+    if (next === undefined) return undefined
+    const [owner, tasks] = next
+    const task = tasks.shift()
+    this.#waiting.delete(owner)
+    if (tasks.length > 0) this.#waiting.set(owner, tasks)
+    return task
+  }
+
+  /** Returns whether it was there. */
+  remove(owner: string, task: Task): boolean {
+    const tasks = this.#waiting.get(owner) ?? []
+    const index = tasks.indexOf(task)
+    if (index < 0) return false
+    tasks.splice(index, 1)
+    if (tasks.length === 0) this.#waiting.delete(owner)
+    return true
+  }
+}
+
+/** A task queue for Piscina, whose tasks carry a `Place`. It has no bound of its own: `Credentials` counts what it lets in. */
+export class FairQueue implements TaskQueue {
+  readonly #turns = { compare: new Turns(), hash: new Turns() }
+  #size = 0
+
+  get size(): number {
+    return this.#size
+  }
+
+  push(task: Task): void {
+    const { kind, owner } = placeOf(task)
+    this.#turns[kind].push(owner, task)
+    this.#size++
+  }
+
+  shift(): Task | null {
+    const task = this.#turns.compare.shift() ?? this.#turns.hash.shift() ?? null
+    if (task) this.#size--
+    return task
+  }
+
+  remove(task: Task): void {
+    const { kind, owner } = placeOf(task)
+    if (this.#turns[kind].remove(owner, task)) this.#size--
+  }
+}
+
+function placeOf(task: Task): Place {
+  return task[queueOptionsSymbol] as Place
+}
