@@ -33,8 +33,11 @@ export interface Projection {
   release(holder: string): Promise<void>
   /** Everything in the log has been applied for now. */
   caughtUp?(): void
-  /** What can be tidied when the projection has caught up with the log; called now and then. */
-  tidy?(): Promise<void>
+  /**
+   * What can be tidied when the projection has caught up with the log; called now and then while it leads, beside what renews the lease.
+   * Ends soon after `signal` aborts.
+   */
+  tidy?(signal: AbortSignal): Promise<void>
 }
 
 /** How long a process that died or froze holds the others up: the stall that agents see. */
@@ -44,6 +47,8 @@ const RENEW_MS = 250
 const STANDBY_MS = 200
 const BACK_OFF_MS = 250
 const TIDY_MS = 10_000
+/** Tidying is told to end after this; what is left is for the next time. */
+const TIDY_FOR_MS = 5_000
 
 const appliedGauge = new Gauge({
   name: 'tabulum_projection_applied_seq',
@@ -125,21 +130,28 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
     options.broadcast?.(position, events)
   }
   const renewing = (async () => {
-    let tidiedAt = performance.now()
     while (!stop.aborted) {
       await sleep(RENEW_MS, undefined, { signal: stop }).catch(() => {})
       if (stop.aborted) return
       await projection.renew(holder, LEASE_MS)
       announce()
-      if (isCaughtUp && performance.now() - tidiedAt > TIDY_MS) {
-        tidiedAt = performance.now()
-        await projection.tidy?.()
-      }
     }
   })().catch((error: unknown) => {
     logger.warn({ ...labels, error: String(error) }, 'projector could not prolong its lease')
     lost.abort()
   })
+  // Not in the loop above: a delete that takes long must not cost the lease.
+  const tidying = (async () => {
+    while (!stop.aborted) {
+      await sleep(TIDY_MS, undefined, { signal: stop }).catch(() => {})
+      if (stop.aborted || !isCaughtUp) continue
+      try {
+        await projection.tidy?.(AbortSignal.any([stop, AbortSignal.timeout(TIDY_FOR_MS)]))
+      } catch (error) {
+        logger.warn({ ...labels, error: String(error) }, 'projection not tidied')
+      }
+    }
+  })()
 
   try {
     const end = await log.lastSeq()
@@ -166,6 +178,7 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
     }
   } finally {
     lost.abort()
-    await renewing
+    // What tidies may have been sent to a store that is out, and no step of it depends on who leads.
+    await Promise.all([renewing, tidying])
   }
 }

@@ -66,6 +66,7 @@ export class QueueProjection implements Projection {
   #position = -1
   #isCaughtUp = false
   #rebuiltAt = 0
+  #holder = ''
   /** What is left to look through for queues of earlier generations. */
   #sweeps: { server: Redis; cursor: string }[] = []
 
@@ -89,6 +90,8 @@ export class QueueProjection implements Projection {
       this.#announced = undefined
       return undefined
     }
+    this.#holder = holder
+    this.#sweeps = this.#redis.masters.map((server) => ({ server, cursor: '0' }))
     const incarnation = this.#redis.incarnation
     if (incarnation === undefined) throw new RedisUnavailable('Redis has just come back')
     const [generation, writtenIn, position] = found
@@ -175,7 +178,6 @@ export class QueueProjection implements Projection {
     await this.#advance(holder, '', start)
     this.#position = start
     this.#rebuiltAt = performance.now()
-    this.#sweeps = this.#redis.masters.map((server) => ({ server, cursor: '0' }))
     return start
   }
 
@@ -208,19 +210,29 @@ export class QueueProjection implements Projection {
     await this.#redis.script(releaseScript, [LEASE_KEY], [holder])
   }
 
-  /** Removes queues of earlier generations, some at a time. */
-  async tidy(): Promise<void> {
-    const { generation } = this.#current ?? {}
-    const [sweep] = this.#sweeps
-    if (sweep === undefined || generation === undefined) return
-    sweep.cursor = await this.#redis.run('sweep', async () => {
-      const [next, keys] = await sweep.server.scan(sweep.cursor, 'MATCH', 'queue:*', 'COUNT', SWEEP_COUNT)
+  /**
+   * Removes queues of other generations than the current one, step by step, until all servers have been looked through or `signal` aborts.
+   * Whoever leads begins anew, as the leader that replaced a generation may be gone.
+   */
+  async tidy(signal: AbortSignal): Promise<void> {
+    for (let sweep = this.#sweeps[0]; sweep !== undefined && !signal.aborted; sweep = this.#sweeps[0]) {
+      const { server, cursor } = sweep
+      const generation = this.#current?.generation
+      if (generation === undefined) return
+      const [next, keys] = await this.#redis.run('sweep', () =>
+        server.scan(cursor, 'MATCH', 'queue:*', 'COUNT', SWEEP_COUNT),
+      )
       const old = keys.filter((key) => !key.startsWith(`queue:${generation}:`))
-      // One by one, as in Redis Cluster they are of different slots.
-      await Promise.all(old.map((key) => sweep.server.unlink(key)))
-      return next
-    })
-    if (sweep.cursor === '0') this.#sweeps.shift()
+      if (old.length > 0) {
+        // Asked after the scan: what it has found was not written by another leader that is building a new generation now.
+        const found = await this.#lease(this.#holder, LEASE_MS)
+        if (signal.aborted || found?.[0] !== generation) return
+        // One by one, as in Redis Cluster they are of different slots; they go out in one write.
+        await this.#redis.run('sweep', () => Promise.all(old.map((key) => server.unlink(key))))
+      }
+      if (next === '0') this.#sweeps.shift()
+      else sweep.cursor = next
+    }
   }
 }
 

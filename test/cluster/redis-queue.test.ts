@@ -11,8 +11,10 @@ import {
   RedisMessageQueue,
   toPayload,
 } from '../../src/messaging/redis-message-queue.ts'
+import type { Database } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { COMMAND_TIMEOUT_MS, loadScript, RedisClient } from '../../src/platform/redis.ts'
+import { QueueProjection } from '../../src/projector/queue-projection.ts'
 import { holdUp } from '../support/hold-up.ts'
 import { startRedis } from '../support/servers.ts'
 import { startTcpProxy } from '../support/tcp-proxy.ts'
@@ -131,6 +133,40 @@ it('queues that Redis has lost do not come back with what is new alone, which wo
   } finally {
     await redis.close()
     await admin.close()
+  }
+})
+
+it('queues of an earlier generation are removed by whoever leads, and by nobody who leads no more', async () => {
+  await using server = await startRedis()
+  const redis = await open(server.url)
+  try {
+    const agents = Array.from({ length: 3_000 }, (_, index) => `agent ${index}`)
+    const fill = (generation: string) =>
+      changeQueues(
+        redis,
+        generation,
+        agents.map((recipient) => ({ recipient, added: [[1, '']], removed: [] })),
+      )
+    const left = async (generation: string) =>
+      (await Promise.all(agents.map((to) => redis.connection.exists(queueKey(generation, to))))).filter(Boolean).length
+    await fill('earlier')
+    await fill(GENERATION)
+    const position = { generation: GENERATION, incarnation: redis.incarnation ?? '', position: '1' }
+    await redis.connection.hset('{queues}:position', position)
+    // This one has replaced nothing itself: the leader that did is gone. There is nothing to ask the database for.
+    const projection = new QueueProjection(redis, {} as Database, { maxQueue: 10 })
+    expect(await projection.acquire('late', 60_000)).toBe(1)
+    await projection.release('late')
+    const next = new QueueProjection(redis, {} as Database, { maxQueue: 10 })
+    expect(await next.acquire('next', 60_000)).toBe(1)
+    // What it finds may be a generation that the other one builds.
+    await projection.tidy(new AbortController().signal)
+    expect(await left('earlier')).toBe(agents.length)
+    await next.tidy(new AbortController().signal)
+    expect(await left('earlier')).toBe(0)
+    expect(await left(GENERATION)).toBe(agents.length)
+  } finally {
+    await redis.close()
   }
 })
 
