@@ -82,6 +82,11 @@ const settings = z.object({
   /** Address of the internal port: by default HOST in a cluster, whose nodes are probed from outside, and 127.0.0.1 for `serve`. */
   INTERNAL_HOST: z.string().min(1).optional(),
   OBSERVE_PORT: port(8090),
+  /**
+   * How long a connection is kept for its next request. Longer than a load balancer in front keeps it (those of clouds: up to 600 s), so that
+   * it is never the server that closes one being reused.
+   */
+  HTTP_KEEP_ALIVE_TIMEOUT: duration('650s', '1s', '1h'),
   /** Embedded storage only. */
   DATA_DIR: z.string().min(1).default('./data'),
   DATABASE_URL: url('postgres:', 'postgresql:'),

@@ -1,10 +1,11 @@
 /** The HTTP application: what every request passes through on its way to its endpoint and back. */
 import type { HttpBindings } from '@hono/node-server'
 import { Hono } from 'hono'
-import { Counter, Histogram } from 'prom-client'
+import { Counter } from 'prom-client'
 import type { Admission, BucketState, Category } from '../access/admission.ts'
 import { type Level, parseAuthorization } from '../access/tokens.ts'
 import type { Logger } from '../platform/logger.ts'
+import { recordAnswer } from '../platform/request-metrics.ts'
 import type { Registry } from '../registry/registry.ts'
 import { docsPage } from './docs-page.ts'
 import type { ApiContext, ApiEnvironment, Endpoint } from './endpoint.ts'
@@ -23,24 +24,11 @@ export interface AppParts {
   termsUrl: string | undefined
 }
 
-const requests = new Counter({
-  name: 'tabulum_requests_total',
-  help: 'Requests answered, by route pattern and status.',
-  labelNames: ['method', 'route', 'status'] as const,
-})
-const durations = new Histogram({
-  name: 'tabulum_request_seconds',
-  help: 'Time from a request to its answer, by route pattern.',
-  labelNames: ['method', 'route'] as const,
-  buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
-})
 const sessionLookups = new Counter({
   name: 'tabulum_session_lookups_total',
   help: 'Requests by whether their session was cached.',
   labelNames: ['result'] as const,
 })
-
-const METHODS = new Set(['GET', 'POST', 'PUT', 'DELETE', 'HEAD', 'OPTIONS', 'PATCH'])
 
 export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   const { endpoints, admission, registry, clientAddress, logger, termsUrl } = parts
@@ -51,16 +39,13 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
     context.set('route', 'unknown')
     context.set('identity', '')
     await next()
-    const route = context.get('route')
-    const method = METHODS.has(context.req.method) ? context.req.method : 'other'
-    const { status } = context.res
-    const milliseconds = performance.now() - start
-    requests.inc({ method, route, status })
-    durations.observe({ method, route }, milliseconds / 1_000)
-    logger.info(
-      { method, route, status, ms: Math.round(milliseconds * 100) / 100, agent: context.get('identity') || undefined },
-      'request',
-    )
+    recordAnswer(logger, {
+      method: context.req.method,
+      route: context.get('route'),
+      status: context.res.status,
+      milliseconds: performance.now() - start,
+      agent: context.get('identity') || undefined,
+    })
   })
 
   for (const [pattern, group] of Map.groupBy(endpoints, ({ path }) => path)) {
@@ -68,7 +53,7 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
     const route = hasKey ? pattern.replace('{key}', '*') : pattern
     for (const endpoint of group) {
       app.on(endpoint.method, route, async (context) => {
-        if (context.req.raw.method === 'HEAD') throw methodNotAllowed(group)
+        if (context.req.raw.method === 'HEAD' && endpoint.takes) throw methodNotAllowed(group)
         context.set('route', pattern)
         await admit(context, endpoint)
         const { status, body } = await endpoint.handle({
@@ -106,7 +91,7 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   })
   for (const path of ['/v1/openapi.json', '/docs']) {
     app.all(path, () => {
-      throw new ApiError('method_not_allowed', 'only GET is served here', { Allow: 'GET' })
+      throw new ApiError('method_not_allowed', 'only GET is served here', { Allow: 'GET, HEAD' })
     })
   }
 
@@ -166,7 +151,9 @@ function applyLimit(context: ApiContext, bucket: BucketState): void {
 }
 
 function methodNotAllowed(group: readonly Endpoint[]): ApiError {
-  const allowed = group.map(({ method }) => method).join(', ')
+  // What serves GET serves HEAD, by Hono: the same answer without its body.
+  const served = ({ method, takes }: Endpoint) => (method === 'GET' && !takes ? ['GET', 'HEAD'] : [method])
+  const allowed = group.flatMap(served).join(', ')
   return new ApiError('method_not_allowed', `this path serves ${allowed}`, { Allow: allowed })
 }
 

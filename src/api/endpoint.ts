@@ -52,6 +52,8 @@ export interface Endpoint<Body = unknown> {
   summary: string
   description?: string
   level?: Level
+  /** A GET that takes away what it answers with: HEAD is refused, as it would take that unseen. */
+  takes?: true
   /** The agent's bucket that each request draws on, or `client`: the one of its address. */
   limit?: Category | 'client'
   parameters?: readonly Parameter[]

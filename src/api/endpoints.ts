@@ -7,7 +7,7 @@ import type { State } from '../state/state.ts'
 import type { WebhookTarget } from '../webhooks/webhook-url.ts'
 import { type ApiContext, type Endpoint, endpoint, type Parameter } from './endpoint.ts'
 import { ApiError } from './errors.ts'
-import { readLimit, readText } from './request.ts'
+import { readCursor, readLimit, readText } from './request.ts'
 import * as schemas from './schemas.ts'
 
 export const CONTRACT_VERSION = '0.1.0'
@@ -47,7 +47,12 @@ const pageParameters = (maximum: number, fallback: number): Parameter[] => [
     description: `Entries on the page; anything else means ${fallback}`,
     schema: { type: 'integer', minimum: 1, maximum, default: fallback },
   },
-  { name: 'cursor', in: 'query', description: '`next_cursor` of the page before', schema: { type: 'string' } },
+  {
+    name: 'cursor',
+    in: 'query',
+    description: '`next_cursor` of the page before; empty for the first',
+    schema: { type: 'string' },
+  },
 ]
 
 export function createEndpoints(parts: EndpointParts): Endpoint[] {
@@ -208,10 +213,7 @@ function agentEndpoints({ registry, rememberSession, checkWebhookUrl, recordRegi
       },
       errors: ['bad_request'],
       handle: async ({ identity, query }) => {
-        const { agents, nextCursor, total } = await registry.list(
-          readLimit(query, 100, 1_000),
-          readText(query, 'cursor'),
-        )
+        const { agents, nextCursor, total } = await registry.list(readLimit(query, 100, 1_000), readCursor(query))
         recordRegistryRead(identity)
         return {
           status: 200,
@@ -270,6 +272,7 @@ function messageEndpoints({ messaging, limits }: EndpointParts): Endpoint[] {
     endpoint({
       operationId: 'receiveMessages',
       method: 'GET',
+      takes: true,
       path: '/v1/messages',
       summary: 'Take messages from the queue',
       level: 'agent',
@@ -357,11 +360,7 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
     errors: ['bad_request'],
     handle: async ({ query }) => {
       const prefix = readText(query, 'prefix') ?? ''
-      const { keys, nextCursor, total } = await state.list(
-        prefix,
-        readLimit(query, 100, 1_000),
-        readText(query, 'cursor'),
-      )
+      const { keys, nextCursor, total } = await state.list(prefix, readLimit(query, 100, 1_000), readCursor(query))
       return { status: 200, body: { keys, next_cursor: nextCursor, total } }
     },
   })

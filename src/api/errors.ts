@@ -9,6 +9,7 @@ import { IdempotencyKeyReused, UnknownRecipient } from '../messaging/messaging.t
 import { BatchQueueFull } from '../platform/batch.ts'
 import { UnknownCursor } from '../platform/cursor.ts'
 import { DatabaseUnavailable } from '../platform/database.ts'
+import { BrokenRequest } from '../platform/http-refusals.ts'
 import { VerificationFailed } from '../registry/registry.ts'
 import { StateBusy, StoreFull, UnknownKey } from '../state/state.ts'
 import { WebhookUrlRefused } from '../webhooks/webhook-url.ts'
@@ -35,11 +36,19 @@ export class ApiError extends Error {
   override name = 'ApiError'
   readonly code: ErrorCode
   readonly headers: Readonly<Record<string, string>>
+  readonly status: ContentfulStatusCode
 
-  constructor(code: ErrorCode, message: string, headers: Record<string, string> = {}) {
+  /** The status is that of the code, unless HTTP has one that says more. */
+  constructor(
+    code: ErrorCode,
+    message: string,
+    headers: Record<string, string> = {},
+    status: ContentfulStatusCode = ERROR_CODES[code],
+  ) {
     super(message)
     this.code = code
     this.headers = headers
+    this.status = status
   }
 }
 
@@ -53,6 +62,10 @@ export function unavailable(message: string): ApiError {
 /** What to answer for an error. Errors that no capability announces are defects: `internal_error`, and nothing of them is told. */
 export function toApiError(error: unknown): ApiError {
   if (error instanceof ApiError) return error
+  if (error instanceof BrokenRequest) {
+    const { refusal } = error
+    return new ApiError(refusal.error, refusal.message, {}, refusal.status)
+  }
   if (error instanceof VerificationFailed) return new ApiError('verification_failed', error.message)
   if (error instanceof WebhookUrlRefused) return new ApiError('bad_request', error.message)
   if (error instanceof UnknownRecipient) return new ApiError('not_found', 'no agent has that address')
@@ -80,5 +93,6 @@ export function toApiError(error: unknown): ApiError {
 export function respondWithError(context: Context<ApiEnvironment>, error: ApiError): Response {
   for (const [name, value] of Object.entries({ ...context.get('limitHeaders'), ...error.headers }))
     context.header(name, value)
-  return context.json({ error: error.code, message: error.message }, ERROR_CODES[error.code])
+  if (error.code === 'unauthorized') context.header('WWW-Authenticate', 'Bearer')
+  return context.json({ error: error.code, message: error.message }, error.status)
 }

@@ -45,6 +45,7 @@ const limitHeaders = {
   'X-RateLimit-Remaining': header('Requests left in it'),
   'X-RateLimit-Reset': header('When it is full again, unix seconds'),
 }
+const authenticateHeader = { 'WWW-Authenticate': { description: '`Bearer`', schema: { type: 'string' } } }
 const retryHeader = { 'Retry-After': header('Whole seconds to wait, at least 1') }
 
 /** What an author of an agent has to know before the first request. */
@@ -91,6 +92,7 @@ function operation(endpoint: Endpoint): OpenApiOperation {
         description: MEANING[code],
         headers: {
           ...(limit && code !== 'unauthorized' && limitHeaders),
+          ...(code === 'unauthorized' && authenticateHeader),
           ...((code === 'rate_limited' || code === 'unavailable') && retryHeader),
         },
         content: {

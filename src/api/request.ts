@@ -2,6 +2,8 @@
 import type { HttpBindings } from '@hono/node-server'
 import type { Context } from 'hono'
 import type { z } from 'zod'
+import { BrokenRequest } from '../platform/http-refusals.ts'
+import { brokenBy } from '../platform/http-server.ts'
 import type { ApiEnvironment } from './endpoint.ts'
 import { ApiError } from './errors.ts'
 
@@ -13,8 +15,9 @@ export function rawPath(bindings: HttpBindings): string {
   const target = bindings.incoming.url ?? '/'
   // A proxy may send the absolute form.
   const path = target.startsWith('/') ? target : target.replace(/^[a-z]+:\/\/[^/?]*/i, '')
-  const end = path.search(/[?#]/)
-  return (end === -1 ? path : path.slice(0, end)) || '/'
+  const [whole = ''] = path.split('?', 1)
+  // A base URL that ends in a slash puts one too many in front; those of a key stand further on.
+  return whole.replace(/^\/+/, '/') || '/'
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
@@ -50,6 +53,11 @@ export function readQuery(bindings: HttpBindings): Query {
 export function readText(query: Query, name: string): string | undefined {
   const text = query.get(name)
   return text === undefined ? undefined : percentDecode(text.replaceAll('+', ' '), name)
+}
+
+/** Where a page begins; undefined, as for one that is given empty, is at the first. Throws `bad_request`. */
+export function readCursor(query: Query): string | undefined {
+  return readText(query, 'cursor') || undefined
 }
 
 /** A page size: a whole number from 1 to `maximum`; anything else means `fallback`. */
@@ -112,7 +120,10 @@ function readBody(incoming: HttpBindings['incoming'], maxBytes: number): Promise
     // The client has gone, so nobody reads this.
     if (!incoming.readableEnded) reject(new ApiError('bad_request', 'the body broke off'))
   }
-  incoming.once('error', brokeOff).once('close', brokeOff)
+  const broken = brokenBy(incoming)
+  if (broken) throw broken
+  incoming.on('error', (error) => (error instanceof BrokenRequest ? reject(error) : brokeOff()))
+  incoming.once('close', brokeOff)
   if (incoming.destroyed) brokeOff()
   return promise
 }

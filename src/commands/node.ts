@@ -4,7 +4,6 @@ import { Credentials } from '../access/credentials.ts'
 import { createApp } from '../api/app.ts'
 import { clientAddressReader } from '../api/client-address.ts'
 import { createEndpoints } from '../api/endpoints.ts'
-import { ApiError, ERROR_CODES } from '../api/errors.ts'
 import type { Config } from '../config.ts'
 import { formatEvent } from '../events/event.ts'
 import { type EventLog, LogUnavailable } from '../events/event-log.ts'
@@ -141,13 +140,16 @@ export async function startNode(
     host: config.internalHost,
     port: config.INTERNAL_PORT,
     checks,
+    logger,
     readEvents: async ({ since, limit }) => (await log.read(since, limit)).map(formatEvent),
   })
   const server = await startHttpServer({
     fetch: (request, bindings) => app.fetch(request, bindings),
-    onError: () => errorResponse(new ApiError('bad_request', 'the request line or the Host header is not valid')),
     host: config.HOST,
     port: config.PORT,
+    keepAliveMs: config.HTTP_KEEP_ALIVE_TIMEOUT,
+    refusedRoute: 'unknown',
+    logger,
   })
   return {
     port: server.port,
@@ -161,8 +163,4 @@ export async function startNode(
       await internal.close()
     },
   }
-}
-
-function errorResponse(error: ApiError): Response {
-  return Response.json({ error: error.code, message: error.message }, { status: ERROR_CODES[error.code] })
 }

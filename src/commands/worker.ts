@@ -24,6 +24,7 @@ export async function worker(config: Config): Promise<void> {
     host: config.internalHost,
     port: config.INTERNAL_PORT,
     checks: cluster.checks,
+    logger,
   })
   const pushing = await startPushing(config, cluster.storage, logger)
   const stopped = untilStopped(logger, config.SHUTDOWN_TIMEOUT)

@@ -1,7 +1,11 @@
 /** An HTTP server that starts listening or says why not, and stops without dropping a request. */
-import { createServer, type Server, type ServerResponse } from 'node:http'
+import { createServer, type IncomingMessage, type Server, type ServerResponse, STATUS_CODES } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import type { Duplex } from 'node:stream'
 import { getRequestListener, type HttpBindings } from '@hono/node-server'
+import { BrokenRequest, judge, judgeConnect, REFUSALS, type Refusal, refusalOf } from './http-refusals.ts'
+import type { Logger } from './logger.ts'
+import { recordAnswer } from './request-metrics.ts'
 
 /** The port cannot be listened on. */
 export class CannotListen extends Error {
@@ -10,10 +14,13 @@ export class CannotListen extends Error {
 
 export interface HttpServerOptions {
   fetch: (request: Request, bindings: HttpBindings) => Response | Promise<Response>
-  /** What to answer a request that is no valid HTTP for the application, and one that failed before it reached it. */
-  onError: (error: unknown) => Response
   host: string
   port: number
+  /** How long a connection is kept for the client's next request. */
+  keepAliveMs: number
+  /** What refused requests are counted under. */
+  refusedRoute: string
+  logger: Logger
 }
 
 export interface HttpServer {
@@ -25,15 +32,43 @@ export interface HttpServer {
 /** A client has so long for its request; one that dribbles it holds a connection no longer. */
 const REQUEST_TIMEOUT_MS = 30_000
 const HEADERS_TIMEOUT_MS = 10_000
-/** Longer than a load balancer keeps an idle connection, so that it is never the server that closes one being reused. */
-const KEEP_ALIVE_TIMEOUT_MS = 75_000
+/** How often those times are looked at. */
+const TIMEOUT_CHECK_MS = 1_000
 const MAX_HEADER_BYTES = 16_384
+/**
+ * A connection takes some 20 KiB while it waits and a head of MAX_HEADER_BYTES at most while one arrives: all of them fit into the memory of a
+ * container. When there are more, those that wait for a next request make room.
+ */
+const MAX_CONNECTIONS = 10_000
 const CLOSE_POLL_MS = 50
+/** A refused client may still be sending. Closed with bytes unread, a connection is reset, and its answer may be lost. */
+const LINGER_MS = 2_000
 
-export async function startHttpServer({ fetch, onError, host, port }: HttpServerOptions): Promise<HttpServer> {
+const brokenRequests = new WeakMap<IncomingMessage, BrokenRequest>()
+
+/** Why the body of a request will not come, known before anybody reads it; once somebody does, it comes as an `error` of the request. */
+export function brokenBy(incoming: IncomingMessage): BrokenRequest | undefined {
+  return brokenRequests.get(incoming)
+}
+
+export async function startHttpServer(options: HttpServerOptions): Promise<HttpServer> {
+  const { fetch, host, port, keepAliveMs, refusedRoute, logger } = options
   let closing = false
+  /** The latest of each connection: answers go out in the order of requests, so when its answer has, all have. */
+  const exchanges = new WeakMap<Duplex, { incoming: IncomingMessage; outgoing: ServerResponse }>()
+  /** Connections on which nothing is understood any more. */
+  const lost = new WeakSet<Duplex>()
+
+  const record = (refusal: Refusal, method = '', cause?: string) =>
+    recordAnswer(logger, { method, route: refusedRoute, status: refusal.status, cause })
+
   const listener = getRequestListener((request, bindings) => fetch(request, bindings as HttpBindings), {
-    errorHandler: onError,
+    // HTTP/1.0 may do without a Host.
+    hostname: 'localhost',
+    errorHandler: () => {
+      record(REFUSALS.invalid)
+      return new Response(bodyOf(REFUSALS.invalid), { status: 400, headers: headersOf(REFUSALS.invalid) })
+    },
     overrideGlobalObjects: true,
     // What a refused request still sends is thrown away by Node, within REQUEST_TIMEOUT_MS. The library's own way breaks the connection
     // after 500 ms, which on a busy machine hits the client's next request.
@@ -43,17 +78,42 @@ export async function startHttpServer({ fetch, onError, host, port }: HttpServer
     {
       requestTimeout: REQUEST_TIMEOUT_MS,
       headersTimeout: HEADERS_TIMEOUT_MS,
-      keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
+      keepAliveTimeout: keepAliveMs,
       maxHeaderSize: MAX_HEADER_BYTES,
-      connectionsCheckingInterval: 5_000,
+      connectionsCheckingInterval: TIMEOUT_CHECK_MS,
+      requireHostHeader: false,
     },
     (incoming, outgoing) => {
-      if (closing) announceClose(outgoing)
-      // A backslash is not allowed in a URL, and URL parsers take it for a slash; here it is what its escape is.
-      incoming.url = incoming.url?.replaceAll('\\', '%5C')
-      void listener(incoming, outgoing)
+      exchanges.set(incoming.socket, { incoming, outgoing })
+      // When all that came with it has been parsed: a body that is broken there is refused, whatever it is for, as HAProxy does.
+      whenParsed(incoming, () => {
+        const refusal = brokenBy(incoming)?.refusal ?? judge(incoming)
+        if (refusal !== undefined) return refuse(incoming, outgoing, refusal)
+        if (closing) announceClose(outgoing)
+        // A backslash is not allowed in a URL, and URL parsers take it for a slash; here it is what its escape is.
+        incoming.url = incoming.url?.replaceAll('\\', '%5C')
+        void listener(incoming, outgoing)
+      })
     },
   )
+  server.maxConnections = MAX_CONNECTIONS
+  server.on('drop', () => server.closeIdleConnections())
+  server.on('checkExpectation', (incoming, outgoing) => {
+    exchanges.set(incoming.socket, { incoming, outgoing })
+    refuse(incoming, outgoing, REFUSALS.expectation)
+  })
+  server.on('connect', (incoming, socket) => {
+    socket.on('error', () => socket.destroy())
+    endWith(socket, judgeConnect(incoming), incoming.method)
+  })
+  server.on('clientError', (error: NodeJS.ErrnoException, socket) => {
+    // Whatever else comes is an error too.
+    if (lost.has(socket)) return
+    lost.add(socket)
+    const last = exchanges.get(socket)
+    if (last === undefined || last.incoming.complete) endWith(socket, refusalOf(error.code), undefined, error.code)
+    else breakOff(last.incoming, last.outgoing, refusalOf(error.code))
+  })
   await listen(server, host, port)
   return {
     port: (server.address() as AddressInfo).port,
@@ -65,6 +125,66 @@ export async function startHttpServer({ fetch, onError, host, port }: HttpServer
       clearInterval(sweep)
     },
   }
+
+  function refuse({ method }: IncomingMessage, outgoing: ServerResponse, refusal: Refusal): void {
+    record(refusal, method)
+    outgoing.writeHead(refusal.status, headersOf(refusal)).end(bodyOf(refusal))
+  }
+
+  /** What is no request is answered when those before it have been, and ends the connection. */
+  function endWith(socket: Duplex, refusal: Refusal, method?: string, cause?: string): void {
+    afterAnswer(exchanges.get(socket)?.outgoing, () => {
+      if (!socket.writable) return
+      record(refusal, method, cause)
+      const head = Object.entries({ ...headersOf(refusal), Date: new Date().toUTCString() })
+      const lines = [
+        `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status]}`,
+        ...head.map((field) => field.join(': ')),
+      ]
+      socket.write(`${lines.join('\r\n')}\r\n\r\n${bodyOf(refusal)}`)
+      linger(socket)
+    })
+  }
+
+  /** A request whose body is broken has the answer that it has begun to get, or gets that of whoever reads the body. */
+  function breakOff(incoming: IncomingMessage, outgoing: ServerResponse, refusal: Refusal): void {
+    const { socket } = incoming
+    const broken = new BrokenRequest(refusal)
+    brokenRequests.set(incoming, broken)
+    if (!outgoing.headersSent) announceClose(outgoing)
+    if (incoming.listenerCount('error') > 0) incoming.emit('error', broken)
+    afterAnswer(outgoing, () => linger(socket))
+  }
+}
+
+function whenParsed(incoming: IncomingMessage, act: () => void): void {
+  // Node parses all bytes of a packet before it does anything else, but for ticks between the parts of a body.
+  process.nextTick(() => (incoming.complete ? act() : setImmediate(act)))
+}
+
+function bodyOf({ error, message }: Refusal): string {
+  return JSON.stringify({ error, message })
+}
+
+function headersOf(refusal: Refusal): Record<string, string> {
+  return {
+    'Content-Type': 'application/json',
+    'Content-Length': String(Buffer.byteLength(bodyOf(refusal))),
+    ...(refusal.status === 405 ? { Allow: 'GET, HEAD, POST, PUT, DELETE' } : {}),
+    Connection: 'close',
+  }
+}
+
+function afterAnswer(outgoing: ServerResponse | undefined, act: () => void): void {
+  if (outgoing === undefined || outgoing.destroyed) act()
+  else outgoing.once('close', act)
+}
+
+function linger(socket: Duplex): void {
+  socket.end()
+  socket.resume()
+  const timer = setTimeout(() => socket.destroy(), LINGER_MS)
+  socket.once('close', () => clearTimeout(timer))
 }
 
 /** The client must not send another request on a connection that is about to be closed. */

@@ -4,6 +4,7 @@ import { collectDefaultMetrics, register } from 'prom-client'
 import { z } from 'zod'
 import { batched } from './batch.ts'
 import { type HttpServer, startHttpServer } from './http-server.ts'
+import type { Logger } from './logger.ts'
 import { Patience } from './patience.ts'
 
 /** Says why a part is not ready; undefined if it is. */
@@ -13,10 +14,13 @@ export interface InternalServerOptions {
   host: string
   port: number
   checks: Readonly<Record<string, ReadinessCheck>>
+  logger: Logger
   /** A page of the events after `since` as JSON: at most `limit`, fewer if they are large, none at the end of the log. */
   readEvents?: (asked: { since: number; limit: number }) => Promise<readonly string[]>
 }
 
+/** Prometheus and operators' tools come again within a minute or not at all. */
+const KEEP_ALIVE_MS = 75_000
 const CHECK_TIMEOUT_MS = 1_000
 /** Load balancers ask many times a second; once a process has been ready, the parts themselves are asked this often at most. */
 const CHECK_INTERVAL_MS = 1_000
@@ -42,6 +46,7 @@ export async function startInternalServer({
   host,
   port,
   checks,
+  logger,
   readEvents,
 }: InternalServerOptions): Promise<InternalServer> {
   if (!collecting) collectDefaultMetrics({ prefix: 'tabulum_' })
@@ -93,9 +98,11 @@ export async function startInternalServer({
 
   const server = await startHttpServer({
     fetch: (request) => app.fetch(request),
-    onError: () => Response.json({ error: 'bad_request', message: 'not a valid request' }, { status: 400 }),
     host,
     port,
+    keepAliveMs: KEEP_ALIVE_MS,
+    refusedRoute: 'internal',
+    logger,
   })
   return {
     ...server,

@@ -2,12 +2,14 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, describe, expect, it } from 'vitest'
 import { startInternalServer } from '../../src/platform/internal-server.ts'
+import { createLogger } from '../../src/platform/logger.ts'
 
 let read: (asked: { since: number; limit: number }) => Promise<string[]>
 const server = await startInternalServer({
   host: '127.0.0.1',
   port: 0,
   checks: {},
+  logger: createLogger('silent', 'test'),
   readEvents: (asked) => read(asked),
 })
 afterAll(() => server.close())
