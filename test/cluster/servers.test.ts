@@ -2,7 +2,7 @@
 import { execFile, spawn } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { createServer, request, type Server } from 'node:http'
-import { type AddressInfo, connect as connectTcp } from 'node:net'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { buffer, text } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -11,10 +11,11 @@ import { Redis } from 'ioredis'
 import { AckPolicy, connect, DeliverPolicy, Events, type NatsConnection, StringCodec } from 'nats'
 import postgres from 'postgres'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { REFUSALS, type Refusal } from '../../src/platform/http-refusals.ts'
 import { errorBody } from '../support/client.ts'
+import { sendRaw } from '../support/raw-http.ts'
 import { DEPLOY } from '../support/servers/deploy.ts'
 import { pidsIn } from '../support/servers/process.ts'
-import { findProgram } from '../support/servers/programs.ts'
 import {
   type HaproxyServer,
   type NatsCluster,
@@ -616,27 +617,18 @@ describe('HAProxy', () => {
     expect(headers['content-type']).toBe('application/json')
   }
 
-  /** Bytes as they are, and what comes back until the connection is closed. */
-  async function exchange(port: number, bytes: string): Promise<Answer> {
-    const connection = connectTcp(port, '127.0.0.1')
-    connection.write(bytes)
-    const [head = '', body = ''] = (await text(connection)).split('\r\n\r\n')
-    const [first = '', ...lines] = head.split('\r\n')
-    const headers = Object.fromEntries(lines.map((line) => line.toLowerCase().split(': ') as [string, string]))
-    return { status: Number(first.split(' ')[1]), headers, body }
-  }
-
-  test('accepts its configuration, with nodes by DNS too', async () => {
-    const haproxy = await findProgram('haproxy')
-    const files = ['haproxy.cfg', 'backend-dns.cfg'].flatMap((file) => ['-f', join(DEPLOY, 'haproxy', file)])
-    await expect(run(haproxy, ['-c', ...files], { env: {} })).resolves.toBeDefined()
-    const { stdout, stderr } = await run(haproxy, ['-c', ...files], { env: { PORT: '18080', API_HOST: 'tabulum-api' } })
-    expect(`${stdout}${stderr}`).not.toMatch(/WARNING|ALERT/)
+  test.each<Refusal>(Object.values(REFUSALS))('says what a node says: $status', ({ status, error, message }) => {
+    const file = join(errors, `${status}.http`)
+    // The others are said by nodes alone.
+    expect(existsSync(file)).toBe(![405, 417].includes(status))
+    if (existsSync(file)) expect(readFileSync(file, 'utf8')).toContain(`\r\n\r\n${JSON.stringify({ error, message })}`)
   })
 
   test.each(readdirSync(errors))("has the contract's shape in errors/%s", (file) => {
     const [head = '', body = ''] = readFileSync(join(errors, file), 'utf8').split('\r\n\r\n')
-    expect(errorBody.parse(JSON.parse(body)).error).toMatch(/^(bad_request|internal_error|unavailable)$/)
+    expect(errorBody.parse(JSON.parse(body)).error).toMatch(
+      /^(bad_request|value_too_large|internal_error|unavailable)$/,
+    )
     expect(head).toContain(`\r\nContent-Length: ${Buffer.byteLength(body)}\r\n`)
     expect(head.includes('Retry-After: 1')).toBe(head.includes(' 503 '))
   })
@@ -648,26 +640,13 @@ describe('HAProxy', () => {
     expect(Number(answer.headers['retry-after'])).toBeGreaterThanOrEqual(1)
   })
 
-  test.each([
-    [400, 'what is not HTTP', 'GET / HTTP/1.1\r\nbad header\r\n\r\n'],
-    [408, 'a head that does not arrive', 'GET / HTTP/1.1\r\nHost: slow'],
-  ])('answers %i to %s', async (status, _what, bytes) => {
-    await using haproxy = await startHaproxy({ nodes: [] })
-    const answer = await exchange(haproxy.port, bytes)
-    const { stdout } = await run(await findProgram('haproxy'), ['-v'])
-    const [, major = 0, minor = 0] = (/version (\d+)\.(\d+)/.exec(stdout) ?? []).map(Number)
-    // Older ones use their own words here.
-    if (major > 3 || (major === 3 && minor >= 3)) expectError(answer, { status, error: 'bad_request' })
-    else expect(answer.status).toBe(status)
-  })
-
   test.each(['/v1/state/a|b^c', '/v1/state/a\\b', '/v1/state/%D0%BA//..%2F?x="<>'])(
     'leaves a path as it is: %s',
     async (path) => {
       await using node = await startNode('one')
       await using haproxy = await balance([node])
-      const answer = await exchange(haproxy.port, `GET ${path} HTTP/1.1\r\nHost: any\r\nConnection: close\r\n\r\n`)
-      expect(answer.status).toBe(200)
+      const [answer] = await sendRaw(haproxy.port, `GET ${path} HTTP/1.1\r\nHost: any\r\nConnection: close\r\n\r\n`)
+      expect(answer?.status).toBe(200)
       expect(Buffer.from(node.requests[0]?.path ?? '', 'latin1').toString()).toBe(path)
     },
   )
@@ -783,7 +762,7 @@ describe('HAProxy', () => {
     await using haproxy = await startHaproxy({ nodes: [] })
     const answer = await fetch(haproxy.metricsUrl)
     expect(answer.status).toBe(200)
-    expect(await answer.text()).toContain('haproxy_frontend_http_requests_total{proxy="api"}')
+    expect(await answer.text()).toContain('haproxy_frontend_http_requests_total{proxy="agents"}')
   })
 
   test('is gone while it is down, silent while it is frozen, and back on the same port', async () => {

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
 import { Client, type RequestOptions, solvePipeline } from '../support/client.ts'
 import { sharedTarget } from '../support/target.ts'
-import { expectRefusal, inParallel } from './support.ts'
+import { expectRefusal, inParallel, receiveSoon } from './support.ts'
 
 const target = await sharedTarget()
 const client = new Client(target.baseUrl)
@@ -190,11 +190,78 @@ describe('405 method_not_allowed', () => {
     }
   })
 
-  it.each(PATHS)('is for HEAD too: %s', async (path, _, level) => {
-    const answer = await client.request('HEAD', path, { token: token(level) })
-    expect(answer.status).toBe(405)
-    expect(answer.headers['content-type']).toBe('application/json')
-    expect(answer.body).toHaveLength(0)
+  const WITHOUT_HEAD = PATHS.filter(([path, allowed]) => path === '/v1/messages' || !allowed.includes('GET'))
+
+  it.each(WITHOUT_HEAD)(
+    'is for HEAD where it would take messages, or GET is not served: %s',
+    async (path, _, level) => {
+      const answer = await client.request('HEAD', path, { token: token(level) })
+      expect(answer.status).toBe(405)
+      expect(answer.headers['content-type']).toBe('application/json')
+      expect(answer.headers.allow).not.toContain('HEAD')
+      expect(answer.body).toHaveLength(0)
+    },
+  )
+
+  it.each(PATHS.filter(([path]) => path !== '/v1/state/some/key' && path !== '/v1/state/..'))(
+    'says what is served: %s',
+    async (path, allowed, level) => {
+      const answer = await client.request('PATCH', path, { token: token(level), json: {} })
+      const head = path !== '/v1/messages' && allowed.includes('GET') ? ['HEAD'] : []
+      expect(answer.headers.allow?.toString().split(', ').toSorted()).toEqual([...allowed, ...head].toSorted())
+    },
+  )
+})
+
+describe('HEAD', () => {
+  it.each<[string, Level]>([
+    ['/v1/health', 'none'],
+    ['/v1/openapi.json', 'none'],
+    ['/docs', 'none'],
+    ['/v1/agents/verification-challenge', 'operator'],
+    ['/v1/agents/me', 'agent'],
+    ['/v1/registry', 'agent'],
+    ['/v1/state', 'agent'],
+    ['/v1/state/_capacity', 'agent'],
+    ['/v1/state/absent', 'agent'],
+    ['/v1/nothing', 'none'],
+  ])('is answered as GET, without the body: %s', async (path, level) => {
+    const [head, get] = await Promise.all(
+      ['HEAD', 'GET'].map((method) => client.request(method, path, { token: token(level) })),
+    )
+    expect(head?.status).toBe(get?.status)
+    expect(head?.headers['content-type']).toBe(get?.headers['content-type'])
+    expect(head?.body).toHaveLength(0)
+  })
+
+  it('takes no message', async () => {
+    const { message_id } = await agent.send(agent.address, 'not for HEAD')
+    expect((await agent.request('HEAD', '/v1/messages')).status).toBe(405)
+    const received = await receiveSoon(agent, 1)
+    expect(received.map((message) => message.message_id)).toContain(message_id)
+  })
+})
+
+describe('401 unauthorized', () => {
+  it.each(BODY_ENDPOINTS.filter(([, , level]) => level !== 'none'))(
+    'says how to authenticate: %s %s',
+    async (method, path) => {
+      for (const wrong of [undefined, 'nonsense', `at_live_${'0'.repeat(64)}`, `sk_live_${'0'.repeat(64)}`]) {
+        const answer = await client.request(method, path, { token: wrong, json: {} })
+        expectRefusal(answer, 401)
+        expect(answer.headers['www-authenticate']).toBe('Bearer')
+      }
+    },
+  )
+})
+
+describe('an empty cursor', () => {
+  it.each(['/v1/registry', '/v1/state'])('is the first page: %s', async (path) => {
+    for (const query of ['?cursor=', '?cursor', '?cursor=&limit=1000']) {
+      const answer = await agent.request('GET', path + query)
+      expect(answer.status, String(answer)).toBe(200)
+    }
+    expectRefusal(await agent.request('GET', `${path}?cursor=+`), 400)
   })
 })
 

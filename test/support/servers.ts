@@ -7,6 +7,7 @@ export {
   type BackendStatus,
   type HaproxyOptions,
   type HaproxyServer,
+  haproxyVersion,
   startHaproxy,
 } from './servers/haproxy.ts'
 export { type NatsCluster, type NatsServer, natsOptions, startNats } from './servers/nats.ts'

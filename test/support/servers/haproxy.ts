@@ -1,11 +1,15 @@
+import { execFile } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
+import { promisify } from 'node:util'
 import { DEPLOY } from './deploy.ts'
 import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './directory.ts'
 import { Process } from './process.ts'
 import { findProgram } from './programs.ts'
+
+const run = promisify(execFile)
 
 const START_DEADLINE_MS = 60_000
 const RELOAD_DEADLINE_MS = 60_000
@@ -138,6 +142,14 @@ export async function startHaproxy({ port: given, nodes: first }: HaproxyOptions
     },
     [Symbol.asyncDispose]: dispose,
   }
+}
+
+/** The version of the program that `startHaproxy` starts, `[3, 2]` for 3.2.26. */
+export async function haproxyVersion(): Promise<[major: number, minor: number]> {
+  const { stdout } = await run(await findProgram('haproxy'), ['-v'])
+  const [, major, minor] = /version (\d+)\.(\d+)/.exec(stdout) ?? []
+  if (major === undefined || minor === undefined) throw new Error(`HAProxy calls its version ${stdout}`)
+  return [Number(major), Number(minor)]
 }
 
 /** In the place of backend-dns.cfg: nodes by address, and a socket to ask how they are. */

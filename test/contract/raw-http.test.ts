@@ -1,0 +1,18 @@
+/** What every door answers to bytes that no client sends. */
+import { describe, it } from 'vitest'
+import { expectAnswers, RAW_CASES } from '../support/raw-requests.ts'
+import { haproxyVersion } from '../support/servers.ts'
+import { sharedTarget } from '../support/target.ts'
+
+const { baseUrl } = await sharedTarget()
+const port = Number(new URL(baseUrl).port)
+const ownWords = process.env.TABULUM_TEST_TARGET === 'cluster' && (await isOld(3, 2))
+
+describe('raw requests', () => {
+  it.concurrent.each(RAW_CASES)('$what', (rawCase) => expectAnswers(port, rawCase, ownWords))
+})
+
+async function isOld(since: number, minorSince: number): Promise<boolean> {
+  const [major, minor] = await haproxyVersion()
+  return major < since || (major === since && minor < minorSince)
+}
