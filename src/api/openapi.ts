@@ -45,7 +45,9 @@ const limitHeaders = {
   'X-RateLimit-Remaining': header('Requests left in it'),
   'X-RateLimit-Reset': header('When it is full again, unix seconds'),
 }
-const authenticateHeader = { 'WWW-Authenticate': { description: '`Bearer`', schema: { type: 'string' } } }
+const authenticateHeader = {
+  'WWW-Authenticate': { description: 'How to', schema: { type: 'string', const: 'Bearer' } },
+}
 const retryHeader = { 'Retry-After': header('Whole seconds to wait, at least 1') }
 
 /** What an author of an agent has to know before the first request. */

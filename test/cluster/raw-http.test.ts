@@ -4,7 +4,11 @@ import { startCluster } from '../support/cluster.ts'
 import { sendRaw } from '../support/raw-http.ts'
 import { expectAnswers, MENDED, RAW_CASES } from '../support/raw-requests.ts'
 
-const cluster = await startCluster({ nodes: 1, workers: 1 })
+const cluster = await startCluster({
+  nodes: 1,
+  workers: 1,
+  settings: { RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000' },
+})
 afterAll(() => cluster[Symbol.asyncDispose]())
 const [node] = cluster.nodes
 const portOf = (url = '') => Number(new URL(url).port)

@@ -9,6 +9,7 @@ const DEFAULTS = {
   HOST: '0.0.0.0',
   INTERNAL_PORT: 9090,
   OBSERVE_PORT: 8090,
+  HTTP_KEEP_ALIVE_TIMEOUT: 650_000,
   DATA_DIR: './data',
   EVENTS_REPLICAS: 3,
   TRUSTED_PROXIES: [],
@@ -136,6 +137,7 @@ const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> 
     right: '64 hexadecimal digits from a random source',
     good: [],
   },
+  HTTP_KEEP_ALIVE_TIMEOUT: lasting('1s', '1h', '999ms', '2h'),
   SHUTDOWN_TIMEOUT: lasting('100ms', '10m', '99ms', '11m'),
 }
 
