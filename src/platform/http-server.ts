@@ -2,6 +2,7 @@
 import { createServer, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { getRequestListener, type HttpBindings } from '@hono/node-server'
+import { inBackground } from './background.ts'
 
 /** The port cannot be listened on. */
 export class CannotListen extends Error {
@@ -51,7 +52,7 @@ export async function startHttpServer({ fetch, onError, host, port }: HttpServer
       if (closing) announceClose(outgoing)
       // A backslash is not allowed in a URL, and URL parsers take it for a slash; here it is what its escape is.
       incoming.url = incoming.url?.replaceAll('\\', '%5C')
-      void listener(incoming, outgoing)
+      inBackground('answer_request', Promise.resolve(listener(incoming, outgoing)))
     },
   )
   await listen(server, host, port)

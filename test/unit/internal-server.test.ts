@@ -1,13 +1,13 @@
 /** The event log on the internal port. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, describe, expect, it } from 'vitest'
-import { startInternalServer } from '../../src/platform/internal-server.ts'
+import { NO_CHECKS, startInternalServer } from '../../src/platform/internal-server.ts'
 
 let read: (asked: { since: number; limit: number }) => Promise<string[]>
 const server = await startInternalServer({
   host: '127.0.0.1',
   port: 0,
-  checks: {},
+  checks: NO_CHECKS,
   readEvents: (asked) => read(asked),
 })
 afterAll(() => server.close())
