@@ -41,15 +41,11 @@ const JSON_TYPE = 114
 const RETIRE_SECONDS = 5
 const MIN_REPLACE_INTERVAL_MS = 500
 
-/** Of what a statement is run on. */
-interface Executor {
-  readonly client: postgres.Sql
-  /** Statements with parameters are prepared, once a connection. */
-  readonly prepare: boolean
-}
+type Rows = postgres.RowList<postgres.Row[]>
 
 /** Where the statements of a database go, and its transactions. */
-interface Source extends Executor {
+interface Source {
+  run(sql: string, parameters: readonly unknown[]): Promise<Rows>
   /** A session for a transaction. */
   session(): PostgresSession
   close(): Promise<void>
@@ -57,19 +53,17 @@ interface Source extends Executor {
 
 /** A pool of connections that can be exchanged for a fresh one. */
 export class PostgresPool implements Source {
-  readonly prepare: boolean
   readonly #options: PostgresOptions
   #client: postgres.Sql
   #replacedAt = Number.NEGATIVE_INFINITY
 
   constructor(options: PostgresOptions) {
-    this.prepare = options.poolMode === 'session'
     this.#options = options
     this.#client = connect(options, SERVING)
   }
 
-  get client(): postgres.Sql {
-    return this.#client
+  async run(sql: string, parameters: readonly unknown[]): Promise<Rows> {
+    return run(this.#client, sql, parameters)
   }
 
   session(): PostgresSession {
@@ -90,23 +84,32 @@ export class PostgresPool implements Source {
   }
 }
 
-/** One connection, connected on first use. What is asked after it was lost fails. */
+/**
+ * One connection, connected on first use. What is asked after it was lost fails, and so does what is under way: the driver itself never tells
+ * the fate of a statement that it took between the error of a socket and its close.
+ */
 export class PostgresSession implements Source {
-  readonly prepare: boolean
   readonly #client: postgres.Sql
+  readonly #underWay = new Set<(error: Error) => void>()
   #isLost = false
 
   constructor({ url, poolMode }: PostgresOptions, limits: Limits = UNLIMITED) {
-    this.prepare = poolMode === 'session'
     const onclose = () => {
       this.#isLost = true
+      // After the driver, which may know more, has told of those that it knows.
+      setImmediate(() => {
+        for (const reject of this.#underWay) reject(lost())
+      })
     }
     this.#client = connect({ url, poolMode, maxConnections: 1 }, { ...limits, lasting: true }, onclose)
   }
 
-  get client(): postgres.Sql {
-    if (this.#isLost) throw Object.assign(new Error('the session with Postgres was lost'), { code: 'SESSION_LOST' })
-    return this.#client
+  async run(sql: string, parameters: readonly unknown[]): Promise<Rows> {
+    if (this.#isLost) throw lost()
+    const { promise, resolve, reject } = Promise.withResolvers<Rows>()
+    this.#underWay.add(reject)
+    run(this.#client, sql, parameters).then(resolve, reject)
+    return promise.finally(() => this.#underWay.delete(reject))
   }
 
   session(): PostgresSession {
@@ -116,6 +119,19 @@ export class PostgresSession implements Source {
   async close(): Promise<void> {
     await this.#client.end({ timeout: RETIRE_SECONDS })
   }
+}
+
+function lost(): Error {
+  return Object.assign(new Error('the session with Postgres was lost'), { code: 'SESSION_LOST' })
+}
+
+/**
+ * Prepared once a connection, a statement costs one round trip instead of two, and no parsing. Without parameters the simple protocol serves,
+ * which alone takes several statements: the migrations' files.
+ */
+async function run(client: postgres.Sql, sql: string, parameters: readonly unknown[]): Promise<Rows> {
+  const prepare = client.options.prepare && parameters.length > 0
+  return client.unsafe(sql, [...parameters] as never[], { prepare })
 }
 
 /** How long the server lets a client have what it asks for, in milliseconds; 0 is without end. */
@@ -238,11 +254,7 @@ class PostgresConnection implements DatabaseConnection {
     if (session !== undefined && session !== this.#source) inBackground('end_session', session.close())
   }
   async executeQuery<R>({ sql, parameters }: CompiledQuery): Promise<QueryResult<R>> {
-    const { client, prepare } = this.#session ?? this.#source
-    // Prepared once a connection, a statement costs one round trip instead of two, and no parsing. Without parameters the simple
-    // protocol serves, which alone takes several statements: the migrations' files.
-    const options = { prepare: prepare && parameters.length > 0 }
-    const rows = await client.unsafe(sql, [...parameters] as never[], options)
+    const rows = await (this.#session ?? this.#source).run(sql, parameters)
     return { rows: [...rows] as R[], numAffectedRows: BigInt(rows.count ?? 0) }
   }
   // biome-ignore lint/correctness/useYield: nothing here streams from the database; long reads go by pages.

@@ -11,7 +11,8 @@ export class StartupError extends Error {
 export class NotThereYet extends StartupError {}
 
 const RETRY_MS = 500
-/** The same reason is told again after this. */
+/** A reason is told so long after another, and again so long after itself: the ways in which a server is not there vary. */
+const RETELL_MS = 2_000
 const REMIND_MS = 15_000
 
 /**
@@ -21,7 +22,7 @@ const REMIND_MS = 15_000
 export async function untilThere<T>(open: () => Promise<T>, patienceMs: number, logger: Logger): Promise<T> {
   const deadline = performance.now() + patienceMs
   let told = ''
-  let toldAt = 0
+  let toldAt = Number.NEGATIVE_INFINITY
   for (;;) {
     try {
       return await open()
@@ -31,7 +32,7 @@ export async function untilThere<T>(open: () => Promise<T>, patienceMs: number, 
       if (performance.now() + RETRY_MS > deadline) {
         throw new StartupError(`${message} (waited for ${patienceMs / 1_000} s: STARTUP_TIMEOUT)`, { cause: error })
       }
-      if (message !== told || performance.now() > toldAt + REMIND_MS) {
+      if (performance.now() > toldAt + (message === told ? REMIND_MS : RETELL_MS)) {
         logger.warn({ reason: message }, 'cannot start yet, trying again')
         told = message
         toldAt = performance.now()

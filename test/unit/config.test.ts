@@ -37,6 +37,7 @@ const DEFAULTS = {
   WEBHOOK_CIRCUIT_DURATION: 300_000,
   WEBHOOK_CONCURRENCY: 100,
   WEBHOOK_ALLOW_CIDRS: [],
+  STARTUP_TIMEOUT: 120_000,
   SHUTDOWN_TIMEOUT: 25_000,
 }
 
@@ -136,6 +137,7 @@ const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> 
     right: '64 hexadecimal digits from a random source',
     good: [],
   },
+  STARTUP_TIMEOUT: lasting('0s', '1h', '61m'),
   SHUTDOWN_TIMEOUT: lasting('100ms', '10m', '99ms', '11m'),
 }
 
