@@ -65,7 +65,7 @@ async function tellStatus(connection: NatsConnection, logger: Logger): Promise<v
   for await (const { type, data } of connection.status()) {
     if (type !== 'disconnect' && type !== 'reconnect' && type !== 'error') continue
     const line = type === 'error' ? `nats refuses: ${data}` : `nats ${type}`
-    if (line === told || (type === 'disconnect' && told !== '')) continue
+    if (line === told || (type === 'disconnect' && told !== '') || (type === 'reconnect' && told === '')) continue
     logger.warn(type === 'error' ? {} : { server: String(data) }, line)
     told = type === 'reconnect' ? '' : line
   }
