@@ -137,7 +137,7 @@ const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> 
     right: '64 hexadecimal digits from a random source',
     good: [],
   },
-  STARTUP_TIMEOUT: lasting('0s', '1h', '61m'),
+  STARTUP_TIMEOUT: lasting('1ms', '1h', '61m'),
   SHUTDOWN_TIMEOUT: lasting('100ms', '10m', '99ms', '11m'),
 }
 
