@@ -7,7 +7,12 @@ export function createLogger(level: string, role: string): Logger {
   const output = pino.destination({ dest: 1, sync: true })
   // What nobody can read any more, as when the terminal was closed, is lost; the work is not.
   output.on('error', () => {})
-  const options = { level, base: { role }, timestamp: pino.stdTimeFunctions.isoTime, serializers: { err: describeError } }
+  const options = {
+    level,
+    base: { role },
+    timestamp: pino.stdTimeFunctions.isoTime,
+    serializers: { err: describeError },
+  }
   return pino(options, output)
 }
 
