@@ -148,6 +148,8 @@ const settings = z.object({
   ).transform((keys) => keys.map((key) => Buffer.from(key, 'hex'))),
   /** PEM file of an additional certificate authority for webhooks. */
   WEBHOOK_CA_FILE: z.string().min(1).optional(),
+  /** How long `api`, `worker` and `migrate` wait at their start for servers, and for the schema: a first start of everything. */
+  STARTUP_TIMEOUT: duration('2m', '1ms', '1h'),
   /** How long a stopping process waits for what is in flight. */
   SHUTDOWN_TIMEOUT: duration('25s', '100ms', '10m'),
 })

@@ -6,6 +6,8 @@ import { endAtSignals } from './platform/shutdown.ts'
 interface Command {
   summary: string
   help: string
+  /** Runs until it is told to stop: an error that nobody heard does not end it. */
+  runsForLong?: boolean
   /** Needs just one of the cluster's servers. */
   partOfCluster?: boolean
   run: (config: Config, args: string[]) => Promise<void>
@@ -18,6 +20,7 @@ const COMMANDS: Record<string, Command> = {
 
 Serves the agent API from one process. Needs no server; data is kept in DATA_DIR (./data).
 Settings: PORT (8080), HOST (0.0.0.0), INTERNAL_PORT (9090), DATA_DIR (./data); all are in the README.`,
+    runsForLong: true,
     run: async (config) => (await import('./commands/serve.ts')).serve(config),
   },
   api: {
@@ -26,6 +29,7 @@ Settings: PORT (8080), HOST (0.0.0.0), INTERNAL_PORT (9090), DATA_DIR (./data); 
 
 Serves the agent API from a cluster's storage. Any number of nodes, behind any HTTP load balancer.
 Needs DATABASE_URL, REDIS_URL and NATS_URL; PORT (8080) for agents, INTERNAL_PORT (9090) for /livez, /readyz and /metrics.`,
+    runsForLong: true,
     run: async (config) => (await import('./commands/api.ts')).api(config),
   },
   worker: {
@@ -34,6 +38,7 @@ Needs DATABASE_URL, REDIS_URL and NATS_URL; PORT (8080) for agents, INTERNAL_POR
 
 Applies the event log to Postgres and Redis, and pushes messages to webhooks. Any number; they share the work.
 Needs DATABASE_URL, REDIS_URL and NATS_URL; INTERNAL_PORT (9090) for /livez, /readyz and /metrics.`,
+    runsForLong: true,
     run: async (config) => (await import('./commands/worker.ts')).worker(config),
   },
   migrate: {
@@ -81,14 +86,7 @@ ${Object.entries(COMMANDS)
 Settings are environment variables; the README lists them.`
 
 /** Errors whose message is all that the person who started the program needs. */
-const EXPECTED = new Set([
-  'ConfigError',
-  'DirectoryInUse',
-  'CannotListen',
-  'SchemaTooOld',
-  'UsageError',
-  'StartupError',
-])
+const EXPECTED = new Set(['ConfigError', 'DirectoryInUse', 'CannotListen', 'UsageError', 'StartupError'])
 
 async function main(args: string[]): Promise<void> {
   const [name, ...rest] = args
@@ -114,7 +112,15 @@ async function main(args: string[]): Promise<void> {
   for (const { name, nearest } of unknownSettings(process.env)) {
     console.error(`${name} is not a setting, and changes nothing: is ${nearest} meant?`)
   }
-  await command.run(loadConfig(process.env, { partOfCluster: command.partOfCluster ?? false }), positionals)
+  const config = loadConfig(process.env, { partOfCluster: command.partOfCluster ?? false })
+  if (command.runsForLong) {
+    const [{ hearProcessErrors }, { createLogger }] = await Promise.all([
+      import('./platform/background.ts'),
+      import('./platform/logger.ts'),
+    ])
+    hearProcessErrors(createLogger(config.LOG_LEVEL, name))
+  }
+  await command.run(config, positionals)
 }
 
 endAtSignals()

@@ -2,14 +2,12 @@
 import type { Context } from 'hono'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { VerifierBusy } from '../access/credentials.ts'
-import { LogUnavailable } from '../events/event-log.ts'
 import { ProjectionBehind } from '../events/progress.ts'
-import { QueueUnavailable } from '../messaging/message-queue.ts'
 import { IdempotencyKeyReused, UnknownRecipient } from '../messaging/messaging.ts'
 import { BatchQueueFull } from '../platform/batch.ts'
 import { UnknownCursor } from '../platform/cursor.ts'
-import { DatabaseUnavailable } from '../platform/database.ts'
 import { BrokenRequest } from '../platform/http-refusals.ts'
+import { Unavailable } from '../platform/unavailable.ts'
 import { VerificationFailed } from '../registry/registry.ts'
 import { StateBusy, StoreFull, UnknownKey } from '../state/state.ts'
 import { WebhookUrlRefused } from '../webhooks/webhook-url.ts'
@@ -78,9 +76,7 @@ export function toApiError(error: unknown): ApiError {
   }
   if (error instanceof StoreFull)
     return new ApiError('store_full', 'the write would take the shared state over its capacity')
-  if (error instanceof LogUnavailable || error instanceof DatabaseUnavailable || error instanceof QueueUnavailable) {
-    return unavailable('a part of the kernel is out; try again')
-  }
+  if (error instanceof Unavailable) return unavailable('a part of the kernel is out; try again')
   if (error instanceof ProjectionBehind)
     return unavailable('the change is recorded and will take effect, but has not yet')
   if (error instanceof StateBusy) return unavailable('other agents are changing the same; try again')

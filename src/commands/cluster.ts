@@ -10,13 +10,14 @@ import { JetStreamEventLog } from '../events/jetstream-event-log.ts'
 import { Progress } from '../events/progress.ts'
 import { isToBePushed } from '../messaging/messages-of-log.ts'
 import { type QueueGeneration, RedisMessageQueue } from '../messaging/redis-message-queue.ts'
+import { inBackground } from '../platform/background.ts'
 import { type Database, openPostgres, roundTrip } from '../platform/database.ts'
-import type { ReadinessCheck } from '../platform/internal-server.ts'
+import type { ReadinessChecks } from '../platform/internal-server.ts'
 import type { Logger } from '../platform/logger.ts'
-import { checkSchema, SchemaTooOld } from '../platform/migrate.ts'
+import { checkSchema } from '../platform/migrate.ts'
 import { connectNats } from '../platform/nats.ts'
 import { RedisClient } from '../platform/redis.ts'
-import { StartupError } from '../platform/startup-error.ts'
+import { NotThereYet, untilThere } from '../platform/startup-error.ts'
 import { DatabaseProjection } from '../projector/database-projection.ts'
 import { type Projection, type ProjectorOptions, runProjector } from '../projector/projector.ts'
 import { QueueProjection } from '../projector/queue-projection.ts'
@@ -28,7 +29,7 @@ export interface Cluster {
   redis: RedisClient
   /** Of the event log, on each server that keeps a copy. */
   logBytes: () => Promise<number>
-  checks: Record<string, ReadinessCheck>
+  checks: ReadinessChecks
   /** Stops the projectors and closes the connections. */
   close(): Promise<void>
 }
@@ -52,9 +53,13 @@ export function clusterServers(config: Config, command: string): ClusterServers 
   )
 }
 
-/** Opens Postgres and checks that it can be used. Throws `StartupError`. */
-export async function connectDatabase(config: Config, url: string): Promise<Database> {
-  const database = openPostgres({
+/** Opens Postgres in one way or the other and checks that it can be used. Throws `NotThereYet`. */
+export async function connectDatabase(
+  config: Config,
+  url: string,
+  open: typeof openPostgres = openPostgres,
+): Promise<Database> {
+  const database = open({
     url,
     poolMode: config.DATABASE_POOL_MODE,
     maxConnections: config.DATABASE_MAX_CONNECTIONS,
@@ -65,7 +70,7 @@ export async function connectDatabase(config: Config, url: string): Promise<Data
     await database.destroy().catch(() => {})
     const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error
     const { host, pathname } = new URL(url)
-    throw new StartupError(
+    throw new NotThereYet(
       `DATABASE_URL: cannot use Postgres at ${host}${pathname}: ${cause instanceof Error ? cause.message : cause}`,
     )
   }
@@ -75,7 +80,7 @@ export async function connectDatabase(config: Config, url: string): Promise<Data
 /** When a process offers to lead the projections. Workers are quicker, so that API nodes lead only where there is no worker. */
 export type Patience = Required<Pick<ProjectorOptions, 'patienceMs' | 'startDelayMs'>>
 
-/** Opens all three servers. */
+/** Opens all three servers, and waits for them for so long as is set. Throws `StartupError`. */
 export async function openCluster(
   config: Config,
   command: string,
@@ -83,18 +88,15 @@ export async function openCluster(
   logger: Logger,
 ): Promise<Cluster> {
   const servers = clusterServers(config, command)
-  const database = await connectDatabase(config, servers.databaseUrl)
-  try {
-    await checkSchema(database)
-  } catch (error) {
-    await database.destroy()
-    throw error instanceof SchemaTooOld ? new StartupError(error.message) : error
-  }
-  const redis = await RedisClient.open(servers.redisUrl, config.REDIS_MODE, logger)
+  const startBy = performance.now() + config.STARTUP_TIMEOUT
+  const there = <T>(open: () => Promise<T>) => untilThere(open, Math.max(0, startBy - performance.now()), logger)
+  const database = await there(() => connectDatabase(config, servers.databaseUrl))
+  await there(() => checkSchema(database))
+  const redis = await there(() => RedisClient.open(servers.redisUrl, config.REDIS_MODE, logger))
   const holder = `${command}-${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
-  const nats = await connectNats(servers.natsUrls, holder, logger)
+  const nats = await there(() => connectNats(servers.natsUrls, holder, logger))
   const origin = randomUUID().slice(0, 8)
-  const log = await JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, origin)
+  const log = await there(() => JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, origin))
 
   const databaseProgress = new Progress()
   const queueProgress = new Progress()
@@ -157,6 +159,7 @@ export async function openCluster(
       queueProjection.announced ? { queues: queueProjection.announced } : {},
     ),
   ]
+  for (const running of projecting) inBackground('projector', running)
 
   return {
     storage: {
@@ -171,14 +174,18 @@ export async function openCluster(
     redis,
     logBytes: () => log.bytes(),
     checks: {
-      postgres: () => roundTrip(database, 'check', () => sql`select 1`.execute(database)).then(() => undefined),
-      redis: async () => (redis.available ? undefined : 'Redis does not answer'),
-      nats: async () => (nats.isClosed() ? 'the connection is closed' : nats.rtt().then(() => undefined)),
-      projector: async () =>
-        databaseProgress.silenceMs() < HEARD_WITHIN_MS
-          ? undefined
-          : 'no projector has been heard of: changes are not applied',
-      queues: async () => (queues ? undefined : 'the queues are being built: messages are not handed out'),
+      servers: {
+        postgres: () => roundTrip(database, 'check', () => sql`select 1`.execute(database)).then(() => undefined),
+        redis: () => redis.run('check', (connection) => connection.ping()).then(() => undefined),
+        nats: () => nats.rtt().then(() => undefined),
+      },
+      work: {
+        projector: async () =>
+          databaseProgress.silenceMs() < HEARD_WITHIN_MS
+            ? undefined
+            : 'no projector has been heard of: changes are not applied',
+        queues: async () => (queues ? undefined : 'the queues are being built: messages are not handed out'),
+      },
     },
     close: async () => {
       stop.abort()

@@ -1,12 +1,19 @@
 /** `migrate`: brings the schema of a cluster's database up to date. */
 import { type Config, ConfigError } from '../config.ts'
+import { openPostgresSession } from '../platform/database.ts'
+import { createLogger } from '../platform/logger.ts'
 import { migrate as runMigrations } from '../platform/migrate.ts'
+import { untilThere } from '../platform/startup-error.ts'
 import { connectDatabase } from './cluster.ts'
 
 export async function migrate(config: Config): Promise<void> {
-  if (config.DATABASE_URL === undefined)
-    throw new ConfigError('DATABASE_URL is missing: migrate needs the owner of the schema')
-  const database = await connectDatabase(config, config.DATABASE_URL)
+  const url = config.DATABASE_URL
+  if (url === undefined) throw new ConfigError('DATABASE_URL is missing: migrate needs the owner of the schema')
+  const database = await untilThere(
+    () => connectDatabase(config, url, openPostgresSession),
+    config.STARTUP_TIMEOUT,
+    createLogger(config.LOG_LEVEL, 'migrate'),
+  )
   try {
     const steps = await runMigrations(database)
     console.log(steps.length === 0 ? 'The schema is up to date.' : `Applied ${steps.join(', ')}.`)

@@ -6,14 +6,15 @@ import { clientAddressReader } from '../api/client-address.ts'
 import { createEndpoints } from '../api/endpoints.ts'
 import type { Config } from '../config.ts'
 import { formatEvent } from '../events/event.ts'
-import { type EventLog, LogUnavailable } from '../events/event-log.ts'
+import type { EventLog } from '../events/event-log.ts'
 import type { Progress } from '../events/progress.ts'
 import type { MessageQueue } from '../messaging/message-queue.ts'
 import { Messaging } from '../messaging/messaging.ts'
+import { inBackground } from '../platform/background.ts'
 import { CursorSeal } from '../platform/cursor.ts'
 import type { Database } from '../platform/database.ts'
 import { startHttpServer } from '../platform/http-server.ts'
-import { type ReadinessCheck, startInternalServer } from '../platform/internal-server.ts'
+import { type ReadinessChecks, startInternalServer } from '../platform/internal-server.ts'
 import type { Logger } from '../platform/logger.ts'
 import { Registry } from '../registry/registry.ts'
 import { RegistryStore } from '../registry/registry-store.ts'
@@ -67,7 +68,7 @@ export interface Node {
 export async function startNode(
   config: Config,
   storage: Storage,
-  checks: Record<string, ReadinessCheck>,
+  checks: ReadinessChecks,
   logger: Logger,
 ): Promise<Node> {
   const { database, log, admission, queue } = storage
@@ -114,9 +115,7 @@ export async function startNode(
         agent: reader,
         data: { read_by: reader },
       } as const
-      log.append(event).catch((error: unknown) => {
-        if (!(error instanceof LogUnavailable)) throw error
-      })
+      inBackground('record_read', log.append(event))
     },
     limits: {
       stateMaxKeyBytes: config.STATE_MAX_KEY_BYTES,

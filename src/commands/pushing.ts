@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Config } from '../config.ts'
+import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { RETRY_POLICY } from '../webhooks/back-off.ts'
@@ -47,6 +48,7 @@ export async function startPushing(
     },
     stop.signal,
   )
+  inBackground('push', Promise.all([pushing, rotating]))
   return {
     async stop() {
       stop.abort()

@@ -7,8 +7,10 @@ import { EmbeddedEventLog } from '../events/embedded-event-log.ts'
 import { Progress } from '../events/progress.ts'
 import { EmbeddedMessageQueue } from '../messaging/embedded-message-queue.ts'
 import { isToBePushed } from '../messaging/messages-of-log.ts'
+import { inBackground } from '../platform/background.ts'
 import { openEmbedded } from '../platform/database.ts'
 import { inDirectory, lockDirectory } from '../platform/directory-lock.ts'
+import { NO_CHECKS } from '../platform/internal-server.ts'
 import { createLogger } from '../platform/logger.ts'
 import { migrate } from '../platform/migrate.ts'
 import { untilStopped } from '../platform/shutdown.ts'
@@ -53,6 +55,7 @@ export async function serve(config: Config): Promise<void> {
     },
     stopProjector.signal,
   )
+  inBackground('projector', projecting)
   // What a killed process left appended but not applied is applied before anybody asks.
   await progress.reached(await log.lastChangeSeq(), CATCH_UP_MS)
 
@@ -66,7 +69,7 @@ export async function serve(config: Config): Promise<void> {
     pushes,
   }
   const pushing = await startPushing(config, storage, logger)
-  const node = await startNode(config, storage, {}, logger)
+  const node = await startNode(config, storage, NO_CHECKS, logger)
   const stopped = untilStopped(logger, config.SHUTDOWN_TIMEOUT)
   console.log(
     `Tabulum serves the agent API on http://${urlHost(config.HOST)}:${node.port} (reference at /docs), data in ${config.DATA_DIR} (embedded storage)`,

@@ -5,14 +5,20 @@ import { EmbeddedEventLog } from '../events/embedded-event-log.ts'
 import type { EventLog } from '../events/event-log.ts'
 import { JetStreamEventLog } from '../events/jetstream-event-log.ts'
 import { verify as verifyProjections } from '../maintenance/verify.ts'
-import { type Database, openEmbedded } from '../platform/database.ts'
+import { type Database, openEmbedded, openPostgresSession } from '../platform/database.ts'
 import { inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import { createLogger } from '../platform/logger.ts'
 import { checkSchema } from '../platform/migrate.ts'
 import { connectNats } from '../platform/nats.ts'
+import { StartupError } from '../platform/startup-error.ts'
 import { connectDatabase } from './cluster.ts'
 
 export async function verify(config: Config): Promise<void> {
+  if (config.cluster && config.DATABASE_POOL_MODE === 'transaction') {
+    throw new StartupError(
+      'verify works with temporary tables, which a pooler does not keep: give it DATABASE_URL of Postgres itself, and DATABASE_POOL_MODE=session',
+    )
+  }
   const { database, log, close } = await openForReading(config)
   try {
     await checkSchema(database)
@@ -47,7 +53,7 @@ export async function openForReading(
     }
   }
   const logger = createLogger(config.LOG_LEVEL, 'operator')
-  const database = await connectDatabase(config, config.cluster.databaseUrl)
+  const database = await connectDatabase(config, config.cluster.databaseUrl, openPostgresSession)
   const log = await JetStreamEventLog.open(
     await connectNats(config.cluster.natsUrls, 'operator', logger),
     config.EVENTS_REPLICAS,

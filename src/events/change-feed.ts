@@ -4,9 +4,19 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type ConsumerMessages, type JetStreamClient, type JetStreamManager, type JsMsg, NatsError } from 'nats'
+import { inBackground } from '../platform/background.ts'
 import { type Capability, changesOf, type EventType, type LoggedEvent } from './event.ts'
 import { type FollowOptions, LogUnavailable } from './event-log.ts'
-import { addConsumer, changesSubject, STREAM, type StoredEvent, toStoredEvent, unavailable } from './event-stream.ts'
+import {
+  addConsumer,
+  CONSUMER_NOT_FOUND,
+  changesSubject,
+  deleteConsumer,
+  STREAM,
+  type StoredEvent,
+  toStoredEvent,
+  unavailable,
+} from './event-stream.ts'
 
 /** Events that one batch holds at most, in number and in bytes as they came over the wire. */
 const BATCH_EVENTS = 500
@@ -25,8 +35,6 @@ const READ_AHEAD_BYTES = 16 * 1_048_576
 const WATCH_MS = 500
 /** So often in a row it is found to be behind, or not heard of, until it is given up: the servers may only be busy. */
 const MAX_DOUBTS = 3
-/** The server's code. */
-const CONSUMER_NOT_FOUND = 10014
 /** The server says at least this often that it is there while it has nothing to send. The least that it allows. */
 const HEARTBEAT_MS = 500
 /** A request for more events ends after this, and the library makes another. */
@@ -191,7 +199,7 @@ class ChangeFeed {
     this.#onEnd()
     this.#ended.abort()
     this.messages?.stop()
-    this.#manager.consumers.delete(STREAM, this.#name).catch(() => {})
+    inBackground('delete_consumer', deleteConsumer(this.#manager, this.#name))
   }
 
   receive(message: JsMsg): void {

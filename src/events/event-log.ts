@@ -1,5 +1,6 @@
 /** The port of the event log: append-only, one total order, the commit point of everything. */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { Unavailable } from '../platform/unavailable.ts'
 import type { Capability, LoggedEvent, NewEvent, Routing } from './event.ts'
 
 export interface AppendOptions extends Routing {
@@ -38,7 +39,7 @@ export const PAGE_BYTES = 8 * 1_048_576
 export const DEDUPLICATION_WINDOW_MS = 120_000
 
 /** The log cannot be written or read now. The append may or may not have taken place. */
-export class LogUnavailable extends Error {
+export class LogUnavailable extends Unavailable {
   override name = 'LogUnavailable'
 }
 

@@ -33,7 +33,8 @@ const RETRY_MS = 50
 const STREAM_TIMEOUT_MS = 20_000
 /** The server removes a consumer that nobody has asked anything for so long. */
 const UNUSED_MS = 30_000
-/** The server's code for: the stream holds no such message. */
+/** The server's codes: there is no such consumer, and the stream holds no such message. */
+export const CONSUMER_NOT_FOUND = 10014
 const NO_MESSAGE_FOUND = 10037
 
 /** Throws `StartupError` where the stream that is there has another number of replicas. */
@@ -93,6 +94,16 @@ export async function addConsumer(manager: JetStreamManager, since: number, subj
     throw unavailable(error)
   }
   return name
+}
+
+/** Removes a consumer of our own. The server does so by itself when it has not been used for a while. Throws `LogUnavailable`. */
+export async function deleteConsumer(manager: JetStreamManager, name: string): Promise<void> {
+  try {
+    await manager.consumers.delete(STREAM, name)
+  } catch (error) {
+    // One that is gone already is what was wanted.
+    if (!(error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND)) throw unavailable(error)
+  }
 }
 
 /**

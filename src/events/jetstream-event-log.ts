@@ -3,8 +3,9 @@ import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type JetStreamClient, type JetStreamManager, type NatsConnection, NatsError, type StreamState } from 'nats'
 import { Counter, Histogram } from 'prom-client'
+import { inBackground } from '../platform/background.ts'
 import { Patience } from '../platform/patience.ts'
-import { StartupError } from '../platform/startup-error.ts'
+import { NotThereYet, StartupError } from '../platform/startup-error.ts'
 import { ChangeFeeds, type LastChange } from './change-feed.ts'
 import { changesOf, eventSubject, type LoggedEvent, type NewEvent } from './event.ts'
 import {
@@ -19,6 +20,7 @@ import {
   ALL_EVENTS,
   addConsumer,
   changesSubject,
+  deleteConsumer,
   ensureStream,
   eventHeaders,
   lastSeqOf,
@@ -98,7 +100,7 @@ export class JetStreamEventLog implements EventLog {
     } catch (error) {
       if (error instanceof StartupError) throw error
       const reason = error instanceof Error ? error.message : String(error)
-      throw new StartupError(
+      throw new NotThereYet(
         `JetStream cannot hold the stream ${STREAM} with ${replicas} replicas (${reason}): start as many servers with JetStream, or set EVENTS_REPLICAS`,
       )
     }
@@ -236,7 +238,7 @@ export class JetStreamEventLog implements EventLog {
       throw unavailable(error)
     } finally {
       clearTimeout(silence)
-      this.#manager.consumers.delete(STREAM, name).catch(() => {})
+      inBackground('delete_consumer', deleteConsumer(this.#manager, name))
     }
   }
 

@@ -1,10 +1,11 @@
 /**
  * Compares what the API reads with the log that it comes from, and tells each difference.
  *
- * The log is replayed into temporary tables of the database, a page at a time, and compared there with one snapshot of the real ones: so
- * memory does not grow with the log, and the kernel may go on meanwhile.
+ * The log is replayed into temporary tables of the database, a page at a time, so that memory does not grow with it, and each page in a
+ * transaction of its own. The kernel goes on meanwhile. Only the last stretch is replayed in the snapshot in which all is compared, so
+ * that no snapshot is held for longer than that takes: one that is held for hours keeps Postgres from cleaning up.
  */
-import { sql, type Transaction } from 'kysely'
+import { type Kysely, sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, readEvents } from '../events/event-log.ts'
 import type { Database, Schema } from '../platform/database.ts'
@@ -17,60 +18,80 @@ export interface Verification {
 
 const PAGE = 1_000
 
-/** Replays the log up to where the database projection stands, and calls `report` with each difference. */
+/** So many places of the log are replayed in the snapshot at most, unless the log grows as fast as it is replayed: a second or two. */
+const LAST_STRETCH = 5_000
+
+/**
+ * Replays the log up to where the database projection stands, and calls `report` with each difference. `database` has to be one session: of
+ * `openPostgresSession`, or the embedded one.
+ */
 export async function verify(
   database: Database,
   log: EventLog,
   report: (difference: string) => void,
 ): Promise<Verification> {
-  return database
-    .transaction()
-    .setIsolationLevel('repeatable read')
-    .execute(async (transaction) => {
-      const { applied_seq: seq } = await transaction
-        .selectFrom('projections')
-        .select('applied_seq')
-        .where('name', '=', 'database')
-        .executeTakeFirstOrThrow()
-      await createReplayTables(transaction)
-      const events = await replay(transaction, log, seq)
-      for (const check of CHECKS) {
-        const { rows } = await sql<{ difference: string }>`${sql.raw(check)}`.execute(transaction)
-        for (const { difference } of rows) report(difference)
-      }
-      await sql.raw(DROP).execute(transaction)
-      return { seq, events }
-    })
+  return database.connection().execute(async (session) => {
+    await sql.raw(CREATE).execute(session)
+    let seq = 0
+    let events = 0
+    const replayTo = async (on: Kysely<Schema>, until: number) => {
+      events += await replay(on, log, seq, until)
+      seq = until
+    }
+    for (let before = Number.POSITIVE_INFINITY; ; ) {
+      const position = await positionOf(session)
+      const stretch = position - seq
+      if (stretch <= LAST_STRETCH || stretch >= before) break
+      await replayTo(session, position)
+      before = stretch
+    }
+    await session
+      .transaction()
+      .setIsolationLevel('repeatable read')
+      .execute(async (snapshot) => {
+        await replayTo(snapshot, await positionOf(snapshot))
+        for (const check of CHECKS) {
+          const { rows } = await sql<{ difference: string }>`${sql.raw(check)}`.execute(snapshot)
+          for (const { difference } of rows) report(difference)
+        }
+      })
+    await sql.raw(DROP).execute(session)
+    return { seq, events }
+  })
 }
 
-async function createReplayTables(transaction: Transaction<Schema>): Promise<void> {
-  await sql
-    .raw(
-      `create temporary table replayed_state (key bytea primary key, value_hash bytea, value_length bigint, by text);
-       create temporary table replayed_holders (identity text primary key, seq bigint);
-       create temporary table replayed_messages (message_id uuid primary key, recipient text, seq bigint, pushed boolean);`,
-    )
-    .execute(transaction)
+async function positionOf(session: Kysely<Schema>): Promise<number> {
+  const { applied_seq: position } = await session
+    .selectFrom('projections')
+    .select('applied_seq')
+    .where('name', '=', 'database')
+    .executeTakeFirstOrThrow()
+  return position
 }
 
+const CREATE = `
+  create temporary table replayed_state (key bytea primary key, value_hash bytea, value_length bigint, by text);
+  create temporary table replayed_holders (identity text primary key, seq bigint);
+  create temporary table replayed_messages (message_id uuid primary key, recipient text, seq bigint, pushed boolean);`
 const DROP = 'drop table replayed_state, replayed_holders, replayed_messages'
 
-async function replay(transaction: Transaction<Schema>, log: EventLog, until: number): Promise<number> {
+/** Replays what is after `since` up to `until`. Returns how many events that was. */
+async function replay(session: Kysely<Schema>, log: EventLog, since: number, until: number): Promise<number> {
   let page: LoggedEvent[] = []
   let count = 0
-  for await (const event of readEvents(log, 0)) {
+  for await (const event of readEvents(log, since)) {
     if (event.seq > until) break
     count++
     page.push(event)
     if (page.length < PAGE) continue
-    await replayPage(transaction, page)
+    await replayPage(session, page)
     page = []
   }
-  await replayPage(transaction, page)
+  await replayPage(session, page)
   return count
 }
 
-async function replayPage(transaction: Transaction<Schema>, events: readonly LoggedEvent[]): Promise<void> {
+async function replayPage(session: Kysely<Schema>, events: readonly LoggedEvent[]): Promise<void> {
   const base64 = (text: string) => Buffer.from(text).toString('base64')
   const finals = new Map<string, object>()
   const holders: object[] = []
@@ -97,26 +118,24 @@ async function replayPage(transaction: Transaction<Schema>, events: readonly Log
     )
     insert into replayed_state select key, sha256(value), octet_length(value), by from finals where value is not null
     on conflict (key) do update set value_hash = excluded.value_hash, value_length = excluded.value_length, by = excluded.by`.execute(
-    transaction,
+    session,
   )
   await sql`
     insert into replayed_holders
     select identity, seq from json_to_recordset(${JSON.stringify(holders)}::json) as holder (identity text, seq bigint)
-    on conflict do nothing`.execute(transaction)
+    on conflict do nothing`.execute(session)
   await sql`
     insert into replayed_messages
     select message_id, recipient, seq, pushed
     from json_to_recordset(${JSON.stringify(sent)}::json)
       as message (message_id uuid, recipient text, seq bigint, pushed boolean)
-    on conflict do nothing`.execute(transaction)
+    on conflict do nothing`.execute(session)
   await sql`
     update replayed_messages set pushed = false
-    where message_id in (select json_array_elements_text(${JSON.stringify(queued)}::json)::uuid)`.execute(transaction)
+    where message_id in (select json_array_elements_text(${JSON.stringify(queued)}::json)::uuid)`.execute(session)
   await sql`
     delete from replayed_messages
-    where message_id in (select json_array_elements_text(${JSON.stringify(delivered)}::json)::uuid)`.execute(
-    transaction,
-  )
+    where message_id in (select json_array_elements_text(${JSON.stringify(delivered)}::json)::uuid)`.execute(session)
 }
 
 /** Each finds one kind of difference. */

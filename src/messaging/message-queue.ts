@@ -1,4 +1,5 @@
 /** The port of the pull queues: messages on their way to agents who fetch them. */
+import { Unavailable } from '../platform/unavailable.ts'
 
 export interface Message {
   message_id: string
@@ -26,7 +27,7 @@ export interface Lease {
 export const LEASE_MS = 30_000
 
 /** The queues cannot be read now. */
-export class QueueUnavailable extends Error {
+export class QueueUnavailable extends Unavailable {
   override name = 'QueueUnavailable'
 }
 

@@ -7,6 +7,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { EventLog } from '../events/event-log.ts'
+import { inBackground } from '../platform/background.ts'
 import { COMMAND_TIMEOUT_MS, callScript, loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
 import { LEASE_MS, type Lease, type LeasedMessage, type MessageQueue, QueueUnavailable } from './message-queue.ts'
 import { toLeasedMessage } from './messages-of-log.ts'
@@ -87,7 +88,7 @@ export class RedisMessageQueue implements MessageQueue {
   /** The answer to a lease came when nobody waited for it any more. */
   #giveBack(key: string, answer: unknown): void {
     const [now, entries = []] = answer as Leased | TooLate
-    void this.#release(key, entries, now).catch(() => {})
+    inBackground('give_back_lease', this.#release(key, entries, now))
   }
 
   #generation(): string {

@@ -1,5 +1,7 @@
 /** Turns many single calls into few calls with many items: what arrives while one is under way goes together in the next. */
 
+import { inBackground } from './background.ts'
+
 export interface BatchOptions<Item> {
   /** Items in one call at most. */
   maxItems: number
@@ -62,7 +64,7 @@ export function batched<Item, Result>(
     if (waiting.length >= maxWaiting) return Promise.reject(new BatchQueueFull(`over ${maxWaiting} calls are waiting`))
     const deferred = { item, ...Promise.withResolvers<Result>() }
     waiting.push(deferred)
-    if (!running) void drain()
+    if (!running) inBackground('batch', drain())
     return deferred.promise
   }
 }

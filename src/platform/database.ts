@@ -3,7 +3,8 @@ import { type Generated, Kysely, type Transaction } from 'kysely'
 import { Counter, Histogram } from 'prom-client'
 import { Patience } from './patience.ts'
 import { openPGlite, PGliteDialect } from './pglite-dialect.ts'
-import { PostgresDialect, type PostgresOptions, PostgresPool } from './postgres-dialect.ts'
+import { PostgresDialect, type PostgresOptions, PostgresPool, PostgresSession } from './postgres-dialect.ts'
+import { Unavailable } from './unavailable.ts'
 
 export interface Schema {
   operators: {
@@ -76,7 +77,7 @@ export type Database = Kysely<Schema>
 export type DatabaseTransaction = Transaction<Schema>
 
 /** The database did not answer, refused the connection, or is shutting down. Nothing is known of what it did. */
-export class DatabaseUnavailable extends Error {
+export class DatabaseUnavailable extends Unavailable {
   override name = 'DatabaseUnavailable'
 }
 
@@ -95,9 +96,17 @@ function patienceWith(database: Database): Patience {
 /** Opens Postgres. Connects on first use. */
 export function openPostgres(options: PostgresOptions): Database {
   const pool = new PostgresPool(options)
-  const database = new Kysely<Schema>({ dialect: new PostgresDialect(pool, options.poolMode === 'session') })
+  const database = new Kysely<Schema>({ dialect: new PostgresDialect(pool) })
   pools.set(database, pool)
   return database
+}
+
+/**
+ * Opens Postgres for an operator's command, which may take hours: one session, so that temporary tables last, and no limit on how long a
+ * statement takes or waits for a lock. When the session is lost, whatever is asked of it fails from then on.
+ */
+export function openPostgresSession(options: PostgresOptions): Database {
+  return new Kysely<Schema>({ dialect: new PostgresDialect(new PostgresSession(options)) })
 }
 
 /** Opens the embedded database in a directory, which it creates. One process at a time: the caller holds the directory's lock. */
@@ -133,7 +142,7 @@ export async function roundTrip<T>(
   } catch (error) {
     if (error instanceof DatabaseUnavailable || isOutage(error)) {
       failures.inc({ operation })
-      pools.get(database)?.replace()
+      if (isOfConnection(error)) pools.get(database)?.replace()
       throw new DatabaseUnavailable('the database cannot be reached', { cause: error })
     }
     throw error
@@ -142,10 +151,41 @@ export async function roundTrip<T>(
   }
 }
 
-/** SQLSTATE classes 08 (connection), 53 (resources), 57 (operator intervention), 25P03/25006; and the driver's and the socket's codes. */
-function isOutage(error: unknown): boolean {
-  const code = error instanceof Error && 'code' in error ? String(error.code) : ''
-  return /^(08|53|57)|^(25P03|25006|55P03)$|^(CONNECTION_|CONNECT_|ECONN|EPIPE|ETIMEDOUT|ENOTFOUND|EHOSTUNREACH|EAI_AGAIN)/.test(
-    code,
-  )
+/**
+ * Classes of SQLSTATE by which Postgres says that a statement of ours, or what it was given, is wrong: not supported (0A), the case,
+ * cardinality, data and constraints (20 to 23), cursors (24, 34), privileges and the end of transactions (2B, 2D), functions (2F, 38,
+ * 39), savepoints and schemas (3B, 3F), syntax, names and rights (42), check options (44), limits of the program (54), and what our own
+ * functions raise (P0). Asked again, it would answer the same.
+ */
+const MISTAKES = /^(0A|2[01234BDF]|3[489BF]|4[24]|54|P0)/
+/** What the driver says of a call that is wrong. */
+const DRIVER_MISTAKES =
+  /^(UNDEFINED_VALUE|MAX_PARAMETERS_EXCEEDED|NOT_TAGGED_CALL|UNSAFE_TRANSACTION|COPY_IN_PROGRESS)$/
+/** Classes by which Postgres says that the connection is of no use any more: it ends, is read-only, has lost its statements, or is broken. */
+const ENDS_CONNECTION = /^(08|25|26|57P|XX)/
+
+/**
+ * Whether it is no answer to a statement of ours that is wrong. Postgres, the driver, the socket, TLS and DNS all give their errors a code; one
+ * without a code was thrown by this program.
+ */
+export function isOutage(error: unknown): boolean {
+  const code = codeOf(error)
+  if (code === undefined) return false
+  return isAnswer(error)
+    ? !MISTAKES.test(code)
+    : !(DRIVER_MISTAKES.test(code) || error instanceof TypeError || error instanceof RangeError)
+}
+
+/** Whether other connections may fare better: not where the one that there was is well, and nothing but this statement failed. */
+function isOfConnection(error: unknown): boolean {
+  return isAnswer(error) ? ENDS_CONNECTION.test(codeOf(error) ?? '') : true
+}
+
+/** Postgres answered. */
+function isAnswer(error: unknown): boolean {
+  return error instanceof Error && 'severity' in error
+}
+
+function codeOf(error: unknown): string | undefined {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined
 }

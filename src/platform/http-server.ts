@@ -3,6 +3,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse, S
 import type { AddressInfo } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { getRequestListener, type HttpBindings } from '@hono/node-server'
+import { inBackground } from './background.ts'
 import { BrokenRequest, judge, judgeConnect, REFUSALS, type Refusal, refusalOf } from './http-refusals.ts'
 import type { Logger } from './logger.ts'
 import { recordAnswer } from './request-metrics.ts'
@@ -92,7 +93,7 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
         if (closing) announceClose(outgoing)
         // A backslash is not allowed in a URL, and URL parsers take it for a slash; here it is what its escape is.
         incoming.url = incoming.url?.replaceAll('\\', '%5C')
-        void listener(incoming, outgoing)
+        inBackground('answer_request', Promise.resolve(listener(incoming, outgoing)))
       })
     },
   )

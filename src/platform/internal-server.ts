@@ -1,7 +1,9 @@
 /** The internal port of every process: is it alive, is it ready, its metrics, and the event log for operators. */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Hono } from 'hono'
 import { collectDefaultMetrics, register } from 'prom-client'
 import { z } from 'zod'
+import { inBackground } from './background.ts'
 import { batched } from './batch.ts'
 import { type HttpServer, startHttpServer } from './http-server.ts'
 import type { Logger } from './logger.ts'
@@ -10,10 +12,20 @@ import { Patience } from './patience.ts'
 /** Says why a part is not ready; undefined if it is. */
 export type ReadinessCheck = () => Promise<string | undefined>
 
+/** What `/readyz` asks, by the names that it tells. */
+export interface ReadinessChecks {
+  /** Whether this process reaches each of its servers. One that reaches none of them is of no use to anybody. */
+  readonly servers: Readonly<Record<string, ReadinessCheck>>
+  /** Whether the work goes on that processes do for each other. */
+  readonly work: Readonly<Record<string, ReadinessCheck>>
+}
+
+export const NO_CHECKS: ReadinessChecks = { servers: {}, work: {} }
+
 export interface InternalServerOptions {
   host: string
   port: number
-  checks: Readonly<Record<string, ReadinessCheck>>
+  checks: ReadinessChecks
   logger: Logger
   /** A page of the events after `since` as JSON: at most `limit`, fewer if they are large, none at the end of the log. */
   readEvents?: (asked: { since: number; limit: number }) => Promise<readonly string[]>
@@ -22,8 +34,12 @@ export interface InternalServerOptions {
 /** Prometheus and operators' tools come again within a minute or not at all. */
 const KEEP_ALIVE_MS = 75_000
 const CHECK_TIMEOUT_MS = 1_000
-/** Load balancers ask many times a second; once a process has been ready, the parts themselves are asked this often at most. */
-const CHECK_INTERVAL_MS = 1_000
+/**
+ * Once a process has been ready, the parts are asked so long after each other's answer, whoever asks for `/readyz` and however often: load
+ * balancers do so many times a second, and are told at once. With the time for a check and two questions of HAProxy a node that
+ * is cut off is out of service within 3 s.
+ */
+const CHECK_INTERVAL_MS = 500
 const MAX_EVENTS = 1_000
 /** Pages are large, and what agents wait for comes over the same connections. */
 const MAX_PAGES_AT_ONCE = 4
@@ -52,29 +68,43 @@ export async function startInternalServer({
   if (!collecting) collectDefaultMetrics({ prefix: 'tabulum_' })
   collecting = true
   let draining = false
-  // A part that goes out later is out for all nodes: taking every one of them out of service would end what works without it.
+  // A server that goes out later is out for all nodes, and taking every one of them out of service would end what works without it. A node that
+  // reaches none is cut off, and the others are not; or nothing works anyway.
   let hasBeenReady = false
 
   const app = new Hono()
   app.get('/livez', (context) => context.json({ status: 'ok' }))
+  let latest = { parts: {}, isWhole: false, isCutOff: false }
   const examine = async () => {
-    const entries = await Promise.all(
-      Object.entries(checks).map(async ([part, check]) => [part, await outcome(check)] as const),
-    )
-    const parts = Object.fromEntries(entries.map(([part, problem]) => [part, problem ?? 'ok']))
-    const isWhole = entries.every(([, problem]) => problem === undefined)
-    hasBeenReady ||= isWhole
-    return { parts, isWhole }
-  }
-  let examination: ReturnType<typeof examine> | undefined
-  let examinedAt = 0
-  app.get('/readyz', async (context) => {
-    if (examination === undefined || !hasBeenReady || performance.now() - examinedAt > CHECK_INTERVAL_MS) {
-      examinedAt = performance.now()
-      examination = examine()
+    const [servers, work] = await Promise.all([outcomes(checks.servers), outcomes(checks.work)])
+    const problems = Object.values(servers).filter((problem) => problem !== OK)
+    const isWhole = [servers, work].every((parts) => Object.values(parts).every((problem) => problem === OK))
+    const isCutOff = problems.length > 0 && problems.length === Object.keys(servers).length
+    latest = { parts: { ...servers, ...work }, isWhole, isCutOff }
+    if (isWhole && !hasBeenReady) {
+      hasBeenReady = true
+      inBackground('check_readiness', keepExamining())
     }
-    const { parts, isWhole } = await examination
-    const status = draining ? 'draining' : isWhole ? 'ready' : hasBeenReady ? 'degraded' : 'starting'
+  }
+  const closed = new AbortController()
+  const keepExamining = async () => {
+    while (!closed.signal.aborted) {
+      await sleep(CHECK_INTERVAL_MS, undefined, { ref: false })
+      await examine()
+    }
+  }
+  app.get('/readyz', async (context) => {
+    if (!hasBeenReady) await examine()
+    const { parts, isWhole, isCutOff } = latest
+    const status = draining
+      ? 'draining'
+      : isWhole
+        ? 'ready'
+        : !hasBeenReady
+          ? 'starting'
+          : isCutOff
+            ? 'cut_off'
+            : 'degraded'
     return context.json({ status, parts }, status === 'ready' || status === 'degraded' ? 200 : 503)
   })
   app.get('/metrics', async (context) =>
@@ -109,7 +139,19 @@ export async function startInternalServer({
     drain: () => {
       draining = true
     },
+    close: () => {
+      closed.abort()
+      return server.close()
+    },
   }
+}
+
+const OK = 'ok'
+
+/** Asks all at once. Never throws. */
+async function outcomes(checks: Readonly<Record<string, ReadinessCheck>>): Promise<Record<string, string>> {
+  const entries = Object.entries(checks).map(async ([part, check]) => [part, (await outcome(check)) ?? OK] as const)
+  return Object.fromEntries(await Promise.all(entries))
 }
 
 async function outcome(check: ReadinessCheck): Promise<string | undefined> {

@@ -4,17 +4,19 @@ import { join } from 'node:path'
 import { sql } from 'kysely'
 import { type Migration, Migrator } from 'kysely/migration'
 import { type Database, roundTrip } from './database.ts'
+import { NotThereYet } from './startup-error.ts'
 
+/** A migration under way may hold the table of steps, or keep the server busy. */
+const SCHEMA_TIMEOUT_MS = 10_000
 const DIRECTORY = join(import.meta.dirname, '../../migrations')
 
 /** The schema lacks steps that this version of the program needs. */
-export class SchemaTooOld extends Error {
-  override name = 'SchemaTooOld'
-}
+export class SchemaTooOld extends NotThereYet {}
 
 /**
  * Runs the steps that have not run yet, each once, under a lock that lets several machines start this at the same time.
- * Returns the names of those it ran. A database that is ahead of this version is left as it is.
+ * Returns the names of those it ran. A step may take hours on a large database: `database` is to be one without limits, see
+ * `openPostgresSession`. A database that is ahead of this version is left as it is.
  */
 export async function migrate(database: Database): Promise<string[]> {
   const known = await stepNames()
@@ -60,9 +62,14 @@ async function appliedSteps(database: Database): Promise<string[]> {
     database,
     'schema',
     () => sql<{ present: boolean }>`select to_regclass('kysely_migration') is not null as present`.execute(database),
-    10_000,
+    SCHEMA_TIMEOUT_MS,
   )
   if (!present?.present) return []
-  const { rows } = await sql<{ name: string }>`select name from kysely_migration order by name`.execute(database)
+  const { rows } = await roundTrip(
+    database,
+    'schema',
+    () => sql<{ name: string }>`select name from kysely_migration order by name`.execute(database),
+    SCHEMA_TIMEOUT_MS,
+  )
   return rows.map((row) => row.name)
 }

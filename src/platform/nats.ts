@@ -1,7 +1,8 @@
 /** The connection to the NATS cluster, and the checks that it can carry the kernel. */
 import { connect, type NatsConnection } from 'nats'
+import { inBackground } from './background.ts'
 import type { Logger } from './logger.ts'
-import { StartupError } from './startup-error.ts'
+import { NotThereYet, StartupError } from './startup-error.ts'
 
 /** A value of 1 MiB may be 6 MiB as JSON. */
 export const NEEDED_PAYLOAD_BYTES = 8 * 1_048_576
@@ -10,7 +11,11 @@ const OUTDATED = /^2\.[0-9]\./
 const PING_INTERVAL_MS = 500
 const CONNECT_TIMEOUT_MS = 2_000
 
-/** Connects to one of the servers, and to another when that is lost, for ever. Throws `StartupError` if none can be used. */
+/**
+ * Connects to one of the servers, and to another when that is lost, for ever; also while they refuse the password, which may be changing. Should the
+ * library give the connection up all the same, the process ends with status 1: it would be of no use. Throws `NotThereYet` if no server lets it
+ * in, `StartupError` if they cannot be used.
+ */
 export async function connectNats(urls: readonly string[], name: string, logger: Logger): Promise<NatsConnection> {
   const { user, pass } = credentialsOf(urls)
   const connection = await connect({
@@ -21,11 +26,13 @@ export async function connectNats(urls: readonly string[], name: string, logger:
     pingInterval: PING_INTERVAL_MS,
     maxPingOut: 2,
     maxReconnectAttempts: -1,
+    // By default a second refusal in a row ends the connection for good.
+    ignoreAuthErrorAbort: true,
     reconnectTimeWait: 100,
     reconnectJitter: 100,
     noAsyncTraces: true,
   }).catch((error: Error) => {
-    throw new StartupError(
+    throw new NotThereYet(
       `NATS_URL: cannot connect to any of ${urls.map(withoutCredentials).join(', ')}: ${error.message}`,
     )
   })
@@ -47,12 +54,29 @@ export async function connectNats(urls: readonly string[], name: string, logger:
       'NATS before 2.10 can corrupt the event log when its leader freezes: see docs/guarantees.md',
     )
   }
-  void (async () => {
-    for await (const { type, data } of connection.status()) {
-      if (type === 'disconnect' || type === 'reconnect') logger.warn({ server: String(data) }, `nats ${type}`)
-    }
-  })()
+  inBackground('nats_status', tellStatus(connection, logger))
+  inBackground('nats_closed', endWith(connection, logger))
   return connection
+}
+
+async function tellStatus(connection: NatsConnection, logger: Logger): Promise<void> {
+  // The library tells of each attempt, which may be ten in a second.
+  let told = ''
+  for await (const { type, data } of connection.status()) {
+    if (type !== 'disconnect' && type !== 'reconnect' && type !== 'error') continue
+    const line = type === 'error' ? `nats refuses: ${data}` : `nats ${type}`
+    if (line === told || (type === 'disconnect' && told !== '') || (type === 'reconnect' && told === '')) continue
+    logger.warn(type === 'error' ? {} : { server: String(data) }, line)
+    told = type === 'reconnect' ? '' : line
+  }
+}
+
+/** Ends the process where the connection is closed for another reason than that this program has closed it. */
+async function endWith(connection: NatsConnection, logger: Logger): Promise<void> {
+  const error = await connection.closed()
+  if (!error) return
+  logger.fatal({ err: error }, 'the connection to NATS is closed for good: the process ends, to be started again')
+  process.exit(1)
 }
 
 function withoutCredentials(url: string): string {

@@ -1,10 +1,15 @@
 /**
- * Kysely on postgres.js. A statement outside a transaction goes to whichever connection is free, behind what that is doing already; only a
- * transaction reserves one.
+ * Kysely on postgres.js. A statement outside a transaction goes to whichever connection is free, behind what that is doing already. A
+ * transaction has a session of its own: a client with one connection, which is closed after it and is of no use once that is lost. So nothing is
+ * ever sent on a connection that the driver reserved and lost, which ends the process (github.com/porsager/postgres, issue 1208), and no
+ * statement of a transaction goes out on another connection than its `begin`. It costs a connection for each, so the parts of the kernel that
+ * run for long use no transactions.
  *
  * A client that lost a connection is replaced whole: the driver (3.4.9) can leave a connection that was cut while a write was buffered in
- * a state in which it never sends again, and a write on a reserved connection that is gone ends the process
- * (github.com/porsager/postgres, issues 1154 and 1208). So the parts of the kernel that run for long use no transactions.
+ * a state in which it never sends again (issue 1154).
+ *
+ * The driver must not ask for the types of arrays (`fetch_types`): it does so on each new connection in a promise that nobody awaits, so any
+ * error meanwhile, such as a server that shuts down, is an unhandled rejection. No statement here takes or returns an array.
  */
 import {
   CompiledQuery,
@@ -19,6 +24,7 @@ import {
   type QueryResult,
 } from 'kysely'
 import postgres from 'postgres'
+import { inBackground } from './background.ts'
 
 export interface PostgresOptions {
   url: string
@@ -35,21 +41,33 @@ const JSON_TYPE = 114
 const RETIRE_SECONDS = 5
 const MIN_REPLACE_INTERVAL_MS = 500
 
-type Executor = Pick<postgres.Sql, 'unsafe'>
+type Rows = postgres.RowList<postgres.Row[]>
+
+/** Where the statements of a database go, and its transactions. */
+interface Source {
+  run(sql: string, parameters: readonly unknown[]): Promise<Rows>
+  /** A session for a transaction. */
+  session(): PostgresSession
+  close(): Promise<void>
+}
 
 /** A pool of connections that can be exchanged for a fresh one. */
-export class PostgresPool {
+export class PostgresPool implements Source {
   readonly #options: PostgresOptions
   #client: postgres.Sql
   #replacedAt = Number.NEGATIVE_INFINITY
 
   constructor(options: PostgresOptions) {
     this.#options = options
-    this.#client = connect(options)
+    this.#client = connect(options, SERVING)
   }
 
-  get client(): postgres.Sql {
-    return this.#client
+  async run(sql: string, parameters: readonly unknown[]): Promise<Rows> {
+    return run(this.#client, sql, parameters)
+  }
+
+  session(): PostgresSession {
+    return new PostgresSession(this.#options, SERVING)
   }
 
   /** Starts over with new connections; not more often than twice a second. */
@@ -57,47 +75,120 @@ export class PostgresPool {
     if (performance.now() - this.#replacedAt < MIN_REPLACE_INTERVAL_MS) return
     this.#replacedAt = performance.now()
     const retired = this.#client
-    this.#client = connect(this.#options)
-    retired.end({ timeout: RETIRE_SECONDS }).catch(() => {})
+    this.#client = connect(this.#options, SERVING)
+    inBackground('retire_connections', retired.end({ timeout: RETIRE_SECONDS }))
+  }
+
+  async close(): Promise<void> {
+    await this.#client.end({ timeout: RETIRE_SECONDS })
   }
 }
 
-function connect({ url, poolMode, maxConnections }: PostgresOptions): postgres.Sql {
+/**
+ * One connection, connected on first use. What is asked after it was lost fails, and so does what is under way: the driver itself never tells
+ * the fate of a statement that it took between the error of a socket and its close.
+ */
+export class PostgresSession implements Source {
+  readonly #client: postgres.Sql
+  readonly #underWay = new Set<(error: Error) => void>()
+  #isLost = false
+
+  constructor({ url, poolMode }: PostgresOptions, limits: Limits = UNLIMITED) {
+    const onclose = () => {
+      this.#isLost = true
+      // After the driver, which may know more, has told of those that it knows.
+      setImmediate(() => {
+        for (const reject of this.#underWay) reject(lost())
+      })
+    }
+    this.#client = connect({ url, poolMode, maxConnections: 1 }, { ...limits, lasting: true }, onclose)
+  }
+
+  async run(sql: string, parameters: readonly unknown[]): Promise<Rows> {
+    if (this.#isLost) throw lost()
+    const { promise, resolve, reject } = Promise.withResolvers<Rows>()
+    this.#underWay.add(reject)
+    run(this.#client, sql, parameters).then(resolve, reject)
+    return promise.finally(() => this.#underWay.delete(reject))
+  }
+
+  session(): PostgresSession {
+    return this
+  }
+
+  async close(): Promise<void> {
+    await this.#client.end({ timeout: RETIRE_SECONDS })
+  }
+}
+
+function lost(): Error {
+  return Object.assign(new Error('the session with Postgres was lost'), { code: 'SESSION_LOST' })
+}
+
+/**
+ * Prepared once a connection, a statement costs one round trip instead of two, and no parsing. Without parameters the simple protocol serves,
+ * which alone takes several statements: the migrations' files.
+ */
+async function run(client: postgres.Sql, sql: string, parameters: readonly unknown[]): Promise<Rows> {
+  const prepare = client.options.prepare && parameters.length > 0
+  return client.unsafe(sql, [...parameters] as never[], { prepare })
+}
+
+/** How long the server lets a client have what it asks for, in milliseconds; 0 is without end. */
+interface Limits {
+  readonly statementMs: number
+  readonly lockMs: number
+  readonly idleInTransactionMs: number
+  /** The connection is kept however long it is idle or old. */
+  readonly lasting?: boolean
+}
+
+/** A frozen client must not hold locks that others wait for. */
+const SERVING: Limits = { statementMs: 10_000, lockMs: 3_000, idleInTransactionMs: 10_000 }
+/** Of a command that works on a large database. Between two statements of one transaction it does no more than read a page of the log. */
+const UNLIMITED: Limits = { statementMs: 0, lockMs: 0, idleInTransactionMs: 60_000 }
+
+/** As the settings of a session. Sent as text: the driver leaves out what is falsy. */
+function asSettings({ statementMs, lockMs, idleInTransactionMs }: Limits): Record<string, string> {
+  return {
+    statement_timeout: String(statementMs),
+    lock_timeout: String(lockMs),
+    idle_in_transaction_session_timeout: String(idleInTransactionMs),
+  }
+}
+
+function connect(
+  { url, poolMode, maxConnections }: PostgresOptions,
+  limits: Limits,
+  onclose: () => void = () => {},
+): postgres.Sql {
   return postgres(url, {
     max: maxConnections,
     prepare: poolMode === 'session',
+    fetch_types: false,
     connect_timeout: 2,
-    idle_timeout: 300,
-    max_lifetime: 3_600,
+    idle_timeout: limits.lasting ? 0 : 300,
+    max_lifetime: limits.lasting ? null : 3_600,
     backoff: () => 0.25,
     onnotice: () => {},
+    onclose,
     types: {
       // All of our bigint columns stay far below 2^53.
       bigint: { to: INT8, from: [INT8], parse: Number, serialize: String },
       // Ours are JSON text already.
       json: { to: JSON_TYPE, from: [JSON_TYPE], parse: JSON.parse, serialize: String },
     },
-    connection: {
-      application_name: 'tabulum',
-      // A frozen client must not hold locks that others wait for.
-      ...(poolMode === 'session' && {
-        statement_timeout: 10_000,
-        lock_timeout: 3_000,
-        idle_in_transaction_session_timeout: 10_000,
-      }),
-    },
+    connection: { application_name: 'tabulum', ...(poolMode === 'session' && asSettings(limits)) },
   }) as unknown as postgres.Sql
 }
 
 export class PostgresDialect implements Dialect {
-  readonly #pool: PostgresPool
-  readonly #prepare: boolean
-  constructor(pool: PostgresPool, prepare: boolean) {
-    this.#pool = pool
-    this.#prepare = prepare
+  readonly #source: Source
+  constructor(source: Source) {
+    this.#source = source
   }
   createDriver(): Driver {
-    return new PostgresDriver(this.#pool, this.#prepare)
+    return new PostgresDriver(this.#source)
   }
   createQueryCompiler(): PostgresQueryCompiler {
     return new PostgresQueryCompiler()
@@ -111,24 +202,22 @@ export class PostgresDialect implements Dialect {
 }
 
 class PostgresDriver implements Driver {
-  readonly #pool: PostgresPool
-  readonly #prepare: boolean
-  constructor(pool: PostgresPool, prepare: boolean) {
-    this.#pool = pool
-    this.#prepare = prepare
+  readonly #source: Source
+  constructor(source: Source) {
+    this.#source = source
   }
   async init(): Promise<void> {}
   async acquireConnection(): Promise<PostgresConnection> {
-    return new PostgresConnection(this.#pool.client, this.#prepare)
+    return new PostgresConnection(this.#source)
   }
   async releaseConnection(connection: DatabaseConnection): Promise<void> {
-    ours(connection).release()
+    ours(connection).endSession()
   }
   async beginTransaction(
     connection: DatabaseConnection,
     { isolationLevel }: { isolationLevel?: string },
   ): Promise<void> {
-    await ours(connection).reserve()
+    ours(connection).startSession()
     await connection.executeQuery(
       CompiledQuery.raw(isolationLevel ? `begin isolation level ${isolationLevel}` : 'begin'),
     )
@@ -140,7 +229,7 @@ class PostgresDriver implements Driver {
     await connection.executeQuery(CompiledQuery.raw('rollback'))
   }
   async destroy(): Promise<void> {
-    await this.#pool.client.end({ timeout: RETIRE_SECONDS })
+    await this.#source.close()
   }
 }
 
@@ -150,27 +239,22 @@ function ours(connection: DatabaseConnection): PostgresConnection {
 }
 
 class PostgresConnection implements DatabaseConnection {
-  readonly #client: postgres.Sql
-  readonly #prepare: boolean
-  #reserved: postgres.ReservedSql | undefined
+  readonly #source: Source
+  #session: PostgresSession | undefined
 
-  constructor(client: postgres.Sql, prepare: boolean) {
-    this.#client = client
-    this.#prepare = prepare
+  constructor(source: Source) {
+    this.#source = source
   }
-  async reserve(): Promise<void> {
-    this.#reserved = await this.#client.reserve()
+  startSession(): void {
+    this.#session ??= this.#source.session()
   }
-  release(): void {
-    this.#reserved?.release()
-    this.#reserved = undefined
+  endSession(): void {
+    const session = this.#session
+    this.#session = undefined
+    if (session !== undefined && session !== this.#source) inBackground('end_session', session.close())
   }
   async executeQuery<R>({ sql, parameters }: CompiledQuery): Promise<QueryResult<R>> {
-    const executor: Executor = this.#reserved ?? this.#client
-    // Prepared once a connection, a statement costs one round trip instead of two, and no parsing. Without parameters the simple
-    // protocol serves, which alone takes several statements: the migrations' files.
-    const prepare = this.#prepare && parameters.length > 0
-    const rows = await executor.unsafe(sql, [...parameters] as never[], { prepare })
+    const rows = await (this.#session ?? this.#source).run(sql, parameters)
     return { rows: [...rows] as R[], numAffectedRows: BigInt(rows.count ?? 0) }
   }
   // biome-ignore lint/correctness/useYield: nothing here streams from the database; long reads go by pages.

@@ -3,12 +3,14 @@ import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Cluster, Redis, type RedisOptions } from 'ioredis'
 import { Counter, Gauge, Histogram } from 'prom-client'
+import { inBackground } from './background.ts'
 import type { Logger } from './logger.ts'
 import { Patience } from './patience.ts'
-import { StartupError } from './startup-error.ts'
+import { NotThereYet, StartupError } from './startup-error.ts'
+import { Unavailable } from './unavailable.ts'
 
 /** Redis did not answer in time. Nothing is known of what it did. */
-export class RedisUnavailable extends Error {
+export class RedisUnavailable extends Unavailable {
   override name = 'RedisUnavailable'
 }
 
@@ -71,7 +73,7 @@ export class RedisClient {
     this.connection = connection
   }
 
-  /** Connects and checks that the server keeps what it is given. Throws `StartupError`. */
+  /** Connects and checks that the server keeps what it is given. Throws `NotThereYet` if it cannot, `StartupError` if the server does not. */
   static async open(url: string, mode: 'single' | 'cluster', logger: Logger): Promise<RedisClient> {
     const options = {
       socketTimeout: SILENCE_MS,
@@ -124,7 +126,7 @@ export class RedisClient {
       client.#closed = true
       connection.disconnect()
       if (error instanceof StartupError) throw error
-      throw new StartupError(`REDIS_URL: cannot use Redis at ${hostname}:${port || 6379}: ${reason ?? error}`)
+      throw new NotThereYet(`REDIS_URL: cannot use Redis at ${hostname}:${port || 6379}: ${reason ?? error}`)
     }
     if (connection instanceof Redis) connection.options.connectTimeout = CONNECT_TIMEOUT_MS
     client.#out = false
@@ -228,7 +230,7 @@ export class RedisClient {
   #forget(): void {
     this.#incarnation = ''
     this.#changes++
-    if (!this.#probing) void this.#probe()
+    if (!this.#probing) inBackground('probe_redis', this.#probe())
   }
 
   async #probe(): Promise<void> {
@@ -300,11 +302,12 @@ export function callScript(
   return command.call(target, ...(numberOfKeys === undefined ? [keys.length] : []), ...keys, ...args)
 }
 
-/** An error that Redis answered with, apart from those of one that is starting or stopping. */
+/**
+ * Replies by which Redis says that a command of ours is wrong, or that one of our scripts refuses it (LOST). Asked again, it would answer the same.
+ */
+const MISTAKES = /^(ERR(?! max number of clients)|WRONGTYPE|NOSCRIPT|EXECABORT|CROSSSLOT|NOGROUP|BUSYGROUP|LOST)\b/
+
+/** Whether it is the answer to a command. All else is an outage, such as a server that starts, is full, or does not accept the password. */
 function isReply(error: unknown): boolean {
-  return (
-    error instanceof Error &&
-    error.name === 'ReplyError' &&
-    !/^(LOADING|MASTERDOWN|CLUSTERDOWN|READONLY|TRYAGAIN|MISCONF|OOM)/.test(error.message)
-  )
+  return error instanceof Error && error.name === 'ReplyError' && MISTAKES.test(error.message)
 }

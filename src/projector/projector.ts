@@ -8,6 +8,7 @@ import { Counter, Gauge, Histogram } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, type FollowOptions, LogUnavailable } from '../events/event-log.ts'
 import type { Progress } from '../events/progress.ts'
+import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
 
 /** Another process has the lease now; what this one wanted to apply was refused whole. */
@@ -111,7 +112,10 @@ export async function runProjector(options: ProjectorOptions, signal: AbortSigna
       leadingGauge.set({ projection: projection.name }, 0)
     }
   }
-  await projection.release(holder).catch(() => {})
+  const releasing = projection.release(holder)
+  // Not given back, it runs out.
+  inBackground('release_projection', releasing)
+  await releasing.catch(() => {})
 }
 
 async function lead(options: ProjectorOptions, start: number, signal: AbortSignal): Promise<void> {

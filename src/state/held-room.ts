@@ -8,7 +8,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import { PREPARATION_USABLE_MS } from '../events/event-log.ts'
-import { DatabaseUnavailable } from '../platform/database.ts'
+import { inBackground } from '../platform/background.ts'
 import type { StateStore } from './state-store.ts'
 
 /** Room that is held beside what is under way: a second of writes on a busy node. */
@@ -97,7 +97,7 @@ export class HeldRoom {
     clearTimeout(this.#idle)
   }
 
-  /** Asks the database for so much beside what is under way. One at a time. */
+  /** Asks the database for so much beside what is under way. One at a time. Never throws. */
   #ask(wanted: number): Promise<void> {
     this.#asking ??= this.#hold(wanted).finally(() => {
       this.#asking = undefined
@@ -113,12 +113,10 @@ export class HeldRoom {
     const { id, free, inFlight, settled, lost } = room
     // While the answer is on its way, no more can be taken than is kept.
     const kept = free + inFlight
-    const bytes = await this.#store
-      .holdRoom({ id, opening, settled, lost, kept, wanted: wanted + inFlight })
-      .catch((error: unknown) => {
-        if (error instanceof DatabaseUnavailable) return undefined
-        throw error
-      })
+    const asking = this.#store.holdRoom({ id, opening, settled, lost, kept, wanted: wanted + inFlight })
+    // Whatever it fails with, writes go on without: they reserve what they need.
+    inBackground('hold_room', asking)
+    const bytes = await asking.catch(() => undefined)
     clearTimeout(this.#idle)
     this.#renewableAt = performance.now() + (bytes || wanted === 0 ? PAUSE_MS : RENEW_MS)
     if (!bytes) {

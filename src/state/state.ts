@@ -2,8 +2,9 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { NewEvent } from '../events/event.ts'
-import { type AppendOptions, type EventLog, LogUnavailable, PREPARATION_USABLE_MS } from '../events/event-log.ts'
+import { type AppendOptions, type EventLog, PREPARATION_USABLE_MS } from '../events/event-log.ts'
 import { type Progress, ProjectionBehind } from '../events/progress.ts'
+import { inBackground } from '../platform/background.ts'
 import type { CursorSeal } from '../platform/cursor.ts'
 import { HeldRoom, type WriteRoom } from './held-room.ts'
 import type { StateEntry, StateStore } from './state-store.ts'
@@ -66,9 +67,7 @@ export class State {
 
   #record(data: { key: string; read_by: string; found: boolean }): void {
     const event = { ts: this.#timestamp(), type: 'state_read', agent: data.read_by, data } as const
-    this.#log.append(event).catch((error: unknown) => {
-      if (!(error instanceof LogUnavailable)) throw error
-    })
+    inBackground('record_read', this.#log.append(event))
   }
 
   /** Writes a key. Returns when. Throws `StoreFull`, `StateBusy`, or that a part is out: then the write may still take effect, whole. */

@@ -13,7 +13,9 @@ import { type AppendOptions, type EventLog, LogUnavailable } from '../events/eve
 import { type Progress, ProjectionBehind } from '../events/progress.ts'
 import type { Message } from '../messaging/message-queue.ts'
 import { toLeasedMessage } from '../messaging/messages-of-log.ts'
+import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
+import { Unavailable } from '../platform/unavailable.ts'
 import { type RetryPolicy, retryDelay } from './back-off.ts'
 import { type CircuitMode, type CircuitPolicy, circuitMode, recordFailure } from './circuit-breaker.ts'
 import type { DeliveryOutcome } from './delivery-outcome.ts'
@@ -193,7 +195,10 @@ class WebhookWorker {
     for (const lane of lanes) {
       const turn = this.#turn(this.#leases.hold(lane, claimedAt))
       this.#turns.add(turn)
-      void turn.finally(() => this.#turns.delete(turn))
+      inBackground(
+        'webhook_turn',
+        turn.finally(() => this.#turns.delete(turn)),
+      )
     }
     return lanes.length
   }
@@ -228,7 +233,7 @@ class WebhookWorker {
   /** Gives back a lane whose turn did not end well; while the database is out, until the lease runs out. */
   async #releaseLate(held: Held, turn: LaneTurn, error: unknown): Promise<void> {
     const { logger, lanes } = this.#options
-    const isOutage = error instanceof Error && /Unavailable$/.test(error.name)
+    const isOutage = error instanceof Unavailable
     if (isOutage) logger.warn({ agent: turn.recipient, error: String(error) }, 'webhook turn ended by an outage')
     else logger.error({ agent: turn.recipient, err: error }, 'webhook turn failed')
     while (performance.now() < held.validUntil) {

@@ -44,7 +44,12 @@ function withPassword(url: string): string {
 
 describe('a node that cannot start says what to do, in one message, with exit code 2', { timeout: TEST_MS }, () => {
   async function expectRefusal(settings: Record<string, string>, message: RegExp) {
-    const { code, output } = await cluster.run('api', [], { PORT: '0', INTERNAL_PORT: '0', ...settings })
+    const { code, output } = await cluster.run('api', [], {
+      PORT: '0',
+      INTERNAL_PORT: '0',
+      STARTUP_TIMEOUT: '1ms',
+      ...settings,
+    })
     expect(output).toMatch(message)
     expect(output).not.toMatch(/^\s+at /m)
     for (const url of [cluster.postgres.appUrl, cluster.redis.url, cluster.nats.url.split(',')[0] ?? ''])

@@ -38,6 +38,7 @@ const DEFAULTS = {
   WEBHOOK_CIRCUIT_DURATION: 300_000,
   WEBHOOK_CONCURRENCY: 100,
   WEBHOOK_ALLOW_CIDRS: [],
+  STARTUP_TIMEOUT: 120_000,
   SHUTDOWN_TIMEOUT: 25_000,
 }
 
@@ -138,6 +139,7 @@ const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> 
     good: [],
   },
   HTTP_KEEP_ALIVE_TIMEOUT: lasting('1s', '1h', '999ms', '2h'),
+  STARTUP_TIMEOUT: lasting('1ms', '1h', '61m'),
   SHUTDOWN_TIMEOUT: lasting('100ms', '10m', '99ms', '11m'),
 }
 

@@ -1,14 +1,14 @@
 /** The event log on the internal port. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, describe, expect, it } from 'vitest'
-import { startInternalServer } from '../../src/platform/internal-server.ts'
+import { NO_CHECKS, startInternalServer } from '../../src/platform/internal-server.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 
 let read: (asked: { since: number; limit: number }) => Promise<string[]>
 const server = await startInternalServer({
   host: '127.0.0.1',
   port: 0,
-  checks: {},
+  checks: NO_CHECKS,
   logger: createLogger('silent', 'test'),
   readEvents: (asked) => read(asked),
 })
@@ -66,5 +66,75 @@ describe('/events', () => {
     const answers = await Promise.all(Array.from({ length: 20 }, () => events()))
     expect(answers.every(({ status }) => status === 200)).toBe(true)
     expect(most).toBe(4)
+  })
+})
+
+describe('/readyz', () => {
+  it('is 200 once all was well, however much is missing, but not where none of the servers is reached', async () => {
+    const problems: Record<string, string | undefined> = { postgres: 'still starts' }
+    const check = (part: string) => async () => problems[part]
+    await using stack = new AsyncDisposableStack()
+    const node = await startInternalServer({
+      host: '127.0.0.1',
+      port: 0,
+      checks: {
+        servers: { postgres: check('postgres'), redis: check('redis'), nats: check('nats') },
+        work: { projector: check('projector') },
+      },
+    })
+    stack.defer(() => node.close())
+    const ready = async () => {
+      const response = await fetch(`http://127.0.0.1:${node.port}/readyz`)
+      return [response.status, ((await response.json()) as { status: string }).status]
+    }
+    const becomes = (...wanted: [number, string]) => expect.poll(ready, { timeout: 30_000 }).toEqual(wanted)
+
+    expect(await ready()).toEqual([503, 'starting'])
+    problems.postgres = undefined
+    expect(await ready()).toEqual([200, 'ready'])
+    problems.postgres = 'out'
+    await becomes(200, 'degraded')
+    Object.assign(problems, { redis: 'out', projector: 'out' })
+    await becomes(200, 'degraded')
+    problems.nats = 'out'
+    await becomes(503, 'cut_off')
+    problems.redis = undefined
+    await becomes(200, 'degraded')
+    Object.assign(problems, { postgres: undefined, nats: undefined, projector: undefined })
+    await becomes(200, 'ready')
+    node.drain()
+    expect(await ready()).toEqual([503, 'draining'])
+  })
+
+  it('answers at once while a server keeps a check waiting', async () => {
+    let hold = false
+    await using stack = new AsyncDisposableStack()
+    const asked = Promise.withResolvers<void>()
+    const node = await startInternalServer({
+      host: '127.0.0.1',
+      port: 0,
+      checks: {
+        servers: {
+          postgres: async () => {
+            if (hold) {
+              asked.resolve()
+              await new Promise(() => {})
+            }
+            return undefined
+          },
+          redis: async () => undefined,
+        },
+        work: {},
+      },
+    })
+    stack.defer(() => node.close())
+    const status = async () => (await fetch(`http://127.0.0.1:${node.port}/readyz`)).status
+    expect(await status()).toBe(200)
+    hold = true
+    await asked.promise
+    const before = performance.now()
+    expect(await status()).toBe(200)
+    // A check is given up after a second.
+    expect(performance.now() - before).toBeLessThan(900)
   })
 })
