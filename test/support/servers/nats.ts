@@ -233,7 +233,10 @@ export function natsOptions(urls: string): ConnectionOptions {
 
 /** In one of the block files below a directory. */
 function flipBit(home: string, text: string): void {
-  const blocks = readdirSync(home, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.blk'))
+  // Raft has blocks of its own, which hold what is yet to be stored.
+  const blocks = readdirSync(home, { recursive: true, encoding: 'utf8' }).filter((file) =>
+    /\/streams\/EVENTS\/msgs\/\d+\.blk$/.test(file),
+  )
   for (const block of blocks) {
     const path = join(home, block)
     const bytes = readFileSync(path)
