@@ -314,6 +314,19 @@ export class JetStreamEventLog implements EventLog {
     return (await this.#state()).bytes
   }
 
+  /** Other replicas than the one that leads, as that one sees them: how many are gone, and by how many events the last is behind. */
+  async replicas(): Promise<{ offline: number; lagEvents: number }> {
+    try {
+      const replicas = (await this.#manager.streams.info(STREAM)).cluster?.replicas ?? []
+      return {
+        offline: replicas.filter(({ offline }) => offline).length,
+        lagEvents: Math.max(0, ...replicas.map(({ lag }) => lag ?? 0)),
+      }
+    } catch (error) {
+      throw unavailable(error)
+    }
+  }
+
   async #state(): Promise<StreamState> {
     try {
       return (await this.#manager.streams.info(STREAM)).state
