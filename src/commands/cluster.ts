@@ -29,6 +29,7 @@ export interface Cluster {
   redis: RedisClient
   /** Of the event log, on each server that keeps a copy. */
   logBytes: () => Promise<number>
+  logReplicas: () => Promise<{ offline: number; lagEvents: number }>
   checks: ReadinessChecks
   /** Stops the projectors and closes the connections. */
   close(): Promise<void>
@@ -38,6 +39,8 @@ export interface Cluster {
 interface Announcement {
   applied: number
   queues?: QueueGeneration
+  /** The place of an event that no replica has: it goes no further. */
+  lost?: number
 }
 
 /** Followed by the projection's name, and by the origin of events for those who wait for them. */
@@ -101,10 +104,12 @@ export async function openCluster(
   const databaseProgress = new Progress()
   const queueProgress = new Progress()
   let queues: QueueGeneration | undefined
+  const lost: Record<string, number | undefined> = {}
   const hear = (name: string, progress: Progress) => {
     const callback = (error: NatsError | null, message: Msg) => {
       if (error) return
-      const { applied, queues: announced } = message.json<Announcement>()
+      const { applied, queues: announced, lost: lostAt } = message.json<Announcement>()
+      lost[name] = lostAt
       if (name === 'queues') queues = announced
       log.heardOf(applied)
       progress.advance(applied)
@@ -137,7 +142,7 @@ export async function openCluster(
           },
         }),
         broadcast: (applied, events) => {
-          const announcement: Announcement = { applied, ...details() }
+          const announcement: Announcement = { applied, ...details(), ...(log.lost && { lost: log.lost }) }
           if (projection.name === 'queues') queues = announcement.queues
           const text = JSON.stringify(announcement)
           for (const to of waitingFor(events)) {
@@ -173,6 +178,7 @@ export async function openCluster(
     },
     redis,
     logBytes: () => log.bytes(),
+    logReplicas: () => log.replicas(),
     checks: {
       servers: {
         postgres: () => roundTrip(database, 'check', () => sql`select 1`.execute(database)).then(() => undefined),
@@ -180,6 +186,10 @@ export async function openCluster(
         nats: () => nats.rtt().then(() => undefined),
       },
       work: {
+        log: async () => {
+          const seq = log.lost ?? Object.values(lost).find((place) => place !== undefined)
+          return seq === undefined ? undefined : `event ${seq} is on no NATS server: nothing behind it is applied`
+        },
         projector: async () =>
           databaseProgress.silenceMs() < HEARD_WITHIN_MS
             ? undefined

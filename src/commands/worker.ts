@@ -16,6 +16,7 @@ export async function worker(config: Config): Promise<void> {
   const { state } = stores(cluster.storage.database, config)
   measureFill({
     logBytes: cluster.logBytes,
+    logReplicas: cluster.logReplicas,
     redisMemory: () => cluster.redis.memory(),
     stateUsage: () => state.usage(),
     stateCapacityBytes: config.STATE_CAPACITY_BYTES,

@@ -1,22 +1,32 @@
 /**
- * Following what changes in the log. One consumer of JetStream serves all followers of a process that are at about the same place: an event
- * comes over the wire and is parsed once, however many projections the process leads.
+ * Following what changes in the log. One consumer of JetStream serves all followers of a process that are at about the same
+ * place: an event comes over the wire and is parsed once, however many projections the process leads. The others come too, and
+ * are not parsed: that no place is missing shows that the replica which sends them has lost nothing.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type ConsumerMessages, type JetStreamClient, type JetStreamManager, type JsMsg, NatsError } from 'nats'
+import {
+  type Consumer,
+  type ConsumerMessages,
+  type JetStreamClient,
+  type JetStreamManager,
+  type JsMsg,
+  NatsError,
+  type StreamState,
+} from 'nats'
 import { inBackground } from '../platform/background.ts'
 import { type Capability, changesOf, type EventType, type LoggedEvent } from './event.ts'
 import { type FollowOptions, LogUnavailable } from './event-log.ts'
 import {
   addConsumer,
   CONSUMER_NOT_FOUND,
-  changesSubject,
   deleteConsumer,
+  isChange,
   STREAM,
   type StoredEvent,
   toStoredEvent,
   unavailable,
 } from './event-stream.ts'
+import type { SkippedPlaces } from './skipped-places.ts'
 
 /** Events that one batch holds at most, in number and in bytes as they came over the wire. */
 const BATCH_EVENTS = 500
@@ -35,6 +45,8 @@ const READ_AHEAD_BYTES = 16 * 1_048_576
 const WATCH_MS = 500
 /** So often in a row it is found to be behind, or not heard of, until it is given up: the servers may only be busy. */
 const MAX_DOUBTS = 3
+/** So many consumers are tried for a place that some replica lacks: each is on a replica that the servers choose by chance. */
+const MAX_SKIPS = 30
 /** The server says at least this often that it is there while it has nothing to send. The least that it allows. */
 const HEARTBEAT_MS = 500
 /** A request for more events ends after this, and the library makes another. */
@@ -48,13 +60,15 @@ export class ChangeFeeds {
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
   readonly #lastChange: LastChange
+  readonly #skipped: SkippedPlaces
   /** The oldest first. */
   readonly #feeds = new Set<ChangeFeed>()
 
-  constructor(stream: JetStreamClient, manager: JetStreamManager, lastChange: LastChange) {
+  constructor(stream: JetStreamClient, manager: JetStreamManager, lastChange: LastChange, skipped: SkippedPlaces) {
     this.#stream = stream
     this.#manager = manager
     this.#lastChange = lastChange
+    this.#skipped = skipped
   }
 
   /**
@@ -67,11 +81,13 @@ export class ChangeFeeds {
     signal.addEventListener('abort', wake, { once: true })
     try {
       // As the stream's leader says: a consumer may be on a replica that has yet to get what was confirmed.
-      let begun = await this.#lastChange()
+      const state = await stateOf(this.#manager)
+      let begun = state.last_seq
       let askedAt = performance.now()
-      // Where there is nothing of its capability since, it need not see all the rest go by.
       const { capability } = options
-      if (capability && begun > since && (await this.#lastChange(capability)) <= since) follower.position = begun
+      // Where there is nothing of its capability since, as a replica says that counts all events, it need not see the rest.
+      if (capability && begun > since && isWhole(state) && (await this.#lastChange(capability)) <= since)
+        follower.position = begun
       let isCaughtUp = false
       let hasJoined = false
       while (!signal.aborted) {
@@ -87,7 +103,7 @@ export class ChangeFeeds {
           if (feed === undefined) {
             // The log has grown since it left the feed before.
             if (hasJoined) {
-              begun = await this.#lastChange()
+              begun = (await stateOf(this.#manager)).last_seq
               askedAt = performance.now()
             }
             feed = await this.#open(follower.position)
@@ -104,12 +120,13 @@ export class ChangeFeeds {
               yield []
             } else {
               // A server's count of what is to come may stay too high for ever.
-              begun = await this.#lastChange()
+              begun = (await stateOf(this.#manager)).last_seq
               askedAt = performance.now()
             }
             continue
           }
         }
+        follower.waitsFor = isCaughtUp ? Number.POSITIVE_INFINITY : begun
         await follower.woken()
       }
     } finally {
@@ -125,17 +142,9 @@ export class ChangeFeeds {
   }
 
   async #open(since: number): Promise<ChangeFeed> {
-    const name = await addConsumer(this.#manager, since, changesSubject())
-    const feed = new ChangeFeed(this.#manager, this.#lastChange, name, since, () => this.#feeds.delete(feed))
+    const feed = new ChangeFeed(this.#stream, this.#manager, this.#skipped, since, () => this.#feeds.delete(feed))
     try {
-      const consumer = await this.#stream.consumers.get(STREAM, name)
-      feed.pending = (await consumer.info(true)).num_pending
-      feed.messages = await consumer.consume({
-        max_bytes: READ_AHEAD_BYTES,
-        idle_heartbeat: HEARTBEAT_MS,
-        expires: REQUEST_MS,
-        callback: (message) => feed.receive(message),
-      })
+      await feed.begin()
     } catch (error) {
       feed.end()
       throw error
@@ -145,36 +154,88 @@ export class ChangeFeeds {
   }
 }
 
-/** A consumer of everything that changes something after a place, for one follower or more. */
+async function stateOf(manager: JetStreamManager): Promise<StreamState> {
+  return (await manager.streams.info(STREAM)).state
+}
+
+/** Whether the replica that leads counts as many events as places. */
+function isWhole({ messages, last_seq: last }: StreamState): boolean {
+  return messages === last
+}
+
+/** A consumer of a feed's own, and what it sends. */
+interface Source {
+  readonly name: string
+  messages?: ConsumerMessages
+}
+
+/** All that changes something after a place, for one follower or more. */
 class ChangeFeed {
-  messages: ConsumerMessages | undefined
   /** Events that the server has yet to send, as it said with the last one, or when it began. */
   pending = 0
   /** The place of the last event that came. */
   position: number
   failure: LogUnavailable | undefined
+  readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
-  readonly #lastChange: LastChange
-  readonly #name: string
+  readonly #skipped: SkippedPlaces
   readonly #onEnd: () => void
   readonly #ended = new AbortController()
   readonly #followers = new Set<Follower>()
+  #source: Source | undefined
   #delivered = 0
-  /** Up to here the log holds no change that has not come. */
-  #checkedTo = 0
+  /** Consumers in a row that skipped the next place. */
+  #skips = 0
   /** What came after `#recentSince`. */
   readonly #recent: StoredEvent[] = []
   #recentBytes = 0
   #recentSince: number
 
-  constructor(manager: JetStreamManager, lastChange: LastChange, name: string, since: number, onEnd: () => void) {
+  constructor(
+    stream: JetStreamClient,
+    manager: JetStreamManager,
+    skipped: SkippedPlaces,
+    since: number,
+    onEnd: () => void,
+  ) {
+    this.#stream = stream
     this.#manager = manager
-    this.#lastChange = lastChange
-    this.#name = name
+    this.#skipped = skipped
     this.#onEnd = onEnd
     this.position = since
     this.#recentSince = since
+  }
+
+  /** Begins to receive. Throws where the log cannot be read. */
+  async begin(): Promise<void> {
+    await this.#consume()
     void this.#watch().catch((reason: unknown) => this.#fail(reason))
+  }
+
+  /** Has a consumer, which is on some replica, send what comes after the position. */
+  async #consume(): Promise<void> {
+    const source: Source = { name: await addConsumer(this.#manager, this.position) }
+    this.#source = source
+    if (this.#ended.signal.aborted) return this.#stopConsuming()
+    const consumer = await this.#stream.consumers.get(STREAM, source.name)
+    this.pending = (await consumer.info(true)).num_pending
+    let delivered = 0
+    const messages = await consumer.consume({
+      max_bytes: READ_AHEAD_BYTES,
+      idle_heartbeat: HEARTBEAT_MS,
+      expires: REQUEST_MS,
+      callback: (message) => {
+        // What one that was given up had sent before.
+        if (this.#source !== source) return
+        delivered++
+        if (message.info.deliverySequence !== delivered)
+          this.#fail(new LogUnavailable('the event log skipped an event'))
+        else if (message.seq !== this.position + 1) this.#skip(consumer)
+        else this.#receive(message)
+      },
+    })
+    source.messages = messages
+    if (this.#source !== source) messages.stop()
   }
 
   /** Whether somebody who is at `position` can join, misses nothing, and need not wait until the feed is as far. */
@@ -186,6 +247,7 @@ class ChangeFeed {
     this.#followers.add(follower)
     follower.feed = this
     for (const arrival of this.#recent) follower.offer(arrival)
+    follower.pass(this.position)
   }
 
   leave(follower: Follower): void {
@@ -198,18 +260,29 @@ class ChangeFeed {
   end(): void {
     this.#onEnd()
     this.#ended.abort()
-    this.messages?.stop()
-    inBackground('delete_consumer', deleteConsumer(this.#manager, this.#name))
+    this.#stopConsuming()
   }
 
-  receive(message: JsMsg): void {
+  #stopConsuming(): void {
+    const source = this.#source
+    if (source === undefined) return
+    this.#source = undefined
+    source.messages?.stop()
+    inBackground('delete_consumer', deleteConsumer(this.#manager, source.name))
+  }
+
+  #receive(message: JsMsg): void {
     this.#delivered++
-    if (message.info.deliverySequence !== this.#delivered) {
-      this.#fail(new LogUnavailable('the event log skipped an event'))
-      return
-    }
+    this.#skips = 0
     this.position = message.seq
     this.pending = message.info.pending
+    if (!isChange(message.subject)) {
+      for (const follower of this.#followers) {
+        follower.pass(message.seq)
+        if (message.seq >= follower.waitsFor) follower.wake()
+      }
+      return
+    }
     const arrival = toStoredEvent(message.seq, message)
     this.#remember(arrival)
     for (const follower of this.#followers) {
@@ -217,6 +290,18 @@ class ChangeFeed {
       if (follower.isIdle) follower.wake()
       if (follower.isOverloaded) this.leave(follower)
     }
+  }
+
+  /** The replica that a consumer is on lacks the next place. Another consumer may be on one that has it. */
+  #skip(consumer: Consumer): void {
+    this.#stopConsuming()
+    const goOn = async () => {
+      const { cluster } = await consumer.info(true)
+      const missing = await this.#skipped.skipped(this.position + 1, cluster?.leader ?? '')
+      if (++this.#skips > MAX_SKIPS) throw missing
+      if (!this.#ended.signal.aborted) await this.#consume()
+    }
+    goOn().catch((reason: unknown) => this.#fail(reason))
   }
 
   #remember(arrival: StoredEvent): void {
@@ -232,6 +317,7 @@ class ChangeFeed {
   #fail(reason: unknown): void {
     this.failure ??= unavailable(reason)
     this.#onEnd()
+    this.#stopConsuming()
     for (const follower of this.#followers) follower.wake()
   }
 
@@ -260,16 +346,12 @@ class ChangeFeed {
 
   /** Why it may be that nothing comes any more. Throws where that is certain. */
   async #doubt(): Promise<LogUnavailable | undefined> {
+    // It is between two consumers, which takes as long as the servers take.
+    if (this.#source === undefined) return undefined
     try {
-      const { num_pending: pending } = await this.#manager.consumers.info(STREAM, this.#name)
-      const stopped = new LogUnavailable('the event log has stopped sending')
-      if (pending > 0) return stopped
-      // Whether there is anything at all is asked first: the last change comes whole, and may be large.
-      const end = (await this.#manager.streams.info(STREAM)).state.last_seq
-      if (end <= Math.max(this.position, this.#checkedTo)) return undefined
-      if ((await this.#lastChange()) > this.position) return stopped
-      this.#checkedTo = end
-      return undefined
+      const { num_pending: pending } = await this.#manager.consumers.info(STREAM, this.#source.name)
+      const isBehind = pending > 0 || (await stateOf(this.#manager)).last_seq > this.position
+      return isBehind ? new LogUnavailable('the event log has stopped sending') : undefined
     } catch (error) {
       if (error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND) throw error
       return unavailable(error)
@@ -282,6 +364,8 @@ class Follower {
   feed: ChangeFeed | undefined
   /** The place of the last event that was offered. */
   position: number
+  /** An event that is nothing for it wakes it from this place on. */
+  waitsFor = Number.POSITIVE_INFINITY
   readonly #types: ReadonlySet<EventType>
   readonly #mayWait: (event: LoggedEvent) => boolean
   readonly #arrived: StoredEvent[] = []
@@ -314,6 +398,11 @@ class Follower {
     this.#bytes += bytes
     if (this.#isReady || this.#arrived.length >= BATCH_EVENTS || !this.#mayWait(event)) this.#deliver()
     else this.#lingering ??= setTimeout(() => this.#deliver(), LINGER_MS)
+  }
+
+  /** What comes up to here is nothing for it. */
+  pass(seq: number): void {
+    if (seq > this.position) this.position = seq
   }
 
   #deliver(): void {

@@ -43,6 +43,17 @@ export class LogUnavailable extends Unavailable {
   override name = 'LogUnavailable'
 }
 
+/** Every replica of the log lacks an event. Nothing behind it is read. */
+export class EventLost extends LogUnavailable {
+  override name = 'EventLost'
+  readonly seq: number
+
+  constructor(seq: number) {
+    super(`event ${seq} is lost: no replica of the event log has it, and nothing behind it is read`)
+    this.seq = seq
+  }
+}
+
 export interface EventLog {
   /** Appends an event durably and returns its place. Throws `LogUnavailable` within 2 s when it cannot. */
   append(event: NewEvent, options?: AppendOptions): Promise<Appended>
@@ -93,7 +104,7 @@ async function readPage(log: EventLog, since: number, deadline: number): Promise
     try {
       return await log.read(since, PAGE)
     } catch (error) {
-      if (!(error instanceof LogUnavailable) || performance.now() > deadline) throw error
+      if (error instanceof EventLost || !(error instanceof LogUnavailable) || performance.now() > deadline) throw error
       await sleep(READ_RETRY_MS)
     }
   }

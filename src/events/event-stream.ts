@@ -76,8 +76,11 @@ async function findOrCreateStream(manager: JetStreamManager, replicas: number): 
   })
 }
 
-/** Creates a consumer of our own that starts after `since`. Resolves to its name; throws `LogUnavailable`. */
-export async function addConsumer(manager: JetStreamManager, since: number, subject: string): Promise<string> {
+/**
+ * Creates a consumer of our own, of every event after `since`: one of some events could not tell those that it leaves out from
+ * those that its replica lacks. Resolves to its name; throws `LogUnavailable`.
+ */
+export async function addConsumer(manager: JetStreamManager, since: number): Promise<string> {
   const name = `kernel-${randomUUID()}`
   try {
     await manager.consumers.add(STREAM, {
@@ -85,7 +88,6 @@ export async function addConsumer(manager: JetStreamManager, since: number, subj
       ack_policy: AckPolicy.None,
       deliver_policy: DeliverPolicy.StartSequence,
       opt_start_seq: since + 1,
-      filter_subject: subject,
       inactive_threshold: nanos(UNUSED_MS),
       mem_storage: true,
       num_replicas: 1,
@@ -134,6 +136,11 @@ export interface StreamMessage {
   readonly subject: string
   readonly data: Uint8Array
   readonly headers?: MsgHdrs | undefined
+}
+
+/** Whether an event on this subject changes something. */
+export function isChange(subject: string): boolean {
+  return subject.includes('.change.')
 }
 
 /** An event as it was read, and the bytes that it came in. */

@@ -12,12 +12,12 @@ import {
   type Appended,
   type AppendOptions,
   type EventLog,
+  EventLost,
   type FollowOptions,
   LogUnavailable,
   PAGE_BYTES,
 } from './event-log.ts'
 import {
-  ALL_EVENTS,
   addConsumer,
   changesSubject,
   deleteConsumer,
@@ -29,6 +29,7 @@ import {
   toStoredEvent,
   unavailable,
 } from './event-stream.ts'
+import { SkippedPlaces } from './skipped-places.ts'
 
 /** A log that confirms nothing is waited for so long, retries included: a client is waiting. */
 const APPEND_TIMEOUT_MS = 1_500
@@ -51,8 +52,13 @@ const PAGED_EVENT_TIMEOUT_MS = 3_000
 const MAX_DIRECT_READS = 64
 /** So many of them at the same time, each of which may be of 8 MiB. */
 const DIRECT_READS_AT_ONCE = 8
+/** So often in a row is one event not found before it is looked for on each replica by itself: one may lag for a moment. */
+const DIRECT_GET_TRIES = 10
 /** What the server may send of a page at once; more than one event of the greatest size. */
 const FETCH_BYTES = 16 * 1_048_576
+
+/** Of an answer to a direct read. */
+const NOT_FOUND = 404
 
 const CHANGING = new Set(changesOf())
 
@@ -73,6 +79,7 @@ export class JetStreamEventLog implements EventLog {
   readonly #manager: JetStreamManager
   readonly #lastChange: LastChange
   readonly #feeds: ChangeFeeds
+  readonly #skipped: SkippedPlaces
   #turn: Promise<void> | undefined
   /** The highest place that is known to be taken. */
   #highest = 0
@@ -86,7 +93,8 @@ export class JetStreamEventLog implements EventLog {
     this.#stream = connection.jetstream({ timeout: TRY_TIMEOUT_MS })
     this.#manager = manager
     this.#lastChange = lastChange
-    this.#feeds = new ChangeFeeds(this.#stream, manager, lastChange)
+    this.#skipped = new SkippedPlaces(manager)
+    this.#feeds = new ChangeFeeds(this.#stream, manager, lastChange, this.#skipped)
   }
 
   /**
@@ -189,13 +197,14 @@ export class JetStreamEventLog implements EventLog {
   }
 
   async #read(since: number, limit: number): Promise<LoggedEvent[]> {
-    const { first_seq: first, last_seq: last } = await this.#state()
+    const { last_seq: last } = await this.#state()
     // A leader that was just elected, or does not know yet that another was, may not know of all that was confirmed.
     if (last < this.#highest) throw new LogUnavailable(`the event log ends at ${last}, before ${this.#highest}`)
-    const start = Math.max(since + 1, first)
+    const start = since + 1
     const available = Math.min(limit, last - start + 1)
     if (available <= 0) return []
-    return available <= MAX_DIRECT_READS ? this.#readOneByOne(start, available) : this.#readInTurn(start, available)
+    if (available <= MAX_DIRECT_READS) return this.#readOneByOne(start, available)
+    return (await this.#readInTurn(start, available)).map(({ event }) => event)
   }
 
   async #readOneByOne(start: number, count: number): Promise<LoggedEvent[]> {
@@ -203,7 +212,7 @@ export class JetStreamEventLog implements EventLog {
     for (let bytes = 0; page.length < count && bytes < PAGE_BYTES; ) {
       const next = start + page.length
       const length = Math.min(DIRECT_READS_AT_ONCE, count - page.length)
-      const reads = Array.from({ length }, (_, index) => this.#directGet(next + index, PAGED_EVENT_TIMEOUT_MS))
+      const reads = Array.from({ length }, (_, index) => this.#get(next + index, PAGED_EVENT_TIMEOUT_MS))
       for (const stored of await Promise.all(reads)) {
         if (bytes >= PAGE_BYTES) break
         page.push(stored.event)
@@ -213,21 +222,26 @@ export class JetStreamEventLog implements EventLog {
     return page
   }
 
-  async #readInTurn(start: number, count: number): Promise<LoggedEvent[]> {
-    const name = await addConsumer(this.#manager, start - 1, ALL_EVENTS)
+  async #readInTurn(start: number, count: number): Promise<StoredEvent[]> {
+    const name = await addConsumer(this.#manager, start - 1)
     let silence: NodeJS.Timeout | undefined
     try {
       const consumer = await this.#stream.consumers.get(STREAM, name)
       const messages = await consumer.consume({ max_bytes: FETCH_BYTES, expires: PAGED_EVENT_TIMEOUT_MS })
       silence = setTimeout(() => messages.stop(), PAGED_EVENT_TIMEOUT_MS)
-      const page: LoggedEvent[] = []
+      const page: StoredEvent[] = []
       let bytes = 0
       for await (const message of messages) {
         silence.refresh()
-        // Nothing is ever taken out of the log, so a replica that skips a place has lost it; another may have it.
-        if (message.seq !== start + page.length) throw new LogUnavailable('a replica of the event log has lost events')
+        const next = start + page.length
+        if (message.seq !== next) {
+          // What comes before the hole is a page; who asks for the next one meets it.
+          if (page.length > 0) break
+          const { cluster } = await consumer.info(true)
+          throw await this.#skipped.skipped(next, cluster?.leader ?? '')
+        }
         const stored = toStoredEvent(message.seq, message)
-        page.push(stored.event)
+        page.push(stored)
         bytes += stored.bytes
         if (page.length === count || bytes >= PAGE_BYTES) break
       }
@@ -243,27 +257,40 @@ export class JetStreamEventLog implements EventLog {
   }
 
   async get(seqs: readonly number[]): Promise<LoggedEvent[]> {
-    return Promise.all(seqs.map((seq) => this.#persistently(async () => (await this.#directGet(seq)).event)))
+    return Promise.all(seqs.map(async (seq) => (await this.#get(seq)).event))
   }
 
-  /** Tries again for a second: any replica answers, and one that lags, or has lost something, may not have it. */
+  /** Any replica answers, and one that lags, or has lost something, may not have it: then they are asked one by one. */
+  async #get(seq: number, timeout = TRY_TIMEOUT_MS): Promise<StoredEvent> {
+    for (let tries = 0; tries < DIRECT_GET_TRIES; tries++) {
+      const stored = await this.#persistently(() => this.#directGet(seq, timeout))
+      if (stored !== undefined) return stored
+      await sleep(RETRY_MS)
+    }
+    const [found] = await this.#persistently(() => this.#readInTurn(seq, 1))
+    if (found === undefined) throw new LogUnavailable(`event ${seq} was not found`)
+    return found
+  }
+
+  /** Tries again for a second: where a server is out, or lacks something, another may answer. */
   async #persistently<T>(run: () => Promise<T>): Promise<T> {
     const deadline = performance.now() + READ_TIMEOUT_MS
     for (;;) {
       try {
         return await run()
       } catch (error) {
-        if (performance.now() > deadline) throw unavailable(error)
+        if (error instanceof EventLost || performance.now() > deadline) throw unavailable(error)
         await sleep(RETRY_MS)
       }
     }
   }
 
   /** One request to whichever replica is nearest (ADR-31 of the NATS architecture); the library's own call is not in its public types. */
-  async #directGet(seq: number, timeout = TRY_TIMEOUT_MS): Promise<StoredEvent> {
+  async #directGet(seq: number, timeout: number): Promise<StoredEvent | undefined> {
     const reply = await this.#connection.request(`$JS.API.DIRECT.GET.${STREAM}`, JSON.stringify({ seq }), { timeout })
     const subject = reply.headers?.get('Nats-Subject')
-    if (!subject) throw new LogUnavailable(`event ${seq} was not found: ${reply.headers?.description ?? 'no answer'}`)
+    if (!subject && reply.headers?.code === NOT_FOUND) return undefined
+    if (!subject) throw new LogUnavailable(`event ${seq}: ${reply.headers?.description ?? 'no answer'}`)
     return toStoredEvent(seq, { subject, data: reply.data, headers: reply.headers })
   }
 
@@ -275,6 +302,11 @@ export class JetStreamEventLog implements EventLog {
     }
   }
 
+  /** The place of an event that was found in the last 10 s to be lost on every replica: nothing behind it is read. */
+  get lost(): number | undefined {
+    return this.#skipped.lost
+  }
+
   async lastSeq(): Promise<number> {
     return (await this.#state()).last_seq
   }
@@ -282,6 +314,19 @@ export class JetStreamEventLog implements EventLog {
   /** Bytes that the log takes on each server that keeps a copy of it. */
   async bytes(): Promise<number> {
     return (await this.#state()).bytes
+  }
+
+  /** Other replicas than the one that leads, as that one sees them: how many are gone, and by how many events the last is behind. */
+  async replicas(): Promise<{ offline: number; lagEvents: number }> {
+    try {
+      const replicas = (await this.#manager.streams.info(STREAM)).cluster?.replicas ?? []
+      return {
+        offline: replicas.filter(({ offline }) => offline).length,
+        lagEvents: Math.max(0, ...replicas.map(({ lag }) => lag ?? 0)),
+      }
+    } catch (error) {
+      throw unavailable(error)
+    }
   }
 
   async #state(): Promise<StreamState> {

@@ -7,6 +7,7 @@ test('what is stored is measured when asked for, and not at all while it cannot 
   const unless = <T>(value: T) => (isOut ? Promise.reject(new Error('out')) : Promise.resolve(value))
   measureFill({
     logBytes: () => unless(1_000),
+    logReplicas: () => unless({ offline: 1, lagEvents: 30 }),
     redisMemory: () => unless({ usedBytes: 20, limitBytes: 100 }),
     stateUsage: () => unless({ usedBytes: 7 }),
     stateCapacityBytes: 10,
@@ -17,6 +18,8 @@ test('what is stored is measured when asked for, and not at all while it cannot 
       .filter((line) => /^tabulum_(log|redis_memory|state)_/.test(line) && !line.endsWith(' 10'))
   const whole = [
     'tabulum_log_bytes 1000',
+    'tabulum_log_replicas_offline 1',
+    'tabulum_log_replica_lag_events 30',
     'tabulum_redis_memory_bytes 20',
     'tabulum_redis_memory_limit_bytes 100',
     'tabulum_state_bytes 7',

@@ -77,6 +77,7 @@ describe('/readyz', () => {
     const node = await startInternalServer({
       host: '127.0.0.1',
       port: 0,
+      logger: createLogger('silent', 'test'),
       checks: {
         servers: { postgres: check('postgres'), redis: check('redis'), nats: check('nats') },
         work: { projector: check('projector') },
@@ -113,6 +114,7 @@ describe('/readyz', () => {
     const node = await startInternalServer({
       host: '127.0.0.1',
       port: 0,
+      logger: createLogger('silent', 'test'),
       checks: {
         servers: {
           postgres: async () => {

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { type ConnectionOptions, connect } from 'nats'
@@ -36,6 +36,13 @@ export interface NatsServer {
   kill(): Promise<void>
   freeze(): Promise<void>
   thaw(): Promise<void>
+  /**
+   * Of a server that is stopped: flips one bit of the first message whose stored form holds `text`, so that its checksum is
+   * wrong. Throws where there is none.
+   */
+  damage(text: string): void
+  /** Of a server that is stopped: removes all that it has stored. */
+  wipe(): void
   /** Stops it if it runs, and starts it on the same ports and data. Resolves when it is in the cluster again and has caught up. */
   restart(): Promise<void>
 }
@@ -160,6 +167,8 @@ export async function startNats({ servers: count = 3, diskMiB }: NatsOptions = {
       kill: () => server.kill(),
       freeze: () => server.freeze(),
       thaw: () => server.thaw(),
+      damage: (text) => flipBit(homes[number] as string, text),
+      wipe: () => rmSync(join(homes[number] as string, 'jetstream'), { recursive: true }),
       async restart() {
         if (server.running) await server.stop()
         server.start()
@@ -241,6 +250,24 @@ export function natsOptions(urls: string): ConnectionOptions {
     // The servers that tests reach through a proxy would otherwise tell clients the way around it.
     ignoreClusterUpdates: true,
   }
+}
+
+/** In one of the block files below a directory. */
+function flipBit(home: string, text: string): void {
+  // Raft has blocks of its own, which hold what is yet to be stored.
+  const blocks = readdirSync(home, { recursive: true, encoding: 'utf8' }).filter((file) =>
+    /\/streams\/EVENTS\/msgs\/\d+\.blk$/.test(file),
+  )
+  for (const block of blocks) {
+    const path = join(home, block)
+    const bytes = readFileSync(path)
+    const at = bytes.indexOf(text)
+    if (at < 0) continue
+    bytes[at] = (bytes[at] as number) ^ 1
+    writeFileSync(path, bytes)
+    return
+  }
+  throw new Error(`no block of ${home} holds ${text}`)
 }
 
 async function versionOf(file: string): Promise<string> {
