@@ -4,14 +4,17 @@ import { Hono } from 'hono'
 import { Counter } from 'prom-client'
 import type { Admission, BucketState, Category } from '../access/admission.ts'
 import { type Level, parseAuthorization } from '../access/tokens.ts'
+import type { ByteBudget, Hold } from '../platform/byte-budget.ts'
 import type { Logger } from '../platform/logger.ts'
 import { recordAnswer } from '../platform/request-metrics.ts'
 import type { Registry } from '../registry/registry.ts'
+import { HELD_OF_AN_ANSWER } from './answer-size.ts'
+import { readJson } from './body.ts'
 import { docsPage } from './docs-page.ts'
 import type { ApiContext, ApiEnvironment, Endpoint } from './endpoint.ts'
 import { ApiError, respondWithError, toApiError } from './errors.ts'
 import { createOpenApiDocument } from './openapi.ts'
-import { percentDecode, rawPath, readJson, readQuery } from './request.ts'
+import { percentDecode, rawPath, readQuery } from './request.ts'
 
 export interface AppParts {
   endpoints: readonly Endpoint[]
@@ -22,6 +25,10 @@ export interface AppParts {
   logger: Logger
   /** Where the terms are that operators accept, for the documentation. */
   termsUrl: string | undefined
+  /** What bodies, and what is made of them, may hold until they are answered. */
+  requestBytes: ByteBudget
+  /** What answers may hold until they have been written. */
+  answerBytes: ByteBudget
 }
 
 const sessionLookups = new Counter({
@@ -30,8 +37,13 @@ const sessionLookups = new Counter({
   labelNames: ['result'] as const,
 })
 
+/** What each answer to a `GET` is taken to hold at least; most are shorter. */
+const SHORT_ANSWER_BYTES = 16_384
+/** A client that reads a long answer so slowly is given up, so that it does not hold it for ever. */
+const MAX_WRITE_MS = 60_000
+
 export function createApp(parts: AppParts): Hono<ApiEnvironment> {
-  const { endpoints, admission, registry, clientAddress, logger, termsUrl } = parts
+  const { endpoints, admission, registry, clientAddress, logger, termsUrl, requestBytes, answerBytes } = parts
   const app = new Hono<ApiEnvironment>({ getPath: (_request, options) => rawPath(options?.env as HttpBindings) })
 
   app.use('*', async (context, next) => {
@@ -56,14 +68,24 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
         if (context.req.raw.method === 'HEAD' && endpoint.takes) throw methodNotAllowed(group)
         context.set('route', pattern)
         await admit(context, endpoint)
+        const identity = context.get('identity')
+        const holder = identity || clientAddress(context.env)
+        using request = requestBytes.open(holder)
+        const answer = answerBytes.open(holder)
+        // Before anything is leased or read. What changes something has a short answer.
+        if (endpoint.method === 'GET') {
+          answer.resize(SHORT_ANSWER_BYTES)
+          holdUntilWritten(context, answer)
+        }
         const { status, body } = await endpoint.handle({
           context,
-          identity: context.get('identity'),
+          identity,
           key: hasKey ? percentDecode(rawPath(context.env).slice(pattern.length - '{key}'.length), 'the key') : '',
           query: readQuery(context.env),
-          body: endpoint.body && (await readJson(context, endpoint.body)),
+          body: endpoint.body && (await readJson(context, endpoint.body, request)),
+          answer,
         })
-        return respond(context, status, body)
+        return respond(context, status, body, answer)
       })
     }
     // `/v1/state/_capacity` and `/v1/state/` are served by the wider pattern of keys where the method differs.
@@ -134,9 +156,23 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
 }
 
 /** Not through the context, which collects headers in an object that costs as much as the rest of an answer. */
-function respond(context: ApiContext, status: number, body: object): Response {
+function respond(context: ApiContext, status: number, body: object, hold: Hold): Response {
   const headers = { 'Content-Type': 'application/json', ...context.get('limitHeaders') }
-  return new Response(JSON.stringify(body), { status, headers })
+  const text = JSON.stringify(body)
+  const bytes = HELD_OF_AN_ANSWER * text.length
+  if (bytes > SHORT_ANSWER_BYTES) {
+    if (bytes > hold.bytes) hold.resize(bytes)
+    const { outgoing } = context.env
+    const timer = setTimeout(() => outgoing.destroy(), MAX_WRITE_MS)
+    outgoing.once('close', () => clearTimeout(timer))
+  }
+  return new Response(text, { status, headers })
+}
+
+/** The hold ends when the answer has been handed over to the system whole, or the connection is gone. */
+function holdUntilWritten({ env: { outgoing } }: ApiContext, hold: Hold): void {
+  if (outgoing.destroyed) hold.release()
+  else outgoing.once('close', () => hold.release())
 }
 
 function applyLimit(context: ApiContext, bucket: BucketState): void {

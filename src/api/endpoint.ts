@@ -4,6 +4,7 @@ import type { Context } from 'hono'
 import type { z } from 'zod'
 import type { Category } from '../access/admission.ts'
 import type { Level } from '../access/tokens.ts'
+import type { Hold } from '../platform/byte-budget.ts'
 import type { ErrorCode } from './errors.ts'
 import type { Query } from './request.ts'
 
@@ -29,6 +30,8 @@ export interface ApiRequest<Body> {
   /** The rest of the path, percent-decoded, where the pattern ends in a parameter. */
   key: string
   query: Query
+  /** What the answer holds. An endpoint whose answer may be long makes it larger before it has all of it. */
+  answer: Hold
 }
 
 export interface ApiResponse {

@@ -5,6 +5,7 @@ import type { Messaging, Receipt } from '../messaging/messaging.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { State } from '../state/state.ts'
 import type { WebhookTarget } from '../webhooks/webhook-url.ts'
+import { BYTES_OF_A_CHARACTER, holdText, pageOfMessages } from './answer-size.ts'
 import { type ApiContext, type Endpoint, endpoint, type Parameter } from './endpoint.ts'
 import { ApiError } from './errors.ts'
 import { readCursor, readLimit, readText } from './request.ts'
@@ -27,8 +28,8 @@ export interface EndpointParts {
   termsUrl: string | undefined
 }
 
-/** A character may take six bytes as JSON (`\u0000`), and something must be left for the rest of the body. */
-const jsonBytes = (contentBytes: number) => 6 * contentBytes + 4_096
+/** Something must be left for the rest of the body. */
+const bodyBytes = (contentBytes: number) => BYTES_OF_A_CHARACTER * contentBytes + 4_096
 const SMALL_BODY_BYTES = 16_384
 
 const RESERVED_KEY = '_capacity'
@@ -151,7 +152,7 @@ function agentEndpoints({ registry, rememberSession, checkWebhookUrl, recordRegi
       level: 'operator',
       body: {
         schema: schemas.registerAgentBody,
-        maxBytes: jsonBytes(SMALL_BODY_BYTES),
+        maxBytes: bodyBytes(SMALL_BODY_BYTES),
         example: {
           verification_response: { challenge_id: example.id, response: '…' },
           webhook_url: 'https://agent.example/hook',
@@ -251,7 +252,7 @@ function messageEndpoints({ messaging, limits }: EndpointParts): Endpoint[] {
       ],
       body: {
         schema: schemas.sendMessageBody(limits),
-        maxBytes: jsonBytes(limits.messageMaxContentBytes),
+        maxBytes: bodyBytes(limits.messageMaxContentBytes),
         example: { to: example.other, content: 'hello' },
       },
       success: {
@@ -295,8 +296,9 @@ function messageEndpoints({ messaging, limits }: EndpointParts): Endpoint[] {
           remaining: 0,
         },
       },
-      handle: async ({ context, identity, query }) => {
-        const receipt = await messaging.receive(identity, readLimit(query, 50, 100))
+      handle: async ({ context, identity, query, answer }) => {
+        const accept = pageOfMessages(answer)
+        const receipt = await messaging.receive(identity, readLimit(query, 50, 100), accept)
         settleWithResponse(context, receipt)
         return { status: 200, body: { messages: receipt.messages, remaining: receipt.remaining } }
       },
@@ -306,7 +308,7 @@ function messageEndpoints({ messaging, limits }: EndpointParts): Endpoint[] {
 
 const MAX_WRITE_MS = LEASE_MS - 10_000
 
-/** Messages have been delivered when the response that carries them is written, and have not when the connection is gone before. */
+/** Messages have been delivered when the response that carries them is written whole, and have not where anything else becomes of it. */
 function settleWithResponse(context: ApiContext, receipt: Receipt): void {
   const { outgoing } = context.env
   if (outgoing.destroyed) {
@@ -315,10 +317,11 @@ function settleWithResponse(context: ApiContext, receipt: Receipt): void {
   }
   // Before the lease ends, so that nobody else gets the messages while this client still reads them.
   const timer = setTimeout(() => outgoing.destroy(), MAX_WRITE_MS)
-  outgoing.once('finish', () => void receipt.delivered())
   outgoing.once('close', () => {
     clearTimeout(timer)
-    if (!outgoing.writableFinished) void receipt.undelivered()
+    // What is written may as well be an error: only the answer that carries the messages delivers them.
+    const isDelivered = outgoing.writableFinished && outgoing.statusCode === 200
+    void (isDelivered ? receipt.delivered() : receipt.undelivered())
   })
 }
 
@@ -407,6 +410,7 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
         checkKey(key)
         const entry = await state.read(key, identity)
         if (!entry) throw new ApiError('not_found', 'there is no such key')
+        holdText(request.answer, entry.value)
         return {
           status: 200,
           body: { key, value: entry.value, last_modified_by: entry.modifiedBy, last_modified_at: entry.modifiedAt },
@@ -424,7 +428,7 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
       parameters: [keyParameter],
       body: {
         schema: schemas.writeStateBody(limits),
-        maxBytes: jsonBytes(limits.stateMaxValueBytes),
+        maxBytes: bodyBytes(limits.stateMaxValueBytes),
         example: { value: 'done' },
       },
       success: {

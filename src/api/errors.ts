@@ -5,6 +5,7 @@ import { VerifierBusy } from '../access/credentials.ts'
 import { ProjectionBehind } from '../events/progress.ts'
 import { IdempotencyKeyReused, UnknownRecipient } from '../messaging/messaging.ts'
 import { BatchQueueFull } from '../platform/batch.ts'
+import { Overloaded } from '../platform/byte-budget.ts'
 import { UnknownCursor } from '../platform/cursor.ts'
 import { BrokenRequest } from '../platform/http-refusals.ts'
 import { Unavailable } from '../platform/unavailable.ts'
@@ -80,7 +81,7 @@ export function toApiError(error: unknown): ApiError {
   if (error instanceof ProjectionBehind)
     return unavailable('the change is recorded and will take effect, but has not yet')
   if (error instanceof StateBusy) return unavailable('other agents are changing the same; try again')
-  if (error instanceof VerifierBusy || error instanceof BatchQueueFull)
+  if (error instanceof VerifierBusy || error instanceof BatchQueueFull || error instanceof Overloaded)
     return unavailable('the kernel is overloaded; try again')
   return new ApiError('internal_error', 'something went wrong in the kernel')
 }

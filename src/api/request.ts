@@ -1,10 +1,5 @@
-/** Reading a request's path, query and body as they came over the wire. */
+/** Reading a request's path and query as they came over the wire. */
 import type { HttpBindings } from '@hono/node-server'
-import type { Context } from 'hono'
-import type { z } from 'zod'
-import { BrokenRequest } from '../platform/http-refusals.ts'
-import { brokenBy } from '../platform/http-server.ts'
-import type { ApiEnvironment } from './endpoint.ts'
 import { ApiError } from './errors.ts'
 
 /**
@@ -19,8 +14,6 @@ export function rawPath(bindings: HttpBindings): string {
   // A base URL that ends in a slash puts one too many in front; those of a key stand further on.
   return whole.replace(/^\/+/, '/') || '/'
 }
-
-const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 /** Percent-decodes once; bytes that were sent unescaped stand for themselves. Throws `bad_request` for what is malformed or not UTF-8. */
 export function percentDecode(text: string, what: string): string {
@@ -65,65 +58,4 @@ export function readLimit(query: Query, fallback: number, maximum: number): numb
   const text = query.get('limit') ?? ''
   const value = /^\d{1,9}$/.test(text) ? Number(text) : 0
   return value >= 1 && value <= maximum ? value : fallback
-}
-
-/** What a body must be: JSON of this schema, in so many bytes at most. */
-export interface BodyRule<T> {
-  schema: z.ZodType<T>
-  maxBytes: number
-}
-
-/**
- * Reads, parses and checks a JSON body. Throws `unsupported_media_type`, `value_too_large`, and `bad_request` that says which field is
- * wrong and what would be right.
- */
-export async function readJson<T>(context: Context<ApiEnvironment>, { schema, maxBytes }: BodyRule<T>): Promise<T> {
-  const type = context.req.header('content-type')?.split(';')[0]?.trim().toLowerCase()
-  if (type !== 'application/json') throw new ApiError('unsupported_media_type', 'Content-Type must be application/json')
-  const bytes = await readBody(context.env.incoming, maxBytes)
-  let body: unknown
-  try {
-    body = JSON.parse(utf8.decode(bytes))
-  } catch {
-    throw new ApiError('bad_request', 'the body must be JSON in UTF-8')
-  }
-  const result = schema.safeParse(body)
-  if (result.success) return result.data
-  const [issue] = result.error.issues
-  const field = issue?.path.join('.') || 'the body'
-  // Schemas name `value_too_large` where the contract answers it.
-  const code = issue?.code === 'custom' && issue.params?.error === 'value_too_large' ? 'value_too_large' : 'bad_request'
-  throw new ApiError(code, `${field}: ${issue?.message ?? 'is not valid'}`)
-}
-
-/**
- * The body's bytes. Not through Hono's Request, whose stream cannot be given up without the connection, on which the client's next request
- * may be under way: of a body that is too large the rest is read and thrown away, for as long as the server lets a request take.
- */
-function readBody(incoming: HttpBindings['incoming'], maxBytes: number): Promise<Buffer> {
-  const { promise, resolve, reject } = Promise.withResolvers<Buffer>()
-  const tooLarge = () => new ApiError('value_too_large', `the body must be at most ${maxBytes} bytes`)
-  if (Number(incoming.headers['content-length'] ?? 0) > maxBytes) throw tooLarge()
-  const chunks: Buffer[] = []
-  let size = 0
-  incoming.on('data', (chunk: Buffer) => {
-    size += chunk.length
-    if (size <= maxBytes) {
-      chunks.push(chunk)
-    } else {
-      chunks.length = 0
-      reject(tooLarge())
-    }
-  })
-  incoming.once('end', () => resolve(Buffer.concat(chunks)))
-  const brokeOff = () => {
-    // The client has gone, so nobody reads this.
-    if (!incoming.readableEnded) reject(new ApiError('bad_request', 'the body broke off'))
-  }
-  const broken = brokenBy(incoming)
-  if (broken) throw broken
-  incoming.on('error', (error) => (error instanceof BrokenRequest ? reject(error) : brokeOff()))
-  incoming.once('close', brokeOff)
-  if (incoming.destroyed) brokeOff()
-  return promise
 }

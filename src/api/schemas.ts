@@ -32,7 +32,11 @@ export const registerAgentBody = z.object({
   verification_response: z.object({
     challenge_id: text().min(1, 'must not be empty'),
     // Checked with the challenge: what is no text is a wrong answer, and the stub takes anything.
-    response: z.unknown().optional().describe('The answer to the challenge: text'),
+    response: z
+      .unknown()
+      .refine((value) => typeof value !== 'string' || value.isWellFormed(), { error: 'must not hold lone surrogates' })
+      .optional()
+      .describe('The answer to the challenge: text'),
   }),
   webhook_url: text()
     .max(2_048, 'must be at most 2,048 characters')

@@ -170,7 +170,7 @@ export async function openCluster(
     storage: {
       database,
       log,
-      queue: new RedisMessageQueue(redis, log, () => queues),
+      queue: new RedisMessageQueue(redis, log, () => queues, { maxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES }),
       admission: new RedisAdmission(redis, { sessionTtlMs: config.SESSION_TTL, allowances: allowances(config) }),
       databaseProgress,
       queueProgress,

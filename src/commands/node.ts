@@ -11,6 +11,7 @@ import type { Progress } from '../events/progress.ts'
 import type { MessageQueue } from '../messaging/message-queue.ts'
 import { Messaging } from '../messaging/messaging.ts'
 import { inBackground } from '../platform/background.ts'
+import { ByteBudget } from '../platform/byte-budget.ts'
 import { CursorSeal } from '../platform/cursor.ts'
 import type { Database } from '../platform/database.ts'
 import { startHttpServer } from '../platform/http-server.ts'
@@ -63,6 +64,13 @@ export interface Node {
   drain(): void
   /** Finishes the requests under way, and what they left to be recorded. */
   close(): Promise<void>
+}
+
+/** What one request of the greatest size needs: a value of 1 MiB, or a page of messages of 8 MiB (src/api/body.ts, answer-size.ts). */
+const LARGEST_HOLD_BYTES = 27 * 1_048_576
+
+function byteBudget(name: 'requests' | 'answers', limit: number): ByteBudget {
+  return new ByteBudget({ name, limit, perHolder: Math.max(limit / 4, LARGEST_HOLD_BYTES) })
 }
 
 export async function startNode(
@@ -133,6 +141,8 @@ export async function startNode(
       ipv6Prefix: config.RATE_LIMIT_IPV6_PREFIX,
     }),
     logger,
+    requestBytes: byteBudget('requests', config.REQUESTS_MAX_BYTES),
+    answerBytes: byteBudget('answers', config.ANSWERS_MAX_BYTES),
     termsUrl: config.TERMS_URL,
   })
   const internal = await startInternalServer({

@@ -62,7 +62,7 @@ export async function serve(config: Config): Promise<void> {
   const storage = {
     database,
     log,
-    queue: new EmbeddedMessageQueue(database, log),
+    queue: new EmbeddedMessageQueue(database, log, { maxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES }),
     admission: new MemoryAdmission({ sessionTtlMs: config.SESSION_TTL, allowances: allowances(config) }),
     databaseProgress: progress,
     queueProgress: progress,

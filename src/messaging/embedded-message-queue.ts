@@ -5,12 +5,12 @@
 
 import type { EventLog } from '../events/event-log.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
-import type { Lease, LeasedMessage, MessageQueue } from './message-queue.ts'
-import { toLeasedMessage } from './messages-of-log.ts'
+import { MessageLoader } from './message-loader.ts'
+import type { Accept, Lease, LeasedMessage, MessageQueue } from './message-queue.ts'
 
 export class EmbeddedMessageQueue implements MessageQueue {
   readonly #database: Database
-  readonly #log: EventLog
+  readonly #loader: MessageLoader
   /** Places of leased messages by recipient. */
   readonly #leased = new Map<string, Set<number>>()
   /** Places of those of them that were delivered, while the projection has not deleted their rows. */
@@ -18,15 +18,15 @@ export class EmbeddedMessageQueue implements MessageQueue {
   /** Leases of one recipient follow each other, so that no two read the same rows. */
   readonly #turns = new Map<string, Promise<unknown>>()
 
-  constructor(database: Database, log: EventLog) {
+  constructor(database: Database, log: EventLog, options: { maxContentBytes: number }) {
     this.#database = database
-    this.#log = log
+    this.#loader = new MessageLoader(log, options.maxContentBytes)
   }
 
-  lease(recipient: string, limit: number): Promise<Lease> {
+  lease(recipient: string, limit: number, accept: Accept = () => true): Promise<Lease> {
     const turn = (this.#turns.get(recipient) ?? Promise.resolve())
       .catch(() => {})
-      .then(() => this.#lease(recipient, limit))
+      .then(() => this.#lease(recipient, limit, accept))
     this.#turns.set(recipient, turn)
     const done = () => {
       if (this.#turns.get(recipient) === turn) this.#turns.delete(recipient)
@@ -35,7 +35,7 @@ export class EmbeddedMessageQueue implements MessageQueue {
     return turn
   }
 
-  async #lease(recipient: string, limit: number): Promise<Lease> {
+  async #lease(recipient: string, limit: number, accept: Accept): Promise<Lease> {
     const removed = this.#removed.get(recipient)
     if (removed) await this.#forgetApplied(recipient, removed)
     const leased = this.#leased.get(recipient) ?? new Set()
@@ -60,8 +60,11 @@ export class EmbeddedMessageQueue implements MessageQueue {
         .orderBy('message.seq')
         .execute(),
     )
-    const seqs = rows.flatMap(({ seq }) => seq ?? [])
-    const messages = (await this.#log.get(seqs)).map(toLeasedMessage)
+    const messages = await this.#loader.load(
+      rows.flatMap(({ seq }) => seq ?? []),
+      accept,
+    )
+    const seqs = messages.map(({ seq }) => seq)
     for (const seq of seqs) leased.add(seq)
     if (leased.size > 0) this.#leased.set(recipient, leased)
     return {

@@ -14,6 +14,9 @@ export interface LeasedMessage extends Message {
   seq: number
 }
 
+/** Whether one more message can be carried. Asked of one after the other, in their order. */
+export type Accept = (message: Message) => boolean
+
 export interface Lease {
   /** In the order of the log. Nobody else gets them while the lease lasts. */
   messages: LeasedMessage[]
@@ -32,8 +35,11 @@ export class QueueUnavailable extends Unavailable {
 }
 
 export interface MessageQueue {
-  /** Leases the oldest messages of an agent, at most `limit`. */
-  lease(recipient: string, limit: number): Promise<Lease>
+  /**
+   * Leases the oldest messages of an agent, at most `limit`, and only as long as `accept` takes them: the first one that it refuses, and
+   * those after it, stay in the queue. What it throws is thrown, and nothing is leased.
+   */
+  lease(recipient: string, limit: number, accept?: Accept): Promise<Lease>
 
   /**
    * The leased messages have been delivered, and their delivery is in the log or on its way there: they are gone. `isProjected`: the projection

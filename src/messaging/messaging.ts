@@ -7,7 +7,7 @@ import { type EventLog, LogUnavailable } from '../events/event-log.ts'
 import { type Progress, ProjectionBehind } from '../events/progress.ts'
 import { batched } from '../platform/batch.ts'
 import type { Registry } from '../registry/registry.ts'
-import { type LeasedMessage, type Message, type MessageQueue, QueueUnavailable } from './message-queue.ts'
+import { type Accept, type LeasedMessage, type Message, type MessageQueue, QueueUnavailable } from './message-queue.ts'
 import { toLeasedMessage } from './messages-of-log.ts'
 
 /** Nobody has that address. */
@@ -137,10 +137,13 @@ export class Messaging {
     }
   }
 
-  /** Takes the oldest queued messages of an agent, at most `limit`. Throws `QueueUnavailable`, `LogUnavailable`. */
-  async receive(recipient: string, limit: number): Promise<Receipt> {
+  /**
+   * Takes the oldest queued messages of an agent, at most `limit`, as long as `accept` takes them. Throws `QueueUnavailable`,
+   * `LogUnavailable`, and what `accept` throws.
+   */
+  async receive(recipient: string, limit: number, accept?: Accept): Promise<Receipt> {
     if (this.#unrecorded >= MAX_UNRECORDED) throw new QueueUnavailable('too many deliveries wait to be recorded')
-    const lease = await this.#queue.lease(recipient, limit)
+    const lease = await this.#queue.lease(recipient, limit, accept)
     const { messages } = lease
     return {
       messages: messages.map(({ message_id, from, to, content, timestamp }) => ({

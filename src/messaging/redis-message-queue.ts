@@ -9,8 +9,15 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { EventLog } from '../events/event-log.ts'
 import { inBackground } from '../platform/background.ts'
 import { COMMAND_TIMEOUT_MS, callScript, loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
-import { LEASE_MS, type Lease, type LeasedMessage, type MessageQueue, QueueUnavailable } from './message-queue.ts'
-import { toLeasedMessage } from './messages-of-log.ts'
+import { MessageLoader, type Queued } from './message-loader.ts'
+import {
+  type Accept,
+  LEASE_MS,
+  type Lease,
+  type LeasedMessage,
+  type MessageQueue,
+  QueueUnavailable,
+} from './message-queue.ts'
 
 const leaseScript = loadScript('lease', new URL('./lua/lease.lua', import.meta.url), 1)
 const releaseScript = loadScript('release_messages', new URL('./lua/release.lua', import.meta.url), 1)
@@ -48,27 +55,34 @@ export function toPayload(message: LeasedMessage): string {
 
 export class RedisMessageQueue implements MessageQueue {
   readonly #redis: RedisClient
-  readonly #log: EventLog
+  readonly #loader: MessageLoader
   readonly #current: () => QueueGeneration | undefined
   /** Redis's clock less `performance.now()`, in ms, at most: as it was answered last. In Redis Cluster, by whichever master that was. */
   #clockOffset = Number.NEGATIVE_INFINITY
 
   /** `current` gives what the projector announced last. */
-  constructor(redis: RedisClient, log: EventLog, current: () => QueueGeneration | undefined) {
+  constructor(
+    redis: RedisClient,
+    log: EventLog,
+    current: () => QueueGeneration | undefined,
+    options: { maxContentBytes: number },
+  ) {
     this.#redis = redis
-    this.#log = log
+    this.#loader = new MessageLoader(log, options.maxContentBytes)
     this.#current = current
   }
 
-  async lease(recipient: string, limit: number): Promise<Lease> {
+  async lease(recipient: string, limit: number, accept: Accept = () => true): Promise<Lease> {
     const key = queueKey(this.#generation(), recipient)
     const [now, entries, remaining] = await this.#lease(key, limit)
-    const release = () => this.#release(key, entries, now)
     try {
-      return { messages: await this.#contents(entries), remaining, release }
+      const messages = await this.#loader.load(entries.map(toQueued), accept)
+      const [carried, left] = [entries.slice(0, messages.length), entries.slice(messages.length)]
+      await this.#release(key, left, now)
+      return { messages, remaining: remaining + left.length, release: () => this.#release(key, carried, now) }
     } catch (error) {
       // Before the answer: who asks again must not get later ones first.
-      await release().catch(() => {})
+      await this.#release(key, entries, now).catch(() => {})
       throw error
     }
   }
@@ -96,17 +110,6 @@ export class RedisMessageQueue implements MessageQueue {
     if (!current || current.incarnation !== this.#redis.incarnation)
       throw new QueueUnavailable('the queues are being rebuilt')
     return current.generation
-  }
-
-  async #contents(entries: readonly Entry[]): Promise<LeasedMessage[]> {
-    const large = entries.filter(([, [, payload]]) => payload === '').map(([id]) => placeOf(id))
-    const fetched = new Map((await this.#log.get(large)).map((event) => [event.seq, toLeasedMessage(event)]))
-    return entries.flatMap(([id, [, payload = '']]) => {
-      const seq = placeOf(id)
-      if (payload === '') return fetched.get(seq) ?? []
-      const [message_id, from, to, content, timestamp] = JSON.parse(payload) as [string, string, string, string, string]
-      return [{ seq, message_id, from, to, content, timestamp }]
-    })
   }
 
   /** Not left to the projection where that is behind: a lease may run out before it gets there. */
@@ -147,6 +150,13 @@ type Entry = [id: string, fields: [name: string, payload: string]]
 /** What lease.lua returns. */
 type Leased = [now: number, entries: Entry[], remaining: number]
 type TooLate = [now: number]
+
+function toQueued([id, [, payload]]: Entry): Queued {
+  const seq = placeOf(id)
+  if (payload === '') return seq
+  const [message_id, from, to, content, timestamp] = JSON.parse(payload) as [string, string, string, string, string]
+  return { seq, message_id, from, to, content, timestamp }
+}
 
 function placeOf(id: string): number {
   return Number(id.slice(0, id.indexOf('-')))

@@ -43,7 +43,7 @@ const MAX_HEADER_BYTES = 16_384
 const MAX_CONNECTIONS = 10_000
 const CLOSE_POLL_MS = 50
 /** A refused client may still be sending. Closed with bytes unread, a connection is reset, and its answer may be lost. */
-const LINGER_MS = 2_000
+const LINGER_MS = 10_000
 
 const brokenRequests = new WeakMap<IncomingMessage, BrokenRequest>()
 
@@ -83,9 +83,14 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       maxHeaderSize: MAX_HEADER_BYTES,
       connectionsCheckingInterval: TIMEOUT_CHECK_MS,
       requireHostHeader: false,
+      highWaterMark: 16_384,
     },
     (incoming, outgoing) => {
       exchanges.set(incoming.socket, { incoming, outgoing })
+      // Before Node does it, as fast as it comes.
+      outgoing.once('prefinish', () => {
+        if (!incoming.complete) readInTurn(incoming, () => {})
+      })
       // When all that came with it has been parsed: a body that is broken there is refused, whatever it is for, as HAProxy does.
       whenParsed(incoming, () => {
         const refusal = brokenBy(incoming)?.refusal ?? judge(incoming)
@@ -97,6 +102,11 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       })
     },
   )
+  // How Node ends a connection after its last answer. It would break one on which the rest of a refused body is still coming, and the
+  // client would never see the answer.
+  server.on('connection', (socket) => {
+    socket.destroySoon = () => linger(socket)
+  })
   server.maxConnections = MAX_CONNECTIONS
   server.on('drop', () => server.closeIdleConnections())
   server.on('checkExpectation', (incoming, outgoing) => {
@@ -156,6 +166,18 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     if (incoming.listenerCount('error') > 0) incoming.emit('error', broken)
     afterAnswer(outgoing, () => linger(socket))
   }
+}
+
+/**
+ * Hands on the parts of a body as they come, one of a connection in each turn of the event loop. By itself Node reads from each connection
+ * as long as there is something, and hundreds of large bodies at once keep everybody else waiting for seconds.
+ */
+export function readInTurn(incoming: IncomingMessage, take: (part: Buffer) => void): void {
+  incoming.on('data', (part: Buffer) => {
+    take(part)
+    incoming.pause()
+    setImmediate(() => incoming.resume())
+  })
 }
 
 function whenParsed(incoming: IncomingMessage, act: () => void): void {

@@ -69,8 +69,8 @@ for (const [name, start, mode] of FORMS) {
     while (projection.announced === undefined) await sleep(50)
     return {
       nodes: [
-        new RedisMessageQueue(one, log, () => projection.announced),
-        new RedisMessageQueue(two, log, () => projection.announced),
+        new RedisMessageQueue(one, log, () => projection.announced, { maxContentBytes: 65_536 }),
+        new RedisMessageQueue(two, log, () => projection.announced, { maxContentBytes: 65_536 }),
       ],
       log,
       applied: (seq) => progress.reached(seq, 20_000),

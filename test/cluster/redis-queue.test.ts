@@ -178,10 +178,15 @@ function open(url: string): Promise<RedisClient> {
 function queueOn(redis: RedisClient) {
   // Short messages are in Redis whole.
   const noLog = { get: async () => [] } as unknown as EventLog
-  const queue = new RedisMessageQueue(redis, noLog, () => {
-    const { incarnation } = redis
-    return incarnation === undefined ? undefined : { generation: GENERATION, incarnation }
-  })
+  const queue = new RedisMessageQueue(
+    redis,
+    noLog,
+    () => {
+      const { incarnation } = redis
+      return incarnation === undefined ? undefined : { generation: GENERATION, incarnation }
+    },
+    { maxContentBytes: 65_536 },
+  )
   const send = async (seq: number, to: string) => {
     const payload = toPayload({ seq, message_id: `id ${seq}`, from: 'a', to, content: `${seq}`, timestamp: 'now' })
     await changeQueues(redis, GENERATION, [{ recipient: to, added: [[seq, payload]], removed: [] }])

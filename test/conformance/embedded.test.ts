@@ -40,7 +40,7 @@ describeMessageQueue('embedded', async ({ maxQueue }) => {
   const logger = createLogger('warn', 'test')
   const projecting = runProjector({ projection, log, progress, logger, holder: randomUUID() }, stop.signal)
   return {
-    nodes: [new EmbeddedMessageQueue(database, log)],
+    nodes: [new EmbeddedMessageQueue(database, log, { maxContentBytes: 65_536 })],
     log,
     applied: (seq) => progress.reached(seq, 20_000),
     async [Symbol.asyncDispose]() {

@@ -109,6 +109,22 @@ describe('400 bad_request', () => {
     expectRefusal(await client.request(method, path, { token: token(level), headers: JSON_TYPE, body }), 400)
   })
 
+  it.each<[string, string, Level, unknown, string]>([
+    ['POST', '/v1/operators', 'none', { accept_terms: true }, 'contact_hash: is missing'],
+    ['POST', '/v1/agents', 'operator', {}, 'verification_response: is missing'],
+    ['POST', '/v1/messages', 'agent', { to: 'TO' }, 'content: is missing'],
+    ['POST', '/v1/messages', 'agent', { to: 7, content: 'x' }, 'to: must be a string'],
+    ['POST', '/v1/messages', 'agent', [], 'the body: must be a JSON object'],
+    ['PUT', '/v1/state/errors', 'agent', {}, 'value: is missing'],
+    ['PUT', '/v1/state/errors', 'agent', { value: null }, 'value: must be a string'],
+  ])(
+    'says which field is wrong, and what would be right: %s %s as %s %j',
+    async (method, path, level, json, message) => {
+      const answer = await client.request(method, path, { token: token(level), json })
+      expect(answer.json).toEqual({ error: 'bad_request', message })
+    },
+  )
+
   it('does not take a field from the prototype', async () => {
     const body = '{"__proto__":{"value":"x"},"constructor":{"prototype":{"value":"x"}}}'
     const answer = await agent.request('PUT', '/v1/state/errors', { headers: JSON_TYPE, body })
@@ -326,6 +342,10 @@ describe('415 unsupported_media_type', () => {
 
     it('is for a missing Content-Type', async () => {
       expectRefusal(await send({}), 415)
+    })
+
+    it.each(['gzip', 'deflate', 'identity', 'br, gzip', ''])('is for a Content-Encoding: %j', async (encoding) => {
+      expectRefusal(await send({ ...JSON_TYPE, 'Content-Encoding': encoding }), 415)
     })
 
     it.each([
