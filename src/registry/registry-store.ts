@@ -38,6 +38,10 @@ const HOLDERS = {
   agent: { table: 'agents', identity: 'address' },
 } as const
 
+/** Challenges that one operator may have open; a new one beyond that takes the place of its oldest. */
+export const MAX_OPEN_CHALLENGES = 1_000
+/** Beyond those, as many go with one statement: twice what it adds at most, so that an excess shrinks. */
+const MAX_REPLACED = 1_000
 const CHALLENGES_AT_ONCE = 500
 const MAX_WAITING_CHALLENGES = 20_000
 
@@ -157,10 +161,29 @@ export class RegistryStore {
     )
     const saved = await roundTrip(this.#database, 'save_challenges', () =>
       sql<{ challenge_id: string; expires_at: Date }>`
+        with added as (
+          select "challengeId", "operatorId", decode("answerHash", 'base64') as answer_hash,
+            clock_timestamp() + "ttlMs" * interval '1 millisecond' as expires_at
+          from json_to_recordset(${rows}::json)
+            as challenge ("challengeId" uuid, "operatorId" uuid, "answerHash" text, "ttlMs" double precision)
+        ), of_operator as (
+          select "operatorId" as id, count(*) as added from added group by "operatorId"
+        ), beyond as (
+          -- This statement does not see what it adds itself.
+          select oldest.challenge_id from of_operator cross join lateral (
+            select challenge_id from challenges where operator_id = of_operator.id
+            order by expires_at desc, challenge_id
+            offset greatest(0, ${MAX_OPEN_CHALLENGES}::bigint - of_operator.added) limit ${MAX_REPLACED}::bigint
+          ) as oldest
+        ), replaced as (
+          -- Two nodes that find the same ones do not wait for each other.
+          delete from challenges where challenge_id in (
+            select challenge_id from challenges where challenge_id in (select challenge_id from beyond)
+            for update skip locked
+          )
+        )
         insert into challenges (challenge_id, operator_id, answer_hash, expires_at)
-        select "challengeId", "operatorId", decode("answerHash", 'base64'), clock_timestamp() + "ttlMs" * interval '1 millisecond'
-        from json_to_recordset(${rows}::json)
-          as challenge ("challengeId" uuid, "operatorId" uuid, "answerHash" text, "ttlMs" double precision)
+        select "challengeId", "operatorId", answer_hash, expires_at from added
         returning challenge_id, expires_at`.execute(this.#database),
     )
     const expiry = new Map(saved.rows.map((row) => [row.challenge_id, row.expires_at]))

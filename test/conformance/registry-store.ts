@@ -4,7 +4,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { newAddress } from '../../src/access/tokens.ts'
 import type { LoggedEvent } from '../../src/events/event.ts'
 import type { Database } from '../../src/platform/database.ts'
-import { RegistryStore } from '../../src/registry/registry-store.ts'
+import { MAX_OPEN_CHALLENGES, RegistryStore } from '../../src/registry/registry-store.ts'
 import { applyEvents, type DatabaseHarness, inParallel, inSequence } from './support.ts'
 
 export function describeRegistryStore(name: string, create: () => Promise<DatabaseHarness>): void {
@@ -223,9 +223,9 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
     })
 
     describe('challenges', () => {
-      const challenge = (more: { answerHash?: Buffer; ttlMs?: number } = {}) => ({
+      const challenge = (more: { operatorId?: string; answerHash?: Buffer; ttlMs?: number } = {}) => ({
         challengeId: randomUUID(),
-        operatorId: randomUUID(),
+        operatorId: more.operatorId ?? randomUUID(),
         answerHash: more.answerHash,
         ttlMs: more.ttlMs ?? 60_000,
       })
@@ -262,6 +262,22 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
 
       it('that there are not are not found', async () => {
         expect(await store.takeChallenge(randomUUID(), randomUUID())).toBeUndefined()
+      })
+
+      it('of one operator are bounded: the oldest go, those of others stay', async () => {
+        const other = challenge({ ttlMs: 60_000 })
+        await store.saveChallenge(other)
+        const { operatorId } = challenge()
+        const rows = Array.from({ length: MAX_OPEN_CHALLENGES + 3 }, (_, index) =>
+          challenge({ operatorId, ttlMs: 3_600_000 + index * 1_000 }),
+        )
+        for (let at = 0; at < rows.length; at += 400)
+          await Promise.all(rows.slice(at, at + 400).map((row) => store.saveChallenge(row)))
+        const taken: boolean[] = []
+        for (const row of [...rows.slice(0, 5), ...rows.slice(-2)])
+          taken.push((await store.takeChallenge(row.challengeId, operatorId)) !== undefined)
+        expect(taken).toEqual([false, false, false, true, true, true, true])
+        expect(await store.takeChallenge(other.challengeId, other.operatorId)).toBeDefined()
       })
 
       it('go when they have expired, the others stay', async () => {
