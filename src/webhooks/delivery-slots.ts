@@ -10,6 +10,11 @@
 import type { Room, Standing } from './webhook-lanes.ts'
 
 const UNPROVEN_SHARE = 0.5
+/**
+ * Of these, lanes of one operator that have yet to be tried: beside the doubtful ones, which get no more than half, a sixth is left to
+ * others at once. Where several operators have filled that as well, the next slot is that of an operator which has none.
+ */
+const ONE_OPERATOR_SHARE = 1 / 3
 /** Half of what the others may lose where one endpoint in ten is a black hole. */
 const LEAST_DOUBTFUL_SHARE = 0.05
 const GREATEST_DOUBTFUL_SHARE = 0.25
@@ -48,11 +53,12 @@ export class DeliverySlots {
   /** What may be claimed now. */
   get room(): Room {
     const total = this.#total - this.inUse
-    const left = share(this.#total, UNPROVEN_SHARE) - this.#unknown - this.#doubtful
+    const slots = share(this.#total, UNPROVEN_SHARE)
+    const left = slots - this.#unknown - this.#doubtful
     const unproven = Math.max(0, Math.min(total, left))
     const atOnce = share(this.#total, DOUBTFUL_AT_ONCE_SHARE)
     const doubtful = Math.max(0, Math.min(unproven, this.#doubtfulSlots() - this.#doubtful, atOnce))
-    return { total, unproven, doubtful }
+    return { total, unproven, doubtful, ofOneOperator: share(slots, ONE_OPERATOR_SHARE) }
   }
 
   #doubtfulSlots(): number {

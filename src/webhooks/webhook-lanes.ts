@@ -64,6 +64,8 @@ export interface Room {
   readonly unproven: number
   /** Of these, lanes that are `doubtful`, or `open` and to be probed. */
   readonly doubtful: number
+  /** Lanes of one operator that have yet to be tried, those that the worker has already included. */
+  readonly ofOneOperator: number
 }
 
 export interface Backlog {
@@ -88,7 +90,10 @@ export class WebhookLanes {
     this.release = batched((turns) => this.#release(turns), { maxItems: 500, maxWaiting: MAX_RELEASES_WAITING })
   }
 
-  /** Claims lanes that have something to do now, those first that have waited longest, and the first messages of each. Throws `DatabaseUnavailable`. */
+  /**
+   * Claims lanes that have something to do now, those first that have waited longest, and the first messages of each. Those
+   * that have yet to be tried by their operators in turn. Throws `DatabaseUnavailable`.
+   */
   async claim(holder: string, leaseMs: number, room: Room, turnMessages: number): Promise<ClaimedLane[]> {
     const { rows } = await roundTrip(
       this.#database,
@@ -96,9 +101,8 @@ export class WebhookLanes {
       () =>
         sql<{ lane: unknown }>`
           select lane from claim_webhook_lanes(
-            ${holder}, ${leaseMs}, ${room.total}, ${room.unproven}, ${room.doubtful}, ${turnMessages})`.execute(
-          this.#database,
-        ),
+            ${holder}, ${leaseMs}, ${room.total}, ${room.unproven}, ${room.doubtful},
+            ${room.ofOneOperator}, ${turnMessages})`.execute(this.#database),
       TIMEOUT_MS,
     )
     return rows.map(({ lane }) => claimedLane.parse(lane))

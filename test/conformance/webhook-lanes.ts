@@ -9,7 +9,7 @@ import { applyEvents, type DatabaseHarness, inParallel, now, sent } from './supp
 
 const LEASE_MS = 10_000
 const TURN_MESSAGES = 3
-const ROOM: Room = { total: 100, unproven: 100, doubtful: 100 }
+const ROOM: Room = { total: 100, unproven: 100, doubtful: 100, ofOneOperator: 100 }
 
 export function describeWebhookLanes(name: string, create: () => Promise<DatabaseHarness>): void {
   describe(`webhook lanes: ${name}`, () => {
@@ -278,6 +278,89 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
       const claimed: string[] = []
       for (const _ of waiting) claimed.push(...(await claim({ doubtful: 1 })).map(({ recipient }) => recipient))
       expect(claimed).toEqual(waiting)
+    })
+
+    /** Agents of one operator, each with a message that waits. */
+    async function dueOf(operatorId: string, count: number): Promise<string[]> {
+      const agents = Array.from({ length: count }, () => newAddress())
+      for (const agent of agents) await push(agent)
+      await sql`update webhook_lanes set operator_id = ${operatorId} where recipient in (${sql.join(agents)})`.execute(
+        harness.database,
+      )
+      return agents
+    }
+    const of = (agents: readonly string[], claimed: readonly ClaimedLane[]) =>
+      claimed.filter(({ recipient }) => agents.includes(recipient)).length
+
+    it('that have yet to be tried are given to operators by turns, whoever came first', async () => {
+      const many = await dueOf(randomUUID(), 20)
+      const few = await dueOf(randomUUID(), 3)
+      const claimed = await claim({ unproven: 8 })
+      expect([of(many, claimed), of(few, claimed)]).toEqual([5, 3])
+    })
+
+    it('that have yet to be tried leave a slot to an operator that has none, before one that has some', async () => {
+      const many = await dueOf(randomUUID(), 20)
+      expect(of(many, await claim({ unproven: 4, ofOneOperator: 4 }))).toBe(4)
+      const others: string[] = []
+      for (let index = 0; index < 3; index++) others.push(...(await dueOf(randomUUID(), 1)))
+      const claimed = [
+        ...(await claim({ unproven: 1 })),
+        ...(await claim({ unproven: 1 })),
+        ...(await claim({ unproven: 1 })),
+      ]
+      expect(of(others, claimed)).toBe(3)
+    })
+
+    it('that have yet to be tried are no more of one operator than it may have, until it gives some back', async () => {
+      const many = await dueOf(randomUUID(), 10)
+      const room = { ofOneOperator: 4 }
+      const claimed = await claim(room)
+      expect(of(many, claimed)).toBe(4)
+      expect(await claim(room)).toEqual([])
+      // Another worker has slots of its own.
+      expect(await claim(room, 'another')).toHaveLength(4)
+      await lanes.release(turnOf(claimed[0] as ClaimedLane, { standing: 'doubtful', delay: 60_000 }))
+      expect(await claim(room)).toHaveLength(1)
+    })
+
+    it('that take long do not keep the only slot from those that have yet to be tried, nor these from them', async () => {
+      await dueOf(randomUUID(), 40)
+      for (const lane of await claim({ unproven: 20 })) await lanes.release(turnOf(lane, { standing: 'doubtful' }))
+      const kinds = new Set<string>()
+      while (kinds.size < 2) {
+        const [lane] = await claim({ unproven: 1, doubtful: 1 })
+        if (lane === undefined) continue
+        kinds.add(lane.standing)
+        await lanes.release(turnOf(lane))
+      }
+      expect([...kinds].toSorted()).toEqual(['doubtful', 'unknown'])
+    })
+
+    it('that have yet to be tried are found among many operators, wherever the search begins', async () => {
+      const agents: string[] = []
+      for (let index = 0; index < 12; index++) agents.push(...(await dueOf(randomUUID(), 2)))
+      const claimed: string[] = []
+      for (let round = 0; round < 24; round++)
+        claimed.push(
+          ...(await claim({ unproven: 1, doubtful: 1 }, `worker ${round % 2}`)).map(({ recipient }) => recipient),
+        )
+      // A claim may leave the only slot to one that took long.
+      while (claimed.length < agents.length)
+        claimed.push(...(await claim({ unproven: 2 })).map(({ recipient }) => recipient))
+      expect(claimed.toSorted()).toEqual(agents.toSorted())
+    })
+
+    it('know whose they are', async () => {
+      const operatorId = randomUUID()
+      const to = newAddress()
+      await sql`insert into agents (address, operator_id, token_lookup, token_hash)
+        values (${to}, ${operatorId}, ${Buffer.from(to)}, '')`.execute(harness.database)
+      await push(to)
+      const { rows } = await sql`select operator_id from webhook_lanes where recipient = ${to}`.execute(
+        harness.database,
+      )
+      expect(rows).toEqual([{ operator_id: operatorId }])
     })
 
     it('count what waits, until it is delivered or in the pull queue', async () => {

@@ -36,9 +36,16 @@ describe('delivery slots', () => {
     const { all, take, takeDoubtful } = slots(100)
     expect(all.room).toMatchObject({ total: 100, unproven: 50 })
     expect(takeDoubtful()).toHaveLength(25)
-    expect(all.room).toEqual({ total: 75, unproven: 25, doubtful: 0 })
+    expect(all.room).toMatchObject({ total: 75, unproven: 25, doubtful: 0 })
     take(25, 'unknown')
-    expect(all.room).toEqual({ total: 50, unproven: 0, doubtful: 0 })
+    expect(all.room).toMatchObject({ total: 50, unproven: 0, doubtful: 0 })
+  })
+
+  it('leave room for another operator beside the untried lanes of one and the doubtful ones', () => {
+    const { all, take, takeDoubtful } = slots(100)
+    takeDoubtful()
+    take(all.room.ofOneOperator, 'unknown')
+    expect(all.room.unproven).toBeGreaterThan(0)
   })
 
   it('leave nineteen in twenty to prompt lanes that need them, when the others are known to be bad', () => {
@@ -79,8 +86,8 @@ describe('delivery slots', () => {
 
   it('let every kind have its turn where there is but one', () => {
     const { all } = slots(1)
-    expect(all.room).toEqual({ total: 1, unproven: 1, doubtful: 1 })
+    expect(all.room).toEqual({ total: 1, unproven: 1, doubtful: 1, ofOneOperator: 1 })
     all.take('prompt')
-    expect(all.room).toEqual({ total: 0, unproven: 0, doubtful: 0 })
+    expect(all.room).toMatchObject({ total: 0, unproven: 0, doubtful: 0 })
   })
 })
