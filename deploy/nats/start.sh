@@ -1,29 +1,30 @@
 #!/bin/sh
-# Starts a NATS server, and ends it when it has switched JetStream off: it does so where its disk is full, and goes on without
-# until its next start, however much room there is. Whoever runs it starts it again (`restart` in docker-compose.yml).
-# Kubernetes needs no such thing, as a liveness probe asks the same. Arguments: the server's command line.
+# Starts a NATS server, and ends it when only another start can mend it: alive.sh says when. Whoever runs it starts it again
+# (`restart` in docker-compose.yml). Kubernetes needs no such thing: its liveness probe asks the same. Arguments: the server's
+# command line.
 #
 #   NATS_MONITOR_PORT  where the server tells of its health
 set -eu
 # Seconds between two questions, and how often in a row the answer has to be no: half a minute, in which an operator may see it.
 interval=${NATS_WATCH_SECONDS:-5}
 times=6
+alive=$(dirname "$0")/alive.sh
 
-has_jetstream() {
-  wget -q -T 3 -O /dev/null "http://127.0.0.1:$NATS_MONITOR_PORT/healthz?js-enabled-only=true" 2>/dev/null
+has_started() {
+  wget -q -T 3 -O /dev/null "http://127.0.0.1:$NATS_MONITOR_PORT/healthz?js-server-only=true" 2>/dev/null
 }
 
 watch() {
-  # A server that reads a large log at its start has no JetStream yet.
-  until has_jetstream; do
+  # A server that reads a large log at its start takes no clients, and has no JetStream yet.
+  until has_started; do
     sleep "$interval"
     kill -0 "$1" 2>/dev/null || return 0
   done
   failed=0
   while kill -0 "$1" 2>/dev/null; do
-    if has_jetstream; then failed=0; else failed=$((failed + 1)); fi
+    if reason=$(sh "$alive"); then failed=0; else failed=$((failed + 1)); fi
     if [ "$failed" -ge "$times" ]; then
-      echo "JetStream is off: ending the server, so that it is started again" >&2
+      echo "Ending the server, so that it is started again: $reason" >&2
       kill -TERM "$1"
       return 0
     fi

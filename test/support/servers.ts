@@ -11,6 +11,7 @@ export {
   startHaproxy,
 } from './servers/haproxy.ts'
 export { type NatsCluster, type NatsServer, natsOptions, startNats } from './servers/nats.ts'
+export { installNc } from './servers/nc.ts'
 export { type PgBouncer, startPgBouncer } from './servers/pgbouncer.ts'
 export { type PostgresServer, startPostgres } from './servers/postgres.ts'
 export { Process, pidsIn } from './servers/process.ts'

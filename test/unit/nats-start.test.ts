@@ -1,4 +1,4 @@
-/** `deploy/nats/start.sh` on a stand-in for the server: when it is ended, and when it is not. */
+/** `deploy/nats/start.sh` and `alive.sh` on a stand-in for the server: when it is ended, and when it is not. */
 import { spawn } from 'node:child_process'
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
@@ -6,23 +6,30 @@ import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test, vi } from 'vitest'
+import { installNc } from '../support/servers.ts'
 
 const START = join(import.meta.dirname, '../../deploy/nats/start.sh')
 /** Questions in a row that have to be answered no. */
 const TIMES = 6
 const WAIT = { timeout: 30_000, interval: 10 }
 
-async function start() {
+async function start(initially: { started?: boolean; jetStream?: boolean } = {}) {
   const directory = mkdtempSync(join(tmpdir(), 'nats-start-'))
   onTestFinished(() => rmSync(directory, { recursive: true }))
   const server = join(directory, 'nats-server')
   writeFileSync(server, '#!/bin/sh\necho "runs $*"\ntrap "exit 7" TERM\nwhile :; do sleep 0.05; done\n')
   chmodSync(server, 0o755)
-  const health = { status: 503, asked: 0, path: '' }
+  installNc(directory)
+  // As nats-server answers: whether it takes clients, whether it has JetStream, and what else is wrong.
+  const health = { started: true, jetStream: true, error: '', asked: 0, ...initially }
   const monitor = createServer(({ url = '' }, response) => {
     health.asked++
-    health.path = url
-    response.writeHead(health.status).end()
+    const wrong = {
+      '/healthz?js-server-only=true': health.started ? '' : 'not ready for connections',
+      '/healthz?js-enabled-only=true': health.jetStream ? '' : 'JetStream not enabled',
+      '/healthz': health.error,
+    }[url]
+    response.writeHead(wrong === '' ? 200 : 503).end(JSON.stringify({ error: wrong }))
   })
   await new Promise<void>((resolve) => monitor.listen(0, '127.0.0.1', resolve))
   onTestFinished(() => void monitor.close())
@@ -52,28 +59,47 @@ async function start() {
 }
 
 test('a server that is reading its log at the start is left alone; one whose JetStream went off is ended', async () => {
-  const { child, health, said, ended, askedAgain } = await start()
+  const { child, health, said, ended, askedAgain } = await start({ started: false, jetStream: false })
   await askedAgain(2 * TIMES)
   expect(child.exitCode).toBeNull()
   expect(said.out).toBe('runs --config x.conf\n')
-  expect(health.path).toBe('/healthz?js-enabled-only=true')
-  health.status = 200
-  await askedAgain(2)
+  health.jetStream = true
+  health.started = true
+  await askedAgain(4)
   // A short no is none.
-  health.status = 503
+  health.jetStream = false
   await askedAgain(2)
-  health.status = 200
-  await askedAgain(2 * TIMES)
+  health.jetStream = true
+  await askedAgain(4 * TIMES)
   expect(child.exitCode).toBeNull()
-  health.status = 503
+  health.jetStream = false
   expect(await ended).toBe(7)
   expect(said.error).toContain('JetStream is off')
 })
 
-test('signals reach the server', async () => {
+test('a server that started without JetStream is ended', async () => {
+  const { said, ended } = await start({ jetStream: false })
+  expect(await ended).toBe(7)
+  expect(said.error).toContain('JetStream is off')
+})
+
+test('a server with a write error is ended; one that has no quorum or is behind is not', async () => {
   const { child, health, said, ended, askedAgain } = await start()
-  health.status = 200
-  await askedAgain(1)
+  for (const error of [
+    'JetStream has not established contact with a meta leader',
+    "JetStream stream 'KERNEL > EVENTS' is not current",
+  ]) {
+    health.error = error
+    await askedAgain(4 * TIMES)
+    expect(child.exitCode).toBeNull()
+  }
+  health.error = "JetStream stream 'KERNEL > EVENTS' stream write error: no space left on device"
+  expect(await ended).toBe(7)
+  expect(said.error).toContain('write error')
+})
+
+test('signals reach the server', async () => {
+  const { child, said, ended } = await start()
   await vi.waitFor(() => expect(said.out).not.toBe(''), WAIT)
   child.kill('SIGTERM')
   expect(await ended).toBe(7)

@@ -7,6 +7,7 @@ import { z } from 'zod'
 import { DEPLOY, loopbackUrl } from './deploy.ts'
 import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './directory.ts'
 import { type Disk, mountDisk } from './disk.ts'
+import { installNc } from './nc.ts'
 import { Process } from './process.ts'
 import { findProgram } from './programs.ts'
 
@@ -74,10 +75,16 @@ export interface NatsOptions {
   readonly servers?: number
   /** Of a disk for each server, in memory, in MiB; without it they share the machine's. Needs the right to mount. */
   readonly diskMiB?: number | undefined
+  /** Run by `deploy/nats/start.sh`, which ends a server that only another start can mend; nobody starts it again. */
+  readonly watched?: boolean
 }
 
 /** Starts a NATS cluster of its own with the configuration of deploy/. */
-export async function startNats({ servers: count = 3, diskMiB }: NatsOptions = {}): Promise<NatsCluster> {
+export async function startNats({
+  servers: count = 3,
+  diskMiB,
+  watched = false,
+}: NatsOptions = {}): Promise<NatsCluster> {
   const directory = makeDirectory('nats')
   const ports = await reservePorts(count * 3)
   const file = await findProgram('nats-server')
@@ -94,12 +101,19 @@ export async function startNats({ servers: count = 3, diskMiB }: NatsOptions = {
   // A copy, in which a password can be changed.
   const configuration = join(directory, 'configuration')
   cpSync(join(DEPLOY, 'nats'), configuration, { recursive: true })
+  installNc(directory)
   const processes = homes.map((home, number) => {
     return new Process({
       name: `nats-${number + 1}`,
-      file,
-      args: ['--config', join(configuration, isBefore(version, 2, 10) ? 'nats-2.9.conf' : 'nats.conf')],
+      file: watched ? 'sh' : file,
+      args: [
+        ...(watched ? [join(DEPLOY, 'nats', 'start.sh'), file] : []),
+        '--config',
+        join(configuration, isBefore(version, 2, 10) ? 'nats-2.9.conf' : 'nats.conf'),
+      ],
       env: {
+        PATH: `${directory}:${process.env.PATH}`,
+        NATS_WATCH_SECONDS: '0.5',
         NATS_SERVER_NAME: `nats-${number + 1}`,
         NATS_HOST: '127.0.0.1',
         NATS_PORT: String(portOf(number, 0)),
