@@ -1,6 +1,7 @@
 # The kernel: one image for every command (api, worker, migrate, serve, …).
 #   docker build --tag tabulum-kernel .
 #   docker run --publish 127.0.0.1:8080:8080 --volume tabulum:/data tabulum-kernel   # one process on embedded storage
+# Without --volume the data is gone with the container.
 
 FROM node:26.10.0-trixie-slim AS dependencies
 WORKDIR /app
@@ -13,7 +14,8 @@ ENV NODE_ENV=production DATA_DIR=/data
 # glibc gives the buffers of large requests back to the system instead of keeping them: of 512 MiB a node with a hundred of them at once
 # has 80 MiB more left (test/cluster/large-bodies.test.ts).
 ENV MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=131072 MALLOC_TRIM_THRESHOLD_=131072
-# For embedded storage only. A volume takes the owner from here; nothing else is ever written.
+# For embedded storage only: `serve` wants a volume here, which takes the owner from here. Nothing else is ever
+# written, so there is no VOLUME: every api and worker container would get one.
 RUN install --directory --owner=node --group=node --mode=0700 /data
 WORKDIR /app
 COPY --from=dependencies /app/node_modules node_modules
@@ -22,7 +24,6 @@ COPY migrations migrations
 COPY src src
 # The user `node`, as a number so that Kubernetes can see that it is not root.
 USER 1000:1000
-VOLUME /data
 EXPOSE 8080 9090
 # Says no while the process starts and while it drains, as for a load balancer.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --start-interval=1s --retries=3 \

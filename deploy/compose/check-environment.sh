@@ -30,7 +30,7 @@ case ${ENVIRONMENT:-} in
   *) refuse "ENVIRONMENT must be development or production." ;;
 esac
 if [ -n "$example" ]; then
-  advice="has the value of .env.example, which is public. Make new ones: sh deploy/compose/make-environment.sh > .env"
+  advice="has the value of .env.example, which is public. Make new ones: sh deploy/compose/make-environment.sh"
   if [ "${ENVIRONMENT:-}" != development ]; then
     for name in $example; do refuse "$name $advice"; done
   elif [ "${PUBLISH_ADDRESS:-}" != 127.0.0.1 ]; then

@@ -1,10 +1,11 @@
 /** The files that deploy the kernel, checked without an engine: schemas, and that they agree with the program and each other. */
 import { execFile } from 'node:child_process'
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, statSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { Ajv } from 'ajv'
 import formats from 'ajv-formats'
+import ipaddr from 'ipaddr.js'
 import { collectDefaultMetrics, Registry } from 'prom-client'
 import { describe, expect, test } from 'vitest'
 import { parse, parseAllDocuments } from 'yaml'
@@ -12,6 +13,7 @@ import { z } from 'zod'
 import { loadConfig, settingNames } from '../../src/config.ts'
 import { createSecretBox } from '../../src/webhooks/secret-box.ts'
 import { dashboardQueries } from '../support/dashboard.ts'
+import { makeDirectory, removeDirectory } from '../support/servers/directory.ts'
 import { findProgram } from '../support/servers/programs.ts'
 
 const run = promisify(execFile)
@@ -40,24 +42,41 @@ const service = z.looseObject({
   networks: z.array(z.string()).default([]),
   depends_on: z.record(z.string(), z.object({ condition: z.string() })).default({}),
   healthcheck: z.looseObject({ test: z.array(z.string()).optional() }).optional(),
-  deploy: z.looseObject({ resources: z.looseObject({ limits: z.looseObject({}) }) }).optional(),
+  deploy: z
+    .looseObject({ replicas: z.string().optional(), resources: z.looseObject({ limits: z.looseObject({}) }) })
+    .optional(),
   stop_grace_period: z.string().optional(),
+  memswap_limit: z.string().optional(),
+  build: z.string().optional(),
+  pull_policy: z.string().optional(),
   network_mode: z.string().optional(),
 })
 const composeFile = z.looseObject({
   services: z.record(z.string(), service),
-  networks: z.record(z.string(), z.looseObject({ internal: z.boolean().default(false) })),
+  networks: z.record(
+    z.string(),
+    z.looseObject({
+      internal: z.boolean().default(false),
+      driver_opts: strings.default({}),
+      ipam: z.object({ config: z.array(z.object({ subnet: z.string() })) }).optional(),
+    }),
+  ),
 })
 const composed = parse(read('docker-compose.yml'), { merge: true })
 const compose = composeFile.parse(composed)
 const services = Object.entries(compose.services)
+/** Its name is what an operator sees when it fails. */
+const CHECK = 'check-environment-see-its-log'
 /** Whose image has a health check already. */
 const isKernel = (image: string) => image.startsWith('tabulum-kernel:')
 const kernelServices = services.filter(([, { image }]) => isKernel(image))
 
-/** As Compose fills in `${NAME}`, `${NAME:-default}` and `${NAME:?message}`. */
+/** As Compose fills in `${NAME}`, `${NAME:-default}`, `${NAME:?message}` and `${NAME:+,${NAME}}`. */
 function filledIn(text: string, environment: Readonly<Record<string, string>>): string {
-  return text.replace(
+  const added = text.replace(/\$\{(\w+):\+([^{}]*\$\{\w+\})\}/g, (_, name: string, more: string) =>
+    environment[name] ? more : '',
+  )
+  return added.replace(
     /\$\{(\w+)(?::-([^}]*)|:\?[^}]*)?\}/g,
     (_, name: string, fallback = '') => environment[name] || fallback,
   )
@@ -85,6 +104,8 @@ describe('Dockerfile', () => {
     expect(dockerfile).toContain('npm ci --omit=dev --ignore-scripts')
     expect(dockerfile).toContain(`EXPOSE ${loadConfig({}).PORT} ${loadConfig({}).INTERNAL_PORT}`)
     expect(dockerfile).toContain('/readyz')
+    // Each container would get one, of which only `serve` has a use.
+    expect(dockerfile).not.toMatch(/^VOLUME/m)
   })
 
   test('copies only what exists and is let through to it', () => {
@@ -111,11 +132,12 @@ describe('docker-compose.yml', () => {
     const beside = z.object({
       services: z.object({
         receiver: service,
-        api: z.object({ environment: strings }),
-        worker: z.object({ environment: strings, volumes: z.array(z.string()) }),
+        api: z.object({ environment: strings, networks: z.array(z.string()) }),
+        worker: z.object({ environment: strings, networks: z.array(z.string()), volumes: z.array(z.string()) }),
       }),
-      networks: z.object({
-        outbound: z.object({ ipam: z.object({ config: z.array(z.object({ subnet: z.string() })) }) }),
+      // A network of docker-compose.yml that changes would have to be made anew on the way there and back.
+      networks: z.strictObject({
+        receiver: z.object({ ipam: z.object({ config: z.array(z.object({ subnet: z.string() })) }) }),
       }),
     })
     const { services: added, networks } = beside.parse(parse(read('load-tests/compose.yml')))
@@ -123,10 +145,12 @@ describe('docker-compose.yml', () => {
     expect(receiver.image).toBe(`tabulum-kernel:${version}`)
     expect(receiver.read_only).toBe(true)
     // It shares a network with who asks for its address and with who pushes, and with nobody else.
-    expect(receiver.networks).toEqual(['outbound'])
-    for (const { environment } of [api, worker]) {
+    expect(receiver.networks).toEqual(['receiver'])
+    expect(receiver.healthcheck?.test).toBeDefined()
+    for (const { environment, networks: joined } of [api, worker]) {
+      expect(joined).toEqual(['receiver'])
       for (const setting of Object.keys(environment)) expect(EXPECTED_SETTINGS).toContain(setting)
-      expect(environment.WEBHOOK_ALLOW_CIDRS).toBe(networks.outbound.ipam.config[0]?.subnet)
+      expect(environment.WEBHOOK_ALLOW_CIDRS).toBe(networks.receiver.ipam.config[0]?.subnet)
     }
     expect(worker.volumes).toEqual([`./load-tests/receiver.pem:${worker.environment.WEBHOOK_CA_FILE}:ro`])
   })
@@ -139,9 +163,10 @@ describe('docker-compose.yml', () => {
     const mayChown = name === 'nats-volumes'
     expect(definition.cap_add).toEqual(mayChown ? ['CHOWN'] : [])
     expect(definition.user.startsWith('0:')).toBe(mayChown)
-    const endsByItself = ['migrate', 'nats-volumes', 'check-environment'].includes(name)
+    const endsByItself = ['migrate', 'nats-volumes', CHECK].includes(name)
     if (!endsByItself) expect(definition.healthcheck?.test ?? isKernel(definition.image)).toBeTruthy()
-    if (definition.network_mode !== 'none') expect(definition.deploy?.resources.limits).toHaveProperty('memory')
+    if (definition.network_mode !== 'none')
+      expect(definition.deploy?.resources.limits).toHaveProperty('memory', definition.memswap_limit)
     // What is mounted from here is there, and cannot be written.
     for (const volume of definition.volumes.filter((text) => text.startsWith('./'))) {
       const [source = '', , mode] = volume.split(':')
@@ -165,15 +190,55 @@ describe('docker-compose.yml', () => {
     // The name `api` must lead HAProxy to where its own address is one that nodes trust, whichever network is asked first.
     const { haproxy, api } = compose.services
     expect(haproxy?.networks.filter((network) => api?.networks.includes(network))).toEqual(['entry'])
-    expect(members('storage')).toEqual(['api', 'worker', 'migrate', 'postgres', 'redis', 'nats-1', 'nats-2', 'nats-3'])
+    // A server reaches those who use it and no other server.
+    expect(members('database')).toEqual(['api', 'worker', 'migrate', 'postgres'])
+    expect(members('queues')).toEqual(['api', 'worker', 'redis'])
+    expect(members('log')).toEqual(['api', 'worker', 'nats-1', 'nats-2', 'nats-3'])
+    for (const [name, { internal, driver_opts }] of Object.entries(compose.networks)) {
+      const noGateway = { 'com.docker.network.bridge.gateway_mode_ipv4': 'isolated' }
+      if (internal) expect(driver_opts, name).toEqual(noGateway)
+    }
+    expect(compose.networks.outbound?.driver_opts).toEqual({ 'com.docker.network.bridge.enable_icc': 'false' })
+  })
+
+  test('has ranges that settings say, outside those that Docker gives to others', () => {
+    const example = environmentFile(read('.env.example'))
+    const docker = [ipaddr.parseCIDR('172.16.0.0/12'), ipaddr.parseCIDR('192.168.0.0/16')] as const
+    for (const name of ['published', 'outbound', 'entry']) {
+      const written = compose.networks[name]?.ipam?.config[0]?.subnet ?? ''
+      const setting = `${name.toUpperCase()}_SUBNET`
+      expect(filledIn(written, { [setting]: '10.1.2.0/24' })).toBe('10.1.2.0/24')
+      const usual = filledIn(written, {})
+      expect(usual).toBe(example[setting])
+      const [address] = ipaddr.parseCIDR(usual)
+      for (const range of docker) expect(address.match(range), usual).toBe(false)
+    }
+    const trusted = (environment: Record<string, string>) =>
+      filledIn(compose.services.api?.environment.TRUSTED_PROXIES ?? '', environment)
+    expect(trusted({})).toBe(example.ENTRY_SUBNET)
+    expect(trusted({ ENTRY_SUBNET: '10.1.2.0/24', TRUSTED_PROXIES: '10.1.3.1/32' })).toBe('10.1.2.0/24,10.1.3.1/32')
+  })
+
+  test('builds the image once, and asks no registry for it', () => {
+    expect(kernelServices.filter(([, { build }]) => build !== undefined).map(([name]) => name)).toEqual(['migrate'])
+    for (const [name, { pull_policy }] of kernelServices)
+      if (name !== 'migrate') expect(pull_policy, name).toBe('never')
+  })
+
+  test('has as many api nodes and workers as settings say', () => {
+    for (const name of ['api', 'worker']) {
+      const replicas = String(compose.services[name]?.deploy?.replicas)
+      const setting = `${name.toUpperCase()}_REPLICAS`
+      expect(filledIn(replicas, { [setting]: '7' })).toBe('7')
+      expect(filledIn(replicas, {})).toBe(environmentFile(read('.env.example'))[setting])
+    }
   })
 
   test('starts nothing before the environment is checked and the schema is there', () => {
     const waitsFor = (name: string): string[] =>
       Object.keys(compose.services[name]?.depends_on ?? {}).flatMap((other) => [other, ...waitsFor(other)])
     for (const [name] of services) {
-      if (!['check-environment', 'prometheus'].includes(name))
-        expect(waitsFor(name), name).toContain('check-environment')
+      if (![CHECK, 'prometheus'].includes(name)) expect(waitsFor(name), name).toContain(CHECK)
     }
     for (const name of ['api', 'worker'])
       expect(compose.services[name]?.depends_on.migrate?.condition).toBe('service_completed_successfully')
@@ -268,14 +333,39 @@ describe('the environment of docker-compose.yml', () => {
     )
   }
   const example = environmentFile(read('.env.example'))
-  const made = async () => environmentFile((await run('sh', [join(ROOT, 'deploy/compose/make-environment.sh')])).stdout)
+  const make = join(ROOT, 'deploy/compose/make-environment.sh')
+  const made = async () => {
+    const directory = makeDirectory('environment')
+    await run('sh', [make], { cwd: directory })
+    const text = readFileSync(join(directory, '.env'), 'utf8')
+    await removeDirectory(directory)
+    return environmentFile(text)
+  }
+
+  test('is written for its owner alone, and never over another', async () => {
+    const directory = makeDirectory('environment')
+    const file = join(directory, 'settings')
+    await run('sh', ['-c', `umask 022; sh ${make} ${file}`])
+    expect(statSync(file).mode & 0o777).toBe(0o600)
+    const before = readFileSync(file, 'utf8')
+    await expect(run('sh', [make, file])).rejects.toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('is there already'),
+    })
+    expect(readFileSync(file, 'utf8')).toBe(before)
+    // Not through a link either, wherever it leads.
+    symlinkSync(join(directory, 'elsewhere'), join(directory, 'link'))
+    await expect(run('sh', [make, join(directory, 'link')])).rejects.toMatchObject({ code: 1 })
+    expect(readdirSync(directory).toSorted()).toEqual(['link', 'settings'])
+    await removeDirectory(directory)
+  })
 
   test('is complete, in the example and when made', async () => {
     const used = new Set([...read('docker-compose.yml').matchAll(/\$\{(\w+)(?!\w|:-)/g)].map(([, name]) => name ?? ''))
     for (const name of used) expect(Object.keys(example)).toContain(name)
     expect(Object.keys(await made())).toEqual(Object.keys(example))
-    expect(Object.keys(compose.services['check-environment']?.environment ?? {})).toEqual(
-      Object.keys(example).filter((name) => name !== 'PUBLISH_PORT'),
+    expect(Object.keys(compose.services[CHECK]?.environment ?? {})).toEqual(
+      Object.keys(example).filter((name) => /^ENVIRONMENT$|^PUBLISH_ADDRESS$|PASSWORD|KEY/.test(name)),
     )
   })
 
@@ -471,6 +561,19 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
     }
   })
 
+  test('believes pods of the ingress controller, and not every private address', async () => {
+    const ranges = ((await configuration()).TRUSTED_PROXIES ?? '').split(',').map((range) => ipaddr.parseCIDR(range))
+    for (const [, bits] of ranges) expect(bits).toBeGreaterThanOrEqual(16)
+  })
+
+  test('takes bodies of 7 MB, once', async () => {
+    const ingress = (await built).find(({ kind }) => kind === 'Ingress')
+    expect(ingress?.metadata.annotations).toMatchObject({
+      'nginx.ingress.kubernetes.io/proxy-body-size': '8m',
+      'nginx.ingress.kubernetes.io/proxy-next-upstream': 'off',
+    })
+  })
+
   test('allows the arrows of the design and nothing else', async () => {
     const policies = (await built).filter(({ kind }) => kind === 'NetworkPolicy')
     const denied = policies.find(({ metadata }) => metadata.name === 'deny-all')
@@ -478,7 +581,9 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
     const { entering, leaving } = arrowsOf(policies.filter(({ metadata }) => metadata.name !== 'deny-all'))
     const kernel = ['api', 'worker']
     const outside = ['tabulum/ingress > api:8080', 'tabulum/monitoring > api:9090', 'tabulum/monitoring > worker:9090']
-    const names = ['* > kube-system:53', '* > kube-system:53']
+    const names = [53, 53, 5353, 5353].flatMap((port) =>
+      ['kube-system', 'openshift-dns', '169.254.20.10/32'].map((server) => `* > ${server}:${port}`),
+    )
     const to = (port: number, from: readonly string[], server: string) =>
       from.map((app) => `${app} > ${server}:${port}`)
     const servers = (name: (server: string) => string) => [
