@@ -155,10 +155,10 @@ it('queues of an earlier generation are removed by whoever leads, and by nobody 
     await redis.connection.hset('{queues}:position', position)
     // This one has replaced nothing itself: the leader that did is gone. There is nothing to ask the database for.
     const projection = new QueueProjection(redis, {} as Database, { maxQueue: 10 })
-    expect(await projection.acquire('late', 60_000)).toBe(1)
+    expect(await projection.acquire('late', 60_000, new AbortController().signal)).toBe(1)
     await projection.release('late')
     const next = new QueueProjection(redis, {} as Database, { maxQueue: 10 })
-    expect(await next.acquire('next', 60_000)).toBe(1)
+    expect(await next.acquire('next', 60_000, new AbortController().signal)).toBe(1)
     // What it finds may be a generation that the other one builds.
     await projection.tidy(new AbortController().signal)
     expect(await left('earlier')).toBe(agents.length)

@@ -14,5 +14,5 @@ export { type NatsCluster, type NatsServer, natsOptions, startNats } from './ser
 export { type PgBouncer, startPgBouncer } from './servers/pgbouncer.ts'
 export { type PostgresServer, startPostgres } from './servers/postgres.ts'
 export { Process, pidsIn } from './servers/process.ts'
-export { type RedisOptions, type RedisServer, startRedis } from './servers/redis.ts'
+export { type RedisOptions, type RedisServer, redisAdmin, startRedis } from './servers/redis.ts'
 export { type RedisCluster, startRedisCluster } from './servers/redis-cluster.ts'

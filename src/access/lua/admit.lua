@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Finds the session of a token, or opens one, and takes a request from a bucket.
 --
 -- KEYS[1] session (hash: digest, identity)   KEYS[2] mark of a revocation   KEYS[3] bucket (string: when it is full again, ms)
