@@ -60,7 +60,8 @@ export function takeFrom(
   now: number,
 ): { state: BucketState; fullAtMs: number } {
   const interval = periodMs / limit
-  const current = Math.max(fullAt ?? now, now)
+  // A clock that was set back leaves times further ahead than any that it sets: such a bucket counts as empty, and no emptier.
+  const current = Math.min(Math.max(fullAt ?? now, now), now + periodMs)
   const next = current + interval
   const allowed = next <= now + periodMs + TOLERANCE * interval
   const kept = allowed ? next : current

@@ -8,6 +8,13 @@ import { MemoryAdmission, type MemoryAdmissionOptions, REVOCATION_MARK_MS } from
 import type { PresentedToken } from './tokens.ts'
 
 const admitScript = loadScript('admit', new URL('./lua/admit.lua', import.meta.url), 3)
+/** Anybody can be a client: what they add does not go past the memory limit of Redis, as what is kept of agents does, who are few. */
+const admitClientScript = {
+  ...admitScript,
+  name: 'admit_client',
+  lua: admitScript.lua.replace('#!lua flags=allow-oom', '#!lua'),
+}
+const revokeScript = loadScript('revoke', new URL('./lua/revoke.lua', import.meta.url), 2)
 
 type Answer = [identity: string, ttl: number, taken?: number, remaining?: number, fullAt?: string, retryAfter?: string]
 
@@ -42,7 +49,7 @@ export class RedisAdmission implements Admission {
       async () => {
         const keys = ['session', 'revoked', 'bucket'].map((kind) => `${kind}:{client:${clientAddress}}`)
         // The client's address stands in for an identity; the session that this opens is of no use and short.
-        const answer = await this.#redis.script(admitScript, keys, [
+        const answer = await this.#redis.script(admitClientScript, keys, [
           '',
           clientAddress,
           1,
@@ -59,10 +66,7 @@ export class RedisAdmission implements Admission {
     await this.#local.revoke(lookup)
     for (const level of ['operator', 'agent']) {
       const tag = `{${level}:${lookup.toString('hex')}}`
-      await this.#redis.run('revoke', async (connection) => {
-        await connection.set(`revoked:${tag}`, '1', 'PX', REVOCATION_MARK_MS)
-        await connection.del(`session:${tag}`)
-      })
+      await this.#redis.script(revokeScript, [`session:${tag}`, `revoked:${tag}`], [REVOCATION_MARK_MS])
     }
   }
 

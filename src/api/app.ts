@@ -176,13 +176,15 @@ function holdUntilWritten({ env: { outgoing } }: ApiContext, hold: Hold): void {
 }
 
 function applyLimit(context: ApiContext, bucket: BucketState): void {
+  const seconds = Math.max(1, Math.ceil(bucket.retryAfterMs / 1_000))
+  // On a 429 the time that `Retry-After` says, by this node's clock.
+  const resetMs = bucket.allowed ? bucket.fullAtMs : Date.now() + seconds * 1_000
   context.set('limitHeaders', {
     'X-RateLimit-Limit': String(bucket.limit),
     'X-RateLimit-Remaining': String(bucket.remaining),
-    'X-RateLimit-Reset': String(Math.ceil(bucket.fullAtMs / 1_000)),
+    'X-RateLimit-Reset': String(Math.ceil(resetMs / 1_000)),
   })
   if (bucket.allowed) return
-  const seconds = Math.max(1, Math.ceil(bucket.retryAfterMs / 1_000))
   throw new ApiError('rate_limited', `too many requests; try again in ${seconds} s`, { 'Retry-After': String(seconds) })
 }
 

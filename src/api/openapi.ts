@@ -43,7 +43,9 @@ const header = (description: string) => ({ description, schema: { type: 'integer
 const limitHeaders = {
   'X-RateLimit-Limit': header('Requests that the bucket holds'),
   'X-RateLimit-Remaining': header('Requests left in it'),
-  'X-RateLimit-Reset': header('When it is full again, unix seconds'),
+  'X-RateLimit-Reset': header(
+    'When it is full again, unix seconds; on a 429 when the next request is allowed, as Retry-After says',
+  ),
 }
 const authenticateHeader = {
   'WWW-Authenticate': { description: 'How to', schema: { type: 'string', const: 'Bearer' } },

@@ -39,6 +39,8 @@ export interface Cluster {
 interface Announcement {
   applied: number
   queues?: QueueGeneration
+  /** It waits for room in its store. */
+  isHeldUp?: boolean
   /** The place of an event that no replica has: it goes no further. */
   lost?: number
 }
@@ -104,15 +106,19 @@ export async function openCluster(
   const databaseProgress = new Progress()
   const queueProgress = new Progress()
   let queues: QueueGeneration | undefined
+  let areQueuesFull = false
   const lost: Record<string, number | undefined> = {}
   const hear = (name: string, progress: Progress) => {
     const callback = (error: NatsError | null, message: Msg) => {
       if (error) return
-      const { applied, queues: announced, lost: lostAt } = message.json<Announcement>()
+      const { applied, queues: announced, isHeldUp = false, lost: lostAt } = message.json<Announcement>()
       lost[name] = lostAt
-      if (name === 'queues') queues = announced
+      if (name === 'queues') {
+        queues = announced
+        areQueuesFull = isHeldUp
+      }
       log.heardOf(applied)
-      progress.advance(applied)
+      progress.advance(applied, isHeldUp)
     }
     for (const subject of [`${ANNOUNCEMENTS}.${name}`, `${ANNOUNCEMENTS}.${name}.${origin}`])
       nats.subscribe(subject, { callback })
@@ -143,7 +149,10 @@ export async function openCluster(
         }),
         broadcast: (applied, events) => {
           const announcement: Announcement = { applied, ...details(), ...(log.lost && { lost: log.lost }) }
-          if (projection.name === 'queues') queues = announcement.queues
+          if (projection.name === 'queues') {
+            queues = announcement.queues
+            areQueuesFull = announcement.isHeldUp ?? false
+          }
           const text = JSON.stringify(announcement)
           for (const to of waitingFor(events)) {
             if (to !== origin) nats.publish(`${ANNOUNCEMENTS}.${projection.name}${to && `.${to}`}`, text)
@@ -160,9 +169,10 @@ export async function openCluster(
       databaseProgress,
       () => ({}),
     ),
-    project(queueProjection, queueProgress, () =>
-      queueProjection.announced ? { queues: queueProjection.announced } : {},
-    ),
+    project(queueProjection, queueProgress, () => ({
+      ...(queueProjection.announced && { queues: queueProjection.announced }),
+      ...(queueProjection.isHeldUp && { isHeldUp: true }),
+    })),
   ]
   for (const running of projecting) inBackground('projector', running)
 
@@ -194,7 +204,11 @@ export async function openCluster(
           databaseProgress.silenceMs() < HEARD_WITHIN_MS
             ? undefined
             : 'no projector has been heard of: changes are not applied',
-        queues: async () => (queues ? undefined : 'the queues are being built: messages are not handed out'),
+        queues: async () => {
+          if (areQueuesFull)
+            return 'redis is full (maxmemory): new messages wait in the event log until others are fetched'
+          return queues ? undefined : 'the queues are being built: messages are not handed out'
+        },
       },
     },
     close: async () => {

@@ -1,7 +1,7 @@
 /** How far the projections of the log have come, and waiting for them. */
 import { Patience } from '../platform/patience.ts'
 
-/** A projection has not reached an event in time. The event is in the log and will take effect whole. */
+/** A projection has not reached an event in time, or is held up for an unknown time. The event is in the log and will take effect whole. */
 export class ProjectionBehind extends Error {
   override name = 'ProjectionBehind'
 }
@@ -14,9 +14,10 @@ const MAX_WAIT_MS = 10_000
 /** The position of one projection as this process knows it. Fed by the projector: directly, or by its broadcast. */
 export class Progress {
   #applied = 0
+  #isHeldUp = false
   readonly #patience = new Patience(MAX_WAIT_MS)
   /** In order of arrival, which is nearly that of `seq`; bounded by the requests in flight. */
-  readonly #waiting = new Set<{ seq: number; resolve: () => void }>()
+  readonly #waiting = new Set<{ seq: number; resolve: () => void; reject: (error: Error) => void }>()
 
   /** The place of the last event that the projection has applied. */
   get applied(): number {
@@ -28,30 +29,36 @@ export class Progress {
     return this.#patience.silenceMs()
   }
 
-  /** A projector says where it is. */
-  advance(seq: number): void {
+  /** A projector says where it is, and whether it waits for room in its store: then nobody waits for it. */
+  advance(seq: number, isHeldUp = false): void {
     this.#patience.answered()
-    if (seq <= this.#applied) return
-    this.#applied = seq
+    this.#isHeldUp = isHeldUp
+    this.#applied = Math.max(this.#applied, seq)
     for (const waiter of this.#waiting) {
-      if (waiter.seq > seq) continue
+      if (waiter.seq <= this.#applied) waiter.resolve()
+      else if (isHeldUp) waiter.reject(heldUp(waiter.seq))
+      else continue
       this.#waiting.delete(waiter)
-      waiter.resolve()
     }
   }
 
   /**
    * Resolves when the projection has applied the event at `seq`. Throws `ProjectionBehind` when no projector has been heard of for
-   * `patienceMs`; one that is busy is waited for longer.
+   * `patienceMs`; one that is busy is waited for longer, one that is held up not at all.
    */
   async reached(seq: number, patienceMs = PROJECTOR_PATIENCE_MS): Promise<void> {
     if (seq <= this.#applied) return
-    const { promise, resolve } = Promise.withResolvers<void>()
-    const waiter = { seq, resolve }
+    if (this.#isHeldUp) throw heldUp(seq)
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    const waiter = { seq, resolve, reject }
     this.#waiting.add(waiter)
     const start = performance.now()
     const late = () =>
       new ProjectionBehind(`event ${seq} was not applied within ${Math.round(performance.now() - start)} ms`)
     await this.#patience.wait(promise, patienceMs, late).finally(() => this.#waiting.delete(waiter))
   }
+}
+
+function heldUp(seq: number): ProjectionBehind {
+  return new ProjectionBehind(`event ${seq} waits for room`)
 }

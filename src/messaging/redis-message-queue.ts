@@ -8,7 +8,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { EventLog } from '../events/event-log.ts'
 import { inBackground } from '../platform/background.ts'
-import { COMMAND_TIMEOUT_MS, callScript, loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
+import { COMMAND_TIMEOUT_MS, loadScript, type RedisClient, RedisFull, RedisUnavailable } from '../platform/redis.ts'
 import { MessageLoader, type Queued } from './message-loader.ts'
 import {
   type Accept,
@@ -21,7 +21,8 @@ import {
 
 const leaseScript = loadScript('lease', new URL('./lua/lease.lua', import.meta.url), 1)
 const releaseScript = loadScript('release_messages', new URL('./lua/release.lua', import.meta.url), 1)
-const changeScript = loadScript('change_queues', new URL('./lua/change.lua', import.meta.url))
+const addScript = loadScript('add_messages', new URL('./lua/add.lua', import.meta.url))
+const removeScript = loadScript('remove_messages', new URL('./lua/remove.lua', import.meta.url))
 
 /** An empty queue is forgotten after this; a projector that was frozen for longer would find its lease gone. */
 export const EMPTY_QUEUE_TTL_MS = 600_000
@@ -112,7 +113,7 @@ export class RedisMessageQueue implements MessageQueue {
     return current.generation
   }
 
-  /** Not left to the projection where that is behind: a lease may run out before it gets there. */
+  /** Not left to the projection where that is behind: a lease may run out before it gets there, or it waits for the room that this makes. */
   async remove(recipient: string, messages: readonly LeasedMessage[], { isProjected = false } = {}): Promise<void> {
     if (messages.length === 0 || isProjected) return
     const change = { recipient, added: [], removed: messages.map(({ seq }) => seq) }
@@ -162,13 +163,13 @@ function placeOf(id: string): number {
   return Number(id.slice(0, id.indexOf('-')))
 }
 
-/** What a batch of events does to one queue, in order. */
+/** What a batch of events does to one queue. */
 export interface QueueChange {
   recipient: string
-  /** Place and payload of each message to add. */
-  added: [seq: number, payload: string][]
-  /** Places of the messages to take out, after the adding. */
-  removed: number[]
+  /** Place and payload of each message to add, in the order of the log. */
+  added: readonly [seq: number, payload: string][]
+  /** Places of the messages to take out, which is done first. None of them is added. */
+  removed: readonly number[]
 }
 
 /** Messages that one call of the script adds or takes out, about: Redis does nothing else meanwhile. */
@@ -187,8 +188,8 @@ export interface ChangeOptions {
 }
 
 /**
- * Applies changes to the queues of a generation, in one pipeline. Returns how many messages were dropped. Throws `RedisUnavailable` and
- * `QueuesLost`.
+ * Applies changes to the queues of a generation: takes out what is to be taken out, which frees memory, then adds. Returns how many messages
+ * were dropped. Throws `RedisUnavailable`, `QueuesLost`, and `RedisFull` where not all were added: of each queue the first ones, in order.
  */
 export async function changeQueues(
   redis: RedisClient,
@@ -196,39 +197,74 @@ export async function changeQueues(
   changes: readonly QueueChange[],
   { maxQueue = Number.MAX_SAFE_INTEGER, positionKey }: ChangeOptions = {},
 ): Promise<number> {
-  const isGuarded = positionKey !== undefined && redis.keysAtOnce > 1
-  return redis
-    .run(changeScript.name, async (connection) => {
-      const calls = callsOf(changes, redis.keysAtOnce).map((call) => {
-        const keys = call.map(({ recipient }) => queueKey(generation, recipient))
-        const args = call.flatMap(({ added, removed }) => [
-          added.length,
-          removed.length,
-          ...added.flat(),
-          ...removed.map(idOf),
-        ])
-        return callScript(connection, changeScript, isGuarded ? [positionKey, ...keys] : keys, [
-          maxQueue,
-          EMPTY_QUEUE_TTL_MS,
-          isGuarded ? generation : '',
-          ...args,
-        ])
-      })
-      const dropped = await Promise.all(calls)
-      return dropped.reduce<number>((sum, count) => sum + Number(count), 0)
-    })
-    .catch((error: unknown) => {
-      throw error instanceof Error && error.message.startsWith('LOST ') ? new QueuesLost(error.message) : error
-    })
+  const guard = positionKey !== undefined && redis.keysAtOnce > 1 ? positionKey : undefined
+  const keysOf = (call: Part<unknown>[]) => call.map(({ recipient }) => queueKey(generation, recipient))
+  const remove = (call: Part<number>[]) =>
+    redis.script(removeScript, keysOf(call), [
+      EMPTY_QUEUE_TTL_MS,
+      ...call.flatMap(({ items }) => [items.length, ...items.map(idOf)]),
+    ])
+  const add = (call: Part<[number, string]>[]) =>
+    redis.script(
+      addScript,
+      [...(guard === undefined ? [] : [guard]), ...keysOf(call)],
+      [
+        maxQueue,
+        guard === undefined ? '' : generation,
+        ...call.flatMap(({ items }) => [items.length, ...items.flat()]),
+      ],
+    )
+  const removals = roundsOf(changes, ({ removed }) => removed).flat()
+  const [additions = [], ...further] = roundsOf(changes, ({ added }) => added)
+  try {
+    // All in one write.
+    const removing = callsOf(removals, redis.keysAtOnce).map(remove)
+    const answers = await allOf([...removing, ...callsOf(additions, redis.keysAtOnce).map(add)])
+    const dropped = answers.slice(removing.length)
+    // What follows in a queue must not come into it where what is before it was refused.
+    for (const round of further) dropped.push(...(await allOf(callsOf(round, redis.keysAtOnce).map(add))))
+    return dropped.reduce<number>((sum, count) => sum + Number(count), 0)
+  } catch (error) {
+    throw error instanceof Error && error.message.startsWith('LOST ') ? new QueuesLost(error.message) : error
+  }
 }
 
-/** Divides changes into calls of the script, in their order: as few as there can be with so many queues in each. */
-function callsOf(changes: readonly QueueChange[], queuesAtOnce: number): QueueChange[][] {
-  const calls: QueueChange[][] = []
+/** Waits for all, also where one is rejected, so that none is under way any more. Throws what is worst: that Redis is full comes last. */
+async function allOf(calls: readonly Promise<unknown>[]): Promise<unknown[]> {
+  const results = await Promise.allSettled(calls)
+  const reasons = results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []))
+  if (reasons.length > 0) throw reasons.find((reason) => !(reason instanceof RedisFull)) ?? reasons[0]
+  return results.map((result) => (result.status === 'fulfilled' ? result.value : undefined))
+}
+
+/** Some of what is done to one queue, as much as one call takes at most. */
+interface Part<T> {
+  recipient: string
+  items: readonly T[]
+}
+
+/** Divides what is done to each queue into parts: all first ones, all second ones… */
+function roundsOf<T>(changes: readonly QueueChange[], itemsOf: (change: QueueChange) => readonly T[]): Part<T>[][] {
+  const rounds: Part<T>[][] = []
+  for (const change of changes) {
+    const items = itemsOf(change)
+    for (let from = 0, round = 0; from < items.length; from += CHANGED_AT_ONCE, round++) {
+      const part = { recipient: change.recipient, items: items.slice(from, from + CHANGED_AT_ONCE) }
+      const others = rounds[round]
+      if (others) others.push(part)
+      else rounds[round] = [part]
+    }
+  }
+  return rounds
+}
+
+/** Divides parts into calls of a script, in their order: as few as there can be with so many queues in each. */
+function callsOf<T>(parts: readonly Part<T>[], queuesAtOnce: number): Part<T>[][] {
+  const calls: Part<T>[][] = []
   let room = 0
-  for (const part of changes.flatMap(partsOf)) {
+  for (const part of parts) {
     const last = calls.at(-1)
-    const size = part.added.length + part.removed.length
+    const size = part.items.length
     if (last && size <= room && last.length < queuesAtOnce) last.push(part)
     else {
       calls.push([part])
@@ -237,16 +273,6 @@ function callsOf(changes: readonly QueueChange[], queuesAtOnce: number): QueueCh
     room -= size
   }
   return calls
-}
-
-/** A change in parts that one call can take. */
-function partsOf({ recipient, added, removed }: QueueChange): QueueChange[] {
-  const parts: QueueChange[] = []
-  for (let from = 0; from < added.length; from += CHANGED_AT_ONCE)
-    parts.push({ recipient, added: added.slice(from, from + CHANGED_AT_ONCE), removed: [] })
-  for (let from = 0; from < removed.length; from += CHANGED_AT_ONCE)
-    parts.push({ recipient, added: [], removed: removed.slice(from, from + CHANGED_AT_ONCE) })
-  return parts
 }
 
 function idOf(seq: number): string {

@@ -14,6 +14,14 @@ export class RedisUnavailable extends Unavailable {
   override name = 'RedisUnavailable'
 }
 
+/**
+ * Redis is at its memory limit and took nothing of what it was to add. It is not out: what reads, leases and removes goes on, in scripts with
+ * the flag `allow-oom`.
+ */
+export class RedisFull extends RedisUnavailable {
+  override name = 'RedisFull'
+}
+
 /** Not all servers of a Redis Cluster are known, or they change. */
 class ServersChanging extends Error {
   override name = 'ServersChanging'
@@ -163,7 +171,7 @@ export class RedisClient {
   }
 
   /**
-   * One round trip. Throws `RedisUnavailable` when it takes too long, and at once while Redis is known to be out. `late` is given an answer
+   * One round trip. Throws `RedisUnavailable` when it takes too long, and at once while Redis is known to be out; `RedisFull`. `late` is given an answer
    * that came after that: what the command did, nobody else has heard of.
    */
   async run<T>(
@@ -180,6 +188,7 @@ export class RedisClient {
       const patience = this.connection instanceof Cluster ? new Patience() : this.#patience
       return await patience.wait(answer, COMMAND_TIMEOUT_MS, () => new Error('no answer in time'))
     } catch (error) {
+      if (isFull(error)) throw new RedisFull('Redis is at its memory limit', { cause: error })
       if (isReply(error)) throw error
       if (late) answer.then(late, () => {})
       failures.inc({ operation })
@@ -307,7 +316,11 @@ export function callScript(
  */
 const MISTAKES = /^(ERR(?! max number of clients)|WRONGTYPE|NOSCRIPT|EXECABORT|CROSSSLOT|NOGROUP|BUSYGROUP|LOST)\b/
 
-/** Whether it is the answer to a command. All else is an outage, such as a server that starts, is full, or does not accept the password. */
+function isFull(error: unknown): boolean {
+  return error instanceof Error && error.name === 'ReplyError' && error.message.startsWith('OOM ')
+}
+
+/** Whether it is the answer to a command. All else is an outage, such as a server that starts, or does not accept the password. */
 function isReply(error: unknown): boolean {
   return error instanceof Error && error.name === 'ReplyError' && MISTAKES.test(error.message)
 }

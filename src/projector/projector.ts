@@ -21,21 +21,23 @@ export interface Projection {
   readonly name: string
   /** Whose events it is made of (all unless given), and which of them nobody waits for. */
   readonly follows?: FollowOptions
-  /** Takes the lease. Returns the position, undefined if another process holds the lease. */
-  acquire(holder: string, leaseMs: number): Promise<number | undefined>
+  /** Takes the lease. Returns the position, undefined if another process holds the lease. Throws soon after `signal` aborts. */
+  acquire(holder: string, leaseMs: number, signal: AbortSignal): Promise<number | undefined>
   /** Prolongs the lease. Throws `LeaseLost` if it is another's now, or the store is not what this process left. */
   renew(holder: string, leaseMs: number): Promise<void>
   /**
    * Applies events that follow position `from`; the last one's place becomes the position, in the same transaction.
-   * Throws `LeaseLost` if the position is not `from` or the lease another's.
+   * Throws `LeaseLost` if the position is not `from` or the lease another's, and soon after `signal` aborts where it has to wait.
    */
-  apply(holder: string, from: number, events: readonly LoggedEvent[]): Promise<void>
+  apply(holder: string, from: number, events: readonly LoggedEvent[], signal: AbortSignal): Promise<void>
+  /** Whether `apply` waits for room in the store, for as long as that may take. */
+  readonly isHeldUp?: boolean
   /** Gives the lease back, so that another process need not wait for its end. */
   release(holder: string): Promise<void>
   /** Everything in the log has been applied for now. */
   caughtUp?(): void
   /**
-   * What can be tidied when the projection has caught up with the log; called now and then while it leads, beside what renews the lease.
+   * What can be tidied when the projection has caught up with the log, or is held up; called now and then while it leads, beside what renews the lease.
    * Ends soon after `signal` aborts.
    */
   tidy?(signal: AbortSignal): Promise<void>
@@ -96,7 +98,8 @@ export async function runProjector(options: ProjectorOptions, signal: AbortSigna
   await sleep(startDelayMs, undefined, { signal }).catch(() => {})
   while (!signal.aborted) {
     try {
-      const position = progress.silenceMs() < patienceMs ? undefined : await projection.acquire(holder, LEASE_MS)
+      const position =
+        progress.silenceMs() < patienceMs ? undefined : await projection.acquire(holder, LEASE_MS, signal)
       if (position === undefined) {
         await sleep(STANDBY_MS, undefined, { signal })
         continue
@@ -130,7 +133,7 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
 
   const announce = (events?: readonly LoggedEvent[]) => {
     appliedGauge.set(labels, position)
-    progress.advance(position)
+    progress.advance(position, projection.isHeldUp)
     options.broadcast?.(position, events)
   }
   const renewing = (async () => {
@@ -148,7 +151,7 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
   const tidying = (async () => {
     while (!stop.aborted) {
       await sleep(TIDY_MS, undefined, { signal: stop }).catch(() => {})
-      if (stop.aborted || !isCaughtUp) continue
+      if (stop.aborted || !(isCaughtUp || projection.isHeldUp)) continue
       try {
         await projection.tidy?.(AbortSignal.any([stop, AbortSignal.timeout(TIDY_FOR_MS)]))
       } catch (error) {
@@ -169,7 +172,7 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
       const last = events.at(-1)
       isCaughtUp = last === undefined
       if (last) {
-        await projection.apply(holder, position, events)
+        await projection.apply(holder, position, events, stop)
         position = last.seq
         options.onApplied?.(events)
         lagHistogram.observe(labels, Math.max(0, Date.now() - Date.parse(last.ts)) / 1_000)

@@ -6,8 +6,9 @@
  * delivered yet, then from the log since.
  */
 import { randomUUID } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Redis } from 'ioredis'
-import { Counter } from 'prom-client'
+import { Counter, Gauge } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
 import type { FollowOptions } from '../events/event-log.ts'
 import { toLeasedMessage } from '../messaging/messages-of-log.ts'
@@ -19,7 +20,7 @@ import {
   toPayload,
 } from '../messaging/redis-message-queue.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
-import { loadScript, type RedisClient, RedisUnavailable } from '../platform/redis.ts'
+import { loadScript, type RedisClient, RedisFull, RedisUnavailable } from '../platform/redis.ts'
 import { LEASE_MS, LeaseLost, type Projection } from './projector.ts'
 
 const LEASE_KEY = '{queues}:lease'
@@ -37,6 +38,8 @@ const SWEEP_COUNT = 500
  * append takes 1.5 s at most then); before, a message might be handed out a second time.
  */
 const DELIVERIES_UNDER_WAY_MS = 2_000
+/** Redis that is full is asked again so often whether there is room; what waits has been acknowledged. */
+const ROOM_POLL_MS = 250
 
 const rebuilds = new Counter({
   name: 'tabulum_queue_rebuilds_total',
@@ -46,9 +49,19 @@ const dropped = new Counter({
   name: 'tabulum_redis_queue_dropped_total',
   help: 'Messages dropped from full queues in Redis, the oldest first. They stay in the event log.',
 })
+const full = new Gauge({
+  name: 'tabulum_queues_full',
+  help: '1 in the process that leads the queues while Redis is at its memory limit and new messages wait in the event log.',
+})
 
 /** What acquire.lua found. */
 type Found = [generation: string | null, incarnation: string | null, position: string | null]
+
+/** How far one server has been looked through. */
+interface Sweep {
+  readonly server: Redis
+  cursor: string
+}
 
 export class QueueProjection implements Projection {
   readonly name = 'queues'
@@ -67,8 +80,9 @@ export class QueueProjection implements Projection {
   #isCaughtUp = false
   #rebuiltAt = 0
   #holder = ''
+  #isHeldUp = false
   /** What is left to look through for queues of earlier generations. */
-  #sweeps: { server: Redis; cursor: string }[] = []
+  #sweeps: Sweep[] = []
 
   constructor(redis: RedisClient, database: Database, options: { maxQueue: number }) {
     this.#redis = redis
@@ -83,7 +97,12 @@ export class QueueProjection implements Projection {
     return this.#announced
   }
 
-  async acquire(holder: string, leaseMs: number): Promise<number | undefined> {
+  /** Redis is full. What it holds is handed out and removed all the same, by the nodes, and that makes the room that is waited for. */
+  get isHeldUp(): boolean {
+    return this.#isHeldUp
+  }
+
+  async acquire(holder: string, leaseMs: number, signal: AbortSignal): Promise<number | undefined> {
     const found = await this.#lease(holder, leaseMs)
     if (found === null) {
       this.#current = undefined
@@ -95,14 +114,14 @@ export class QueueProjection implements Projection {
     const incarnation = this.#redis.incarnation
     if (incarnation === undefined) throw new RedisUnavailable('Redis has just come back')
     const [generation, writtenIn, position] = found
-    if (generation === null || position === null) return this.#rebuild(holder, leaseMs, incarnation)
+    if (generation === null || position === null) return this.#rebuild(found, incarnation, signal)
     const known = this.#current?.generation === generation ? this.#position : -1
     // Of several masters one may have lost something that the position, on another, does not tell.
     const isComplete =
       writtenIn === incarnation
         ? Number(position) >= known
         : Number(position) === known && this.#redis.masters.length === 1
-    if (!isComplete) return this.#rebuild(holder, leaseMs, incarnation)
+    if (!isComplete) return this.#rebuild(found, incarnation, signal)
     this.#current = { generation, incarnation }
     this.#position = Number(position)
     this.#announced = this.#current
@@ -130,7 +149,8 @@ export class QueueProjection implements Projection {
     if (this.#position === 0) this.#rebuiltAt = Number.NEGATIVE_INFINITY
   }
 
-  async #rebuild(holder: string, leaseMs: number, incarnation: string): Promise<number> {
+  async #rebuild([replaced]: Found, incarnation: string, signal: AbortSignal): Promise<number> {
+    const holder = this.#holder
     rebuilds.inc()
     this.#announced = undefined
     this.#isCaughtUp = false
@@ -162,13 +182,19 @@ export class QueueProjection implements Projection {
         REBUILD_TIMEOUT_MS,
       )
       const changes = Map.groupBy(page, ({ recipient }) => recipient)
-      await changeQueues(
-        this.#redis,
-        generation,
-        [...changes].map(([recipient, rows]) => ({ recipient, added: rows.map(({ seq }) => [seq, '']), removed: [] })),
-        { maxQueue: this.#maxQueue },
-      )
-      if ((await this.#lease(holder, leaseMs)) === null) throw new LeaseLost()
+      const added = [...changes].map(([recipient, rows]) => ({
+        recipient,
+        added: rows.map(({ seq }): [number, string] => [seq, '']),
+        removed: [],
+      }))
+      const add = () => changeQueues(this.#redis, generation, added, { maxQueue: this.#maxQueue })
+      await this.#whenThereIsRoom(signal, add, async () => {
+        // Nobody is served from the other generations any more.
+        for (const server of this.#redis.masters)
+          await this.#sweep({ server, cursor: '0' }, generation, replaced, signal)
+        if ((await this.#lease(holder, LEASE_MS)) === null) throw new LeaseLost()
+      })
+      if ((await this.#lease(holder, LEASE_MS)) === null) throw new LeaseLost()
       const last = page.at(-1)
       if (!last || page.length < REBUILD_PAGE) break
       after = last
@@ -181,7 +207,42 @@ export class QueueProjection implements Projection {
     return start
   }
 
-  async apply(holder: string, from: number, events: readonly LoggedEvent[]): Promise<void> {
+  async apply(holder: string, from: number, events: readonly LoggedEvent[], signal: AbortSignal): Promise<void> {
+    const apply = () => this.#apply(holder, from, events)
+    if (events.length <= 1) return this.#whenThereIsRoom(signal, apply)
+    try {
+      await apply()
+    } catch (error) {
+      if (!(error instanceof RedisFull)) throw error
+      // A smaller one may fit, and the position says where it stands: what is in the queues is not added again when they have been emptied.
+      const middle = Math.ceil(events.length / 2)
+      await this.apply(holder, from, events.slice(0, middle), signal)
+      await this.apply(holder, this.#position, events.slice(middle), signal)
+    }
+  }
+
+  /** Does what adds to Redis; while that is full, `meanwhile` and then it again. The lease is kept by who leads. */
+  async #whenThereIsRoom(signal: AbortSignal, add: () => Promise<unknown>, meanwhile = async () => {}): Promise<void> {
+    try {
+      for (;;) {
+        try {
+          await add()
+          return
+        } catch (error) {
+          if (!(error instanceof RedisFull)) throw error
+        }
+        this.#isHeldUp = true
+        full.set(1)
+        await meanwhile()
+        await sleep(ROOM_POLL_MS, undefined, { signal })
+      }
+    } finally {
+      this.#isHeldUp = false
+      full.set(0)
+    }
+  }
+
+  async #apply(holder: string, from: number, events: readonly LoggedEvent[]): Promise<void> {
     const last = events.at(-1)
     const current = this.#current
     if (!last) return
@@ -216,28 +277,39 @@ export class QueueProjection implements Projection {
    */
   async tidy(signal: AbortSignal): Promise<void> {
     for (let sweep = this.#sweeps[0]; sweep !== undefined && !signal.aborted; sweep = this.#sweeps[0]) {
-      const { server, cursor } = sweep
       const generation = this.#current?.generation
-      if (generation === undefined) return
+      if (generation === undefined || !(await this.#sweep(sweep, generation, generation, signal))) return
+      this.#sweeps.shift()
+    }
+  }
+
+  /**
+   * Removes the queues of other generations than `kept` from one server, while this process leads and the position says `announced`. Returns
+   * whether the server has been looked through to its end.
+   */
+  async #sweep(sweep: Sweep, kept: string, announced: string | null, signal: AbortSignal): Promise<boolean> {
+    const { server } = sweep
+    while (!signal.aborted) {
       const [next, keys] = await this.#redis.run('sweep', () =>
-        server.scan(cursor, 'MATCH', 'queue:*', 'COUNT', SWEEP_COUNT),
+        server.scan(sweep.cursor, 'MATCH', 'queue:*', 'COUNT', SWEEP_COUNT),
       )
-      const old = keys.filter((key) => !key.startsWith(`queue:${generation}:`))
+      const old = keys.filter((key) => !key.startsWith(`queue:${kept}:`))
       if (old.length > 0) {
         // Asked after the scan: what it has found was not written by another leader that is building a new generation now.
         const found = await this.#lease(this.#holder, LEASE_MS)
-        if (signal.aborted || found?.[0] !== generation) return
+        if (signal.aborted || found?.[0] !== announced) return false
         // One by one, as in Redis Cluster they are of different slots; they go out in one write.
         await this.#redis.run('sweep', () => Promise.all(old.map((key) => server.unlink(key))))
       }
-      if (next === '0') this.#sweeps.shift()
-      else sweep.cursor = next
+      if (next === '0') return true
+      sweep.cursor = next
     }
+    return false
   }
 }
 
 function changesOf(events: readonly LoggedEvent[]): QueueChange[] {
-  const changes = new Map<string, QueueChange>()
+  const changes = new Map<string, { recipient: string; added: [number, string][]; removed: number[] }>()
   const changeOf = (recipient: string) => {
     const change = changes.get(recipient) ?? { recipient, added: [], removed: [] }
     changes.set(recipient, change)
@@ -253,5 +325,9 @@ function changesOf(events: readonly LoggedEvent[]): QueueChange[] {
       changeOf(event.data.to).removed.push(event.about)
     }
   }
-  return [...changes.values()]
+  // Taken out before it would be added: what was delivered must not come back.
+  return [...changes.values()].map(({ added, removed, ...change }) => {
+    const gone = new Set(removed)
+    return { ...change, removed, added: added.filter(([seq]) => !gone.has(seq)) }
+  })
 }

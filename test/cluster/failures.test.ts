@@ -4,7 +4,7 @@ import { connect } from 'nats'
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
 import { Agent, Client, messagesPage } from '../support/client.ts'
 import { type Cluster, startCluster } from '../support/cluster.ts'
-import { type NatsServer, natsOptions } from '../support/servers.ts'
+import { type NatsServer, natsOptions, redisAdmin } from '../support/servers.ts'
 
 /** A part that is out costs a request so long at most. Of some requests the quickest counts: the machine may be busy. */
 const OUTAGE_ANSWER_MS = 2_500
@@ -135,6 +135,50 @@ describe('Redis', () => {
     await cluster.redis.restart()
     const received = await contentsUpTo('new 2', two, '?limit=1')
     expect(received).toEqual(['old 3', 'new 1', 'new 2'])
+  })
+
+  it('at its memory limit: sending and receiving go on, which makes room, and all arrives once, in order', {
+    timeout: 2 * FAULT_MS,
+  }, async () => {
+    const [one, two] = await twoAgents()
+    const idle = await client.registerAgents(1)
+    const sent: string[] = []
+    const send = async (count: number) => {
+      for (let last = sent.length + count; sent.length < last; ) {
+        const content = `${sent.length} ${'x'.repeat(1_000)}`
+        const start = performance.now()
+        await one.send(two.address, content)
+        sent.push(content)
+        // Nobody waits for a projection that waits for room.
+        expect(performance.now() - start).toBeLessThan(OUTAGE_ANSWER_MS)
+      }
+    }
+    const partsOf = (node = cluster.nodes[0]) =>
+      fetch(`${node?.internalUrl}/readyz`).then((answer) => answer.json()) as Promise<{ parts: { queues: string } }>
+    const admin = redisAdmin(cluster.redis.adminUrl)
+    await send(1_000)
+    const received: string[] = []
+    await admin.limitMemory(100_000)
+    try {
+      await send(500)
+      for (const agent of idle) await one.send(agent.address, 'to one that was idle')
+      await vi.waitFor(async () => expect((await partsOf()).parts.queues).toMatch(/redis is full/), {
+        timeout: RECOVERY_MS,
+        interval: 100,
+      })
+      // Also of agents who have no session yet.
+      await twoAgents()
+      const used = await admin.usedMemory()
+      // The limit stays: what is fetched makes the room for what waits.
+      received.push(...(await contentsUpTo(sent.at(-1) ?? '', two)))
+      expect(await admin.usedMemory()).toBeLessThan(used)
+      for (const agent of idle) expect(await contentsUpTo('to one that was idle', agent)).toHaveLength(1)
+      expect((await two.receive()).messages).toEqual([])
+    } finally {
+      await admin.limitMemory()
+    }
+    expect(received).toEqual(sent)
+    await vi.waitFor(async () => expect((await partsOf()).parts.queues).toBe('ok'), { timeout: RECOVERY_MS })
   })
 
   for (const [how, stop, start] of [

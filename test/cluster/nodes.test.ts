@@ -391,7 +391,16 @@ describe('what a request costs', () => {
   /** What the process does at its own times, as a projector or to show how it is. */
   const NOT_OF_REQUESTS = new Set([
     ...['acquire_projection', 'renew_projection', 'apply_projection', 'release_projection', 'clock'],
-    ...['acquire', 'advance', 'release', 'change_queues', 'sweep', 'rebuild_position', 'rebuild_page'],
+    ...[
+      'acquire',
+      'advance',
+      'release',
+      'add_messages',
+      'remove_messages',
+      'sweep',
+      'rebuild_position',
+      'rebuild_page',
+    ],
     ...['check', 'memory'],
   ])
   /** Asks for room that writes to come may take; where it gets none, as here, at most once a second. No write waits for it. */

@@ -109,11 +109,15 @@ function limitHeaders(answer: Answer): LimitHeaders {
   }
 }
 
-/** Expects the 429 of the contract and returns its Retry-After in seconds. */
+/** Expects the 429 of the contract, whose X-RateLimit-Reset says the same as its Retry-After, and returns the latter in seconds. */
 function retryAfter(answer: Answer): number {
   expectRefusal(answer, 429)
   expect(answer.headers['retry-after']).toMatch(/^[1-9]\d*$/)
-  return Number(answer.headers['retry-after'])
+  const seconds = Number(answer.headers['retry-after'])
+  // `Date` is of the same clock, a moment later.
+  const answeredAt = Date.parse(answer.headers.date ?? '') / 1_000
+  expect(Math.abs(Number(answer.headers['x-ratelimit-reset']) - answeredAt - seconds)).toBeLessThanOrEqual(2)
+  return seconds
 }
 
 /** Registers an operator from an address of this machine. Every test has its own, as their allowances last an hour. */

@@ -62,6 +62,18 @@ describe('takeFrom', () => {
     )
   })
 
+  it('whatever time is stored, as where the clock was set back: nobody waits for longer than one interval', () => {
+    fc.assert(
+      fc.property(allowance, fc.double({ min: -1e12, max: 1e12, noNaN: true }), ({ limit, periodMs }, ahead) => {
+        const { state, fullAtMs } = takeFrom(NOW + ahead, { limit, periodMs }, NOW)
+        const interval = periodMs / limit
+        expect(state.retryAfterMs).toBeLessThanOrEqual(interval * 1.01)
+        expect(fullAtMs).toBeLessThanOrEqual(NOW + periodMs + interval * 0.05)
+        expect(takeFrom(fullAtMs, { limit, periodMs }, NOW + state.retryAfterMs).state.allowed).toBe(true)
+      }),
+    )
+  })
+
   it('says right what remains: so many more are allowed at once, and then none', () => {
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 50 }), fc.double({ min: 0, max: 60_000, noNaN: true }), (limit, debt) => {

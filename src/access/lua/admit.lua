@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Finds the session of a token, or opens one, and takes a request from a bucket.
 --
 -- KEYS[1] session (hash: digest, identity)   KEYS[2] mark of a revocation   KEYS[3] bucket (string: when it is full again, ms)
@@ -28,7 +29,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local period = tonumber(ARGV[5])
 local interval = period / limit
-local current = math.max(tonumber(redis.call('GET', KEYS[3]) or now), now)
+local current = math.min(math.max(tonumber(redis.call('GET', KEYS[3]) or now), now), now + period)
 local following = current + interval
 local tolerance = 0.02
 local taken = following <= now + period + tolerance * interval

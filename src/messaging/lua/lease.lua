@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Leases the oldest messages of a queue to a response that is about to carry them.
 --
 -- KEYS[1] the queue: a stream whose entry ids are places in the event log, read by the consumer group `agents`

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Takes or prolongs the lease of the projector of the queues.
 --
 -- KEYS[1] lease (string: the holder)   KEYS[2] queues (hash: generation, incarnation, position)

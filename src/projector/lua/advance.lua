@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Moves the position of the queues, if nobody else has, and prolongs the lease.
 --
 -- Two writes are one transaction in the append-only file of Redis, like those to the queues. A Redis that cannot read transactions back,

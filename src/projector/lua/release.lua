@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Gives the lease of the projector of the queues back.
 --
 -- KEYS[1] lease   ARGV[1] holder

@@ -116,6 +116,20 @@ export async function startRedis({
   }
 }
 
+/** What only whoever runs the server may do. */
+export function redisAdmin(url: string) {
+  const usedMemory = () =>
+    withClient(url, async (client) => Number(/^used_memory:(\d+)/m.exec(await client.info('memory'))?.[1]))
+  return {
+    usedMemory,
+    /** Limits its memory to so much more than it uses now; without a number, not at all. */
+    async limitMemory(moreBytes?: number): Promise<void> {
+      const limit = moreBytes === undefined ? 0 : (await usedMemory()) + moreBytes
+      await withClient(url, (client) => client.config('SET', 'maxmemory', limit))
+    },
+  }
+}
+
 async function withClient<T>(url: string, use: (client: Redis) => Promise<T>): Promise<T> {
   const client = new Redis(url, {
     lazyConnect: true,
