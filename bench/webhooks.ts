@@ -15,6 +15,8 @@ import { cpuTimes } from './load.ts'
 
 const HEALTHY = 450
 const BLACK_HOLES = 50
+/** Of one operator, for the first push to an agent of another. */
+const NEW_BLACK_HOLES = 1_000
 const REGISTRATIONS_AT_ONCE = 8
 /** To each agent, for the throughput. */
 const BACKLOG = 12
@@ -42,14 +44,16 @@ type Latency = Pick<Figures, 'p50 ms' | 'p99 ms'>
 
 /** `kept`: what is left of the throughput and the latency of healthy endpoints where one in ten is a black hole; 1 is all. */
 export interface WebhookReport {
+  newcomer: NewcomerReport
   'first 10 s': Record<'without' | 'with', Latency>
   'from then on': Record<'without' | 'with' | 'kept', Figures>
 }
 
 export async function benchWebhooks(): Promise<WebhookReport> {
+  const newcomer = await benchNewcomer()
   await using authority = await createTestAuthority()
-  await using without = await Bench.start(authority, 0)
-  await using withHoles = await Bench.start(authority, BLACK_HOLES)
+  await using without = await Bench.start(authority, { healthy: HEALTHY, blackHoles: 0 })
+  await using withHoles = await Bench.start(authority, { healthy: HEALTHY, blackHoles: BLACK_HOLES })
   const first = { without: await without.latency(FIRST_SECONDS), with: await withHoles.latency(FIRST_SECONDS) }
   await withHoles.untilHolesAreKnown()
 
@@ -74,6 +78,7 @@ export async function benchWebhooks(): Promise<WebhookReport> {
     }),
   ) as [Figures, Figures]
   const report: WebhookReport = {
+    newcomer,
     'first 10 s': first,
     'from then on': {
       without: plain,
@@ -89,10 +94,33 @@ export async function benchWebhooks(): Promise<WebhookReport> {
   console.log(
     `\nwebhooks: 1 worker, ${HEALTHY} healthy endpoints, without and with ${BLACK_HOLES} black holes beside them; deliveries/s from a backlog, latency at ${STEADY_RATE} messages/s`,
   )
-  for (const [when, figures] of Object.entries(report)) {
+  for (const [when, figures] of Object.entries({ ...report, newcomer: undefined })) {
+    if (figures === undefined) continue
     console.log(when)
     console.table(figures)
   }
+  return report
+}
+
+interface NewcomerReport {
+  /** Until the first push to a new agent arrives, alone. */
+  'alone, ms': number
+  /** And beside the black holes of another operator, none of which has been tried yet. */
+  'beside the black holes of another, ms': number
+}
+
+/** What black holes of one operator cost the first push to an agent of another. */
+export async function benchNewcomer(): Promise<NewcomerReport> {
+  await using authority = await createTestAuthority()
+  await using bench = await Bench.start(authority, { healthy: 2, blackHoles: NEW_BLACK_HOLES })
+  const alone = await bench.firstPush(0)
+  await bench.sendToHoles()
+  const report = {
+    'alone, ms': rounded(alone),
+    'beside the black holes of another, ms': rounded(await bench.firstPush(1)),
+  }
+  console.log(`\nwebhooks: the first push to an agent, beside ${NEW_BLACK_HOLES} new black holes of another operator`)
+  console.table(report)
   return report
 }
 
@@ -110,7 +138,10 @@ class Bench {
   readonly #holes: readonly Agent[]
   readonly #arrivals: Arrivals
 
-  static async start(authority: TestAuthority, blackHoles: number): Promise<Bench> {
+  static async start(
+    authority: TestAuthority,
+    { healthy: healthyCount, blackHoles }: { healthy: number; blackHoles: number },
+  ): Promise<Bench> {
     await using stack = new AsyncDisposableStack()
     const cluster = stack.use(
       await startCluster({
@@ -120,6 +151,7 @@ class Bench {
           RATE_LIMIT_MESSAGE_PER_MIN: '1000000',
           RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
           RATE_LIMIT_WEBHOOK_PER_MIN: '1000000',
+          BCRYPT_COST: '4',
           WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8',
           WEBHOOK_CA_FILE: authority.caFile,
         },
@@ -138,12 +170,14 @@ class Bench {
     const hole = stack.use(await startReceiver({ authority, behaviour: 'black_hole' }))
     const client = new Client(cluster.baseUrl)
     const sender = await client.registerAgent()
-    const register = (count: number, url: string) =>
-      eachOf(
+    const register = async (count: number, url: string) => {
+      const operator = await client.registerOperator()
+      return eachOf(
         REGISTRATIONS_AT_ONCE,
-        Array.from({ length: count }, (_, index) => () => client.registerAgent({ webhookUrl: `${url}/${index}` })),
+        Array.from({ length: count }, (_, index) => () => operator.registerAgent(`${url}/${index}`)),
       )
-    const healthy = await register(HEALTHY, receiver.url)
+    }
+    const healthy = await register(healthyCount, receiver.url)
     const holes = await register(blackHoles, hole.url)
     return new Bench(stack.move(), cluster, sender, healthy, holes, arrivals)
   }
@@ -162,6 +196,23 @@ class Bench {
     this.#healthy = healthy
     this.#holes = holes
     this.#arrivals = arrivals
+  }
+
+  /** One message to each black hole, all of which are accepted when this returns. */
+  async sendToHoles(): Promise<void> {
+    await eachOf(
+      SENDERS,
+      this.#holes.map((hole) => () => this.#sender.send(hole.address, 'lost')),
+    )
+  }
+
+  /** In ms, from sending the first message to a healthy agent until it arrives. */
+  async firstPush(index: number): Promise<number> {
+    const arrivals = this.#arrivals.expect(1)
+    const sentAt = performance.now()
+    await this.#sender.send((this.#healthy[index] as Agent).address, 'first')
+    const [first] = await arrivals
+    return (first?.[1] ?? Number.NaN) - sentAt
   }
 
   /** Until each black hole has had its first time-out. */
