@@ -61,7 +61,7 @@ export function takeFrom(
 ): { state: BucketState; fullAtMs: number } {
   const interval = periodMs / limit
   // A clock that was set back leaves times further ahead than any that it sets: such a bucket counts as empty, and no emptier.
-  const current = Math.min(Math.max(fullAt ?? now, now), now + periodMs)
+  const current = Math.min(Math.max(fullAt ?? now, now), now + periodMs + TOLERANCE * interval)
   const next = current + interval
   const allowed = next <= now + periodMs + TOLERANCE * interval
   const kept = allowed ? next : current

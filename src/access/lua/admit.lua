@@ -29,9 +29,9 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local period = tonumber(ARGV[5])
 local interval = period / limit
-local current = math.min(math.max(tonumber(redis.call('GET', KEYS[3]) or now), now), now + period)
-local following = current + interval
 local tolerance = 0.02
+local current = math.min(math.max(tonumber(redis.call('GET', KEYS[3]) or now), now), now + period + tolerance * interval)
+local following = current + interval
 local taken = following <= now + period + tolerance * interval
 local kept = taken and following or current
 if taken then
