@@ -10,6 +10,9 @@ export interface Place {
   owner: string
 }
 
+/** After so many checks in a row a hash has its turn: those who log in all the time must not keep others from registering. */
+const CHECKS_IN_A_ROW = 8
+
 type Task = Parameters<TaskQueue['push']>[0]
 
 /** The tasks of one owner after the other. A `Map` keeps the order in which owners get their turns. */
@@ -47,6 +50,7 @@ class Turns {
 export class FairQueue implements TaskQueue {
   readonly #turns = { compare: new Turns(), hash: new Turns() }
   #size = 0
+  #checksInARow = 0
 
   get size(): number {
     return this.#size
@@ -59,8 +63,12 @@ export class FairQueue implements TaskQueue {
   }
 
   shift(): Task | null {
-    const task = this.#turns.compare.shift() ?? this.#turns.hash.shift() ?? null
-    if (task) this.#size--
+    const { compare, hash } = this.#turns
+    const isHashDue = this.#checksInARow >= CHECKS_IN_A_ROW
+    const task = (isHashDue ? hash.shift() : undefined) ?? compare.shift() ?? hash.shift()
+    if (task === undefined) return null
+    this.#checksInARow = placeOf(task).kind === 'compare' ? this.#checksInARow + 1 : 0
+    this.#size--
     return task
   }
 

@@ -98,6 +98,20 @@ describe('the queue of the threads', () => {
   })
 })
 
+it('those who log in all the time do not keep others from registering', () => {
+  const queue = new FairQueue()
+  const push = (kind: Place['kind'], owner: string) =>
+    queue.push({ kind, [queueOptionsSymbol]: { kind, owner } } as never)
+  for (let count = 0; count < 3; count++) push('hash', 'new')
+  const order: unknown[] = []
+  for (let count = 0; count < 27; count++) {
+    push('compare', `operator ${count}`)
+    push('compare', `operator ${count}`)
+    order.push(Object(queue.shift()).kind)
+  }
+  expect(order.flatMap((kind, index) => (kind === 'hash' ? index : []))).toEqual([8, 17, 26])
+})
+
 async function hash(credentials: Credentials, owner: string): Promise<string> {
   using turn = credentials.hashing(owner)
   return await turn.hash('secret')
