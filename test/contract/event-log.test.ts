@@ -304,8 +304,8 @@ describe('a refused request leaves no event', () => {
       [400, agent.tryRead('k'.repeat(1_025))],
       [404, agent.tryRemove('refused')],
       [405, agent.request('PATCH', '/v1/state/refused', json({ value: 'x' }))],
-      [405, agent.request('HEAD', '/v1/state/refused')],
-      [405, agent.request('HEAD', '/v1/registry')],
+      [405, agent.request('HEAD', '/v1/messages')],
+      [405, agent.request('PATCH', '/v1/state/refused')],
       [405, agent.request('OPTIONS', '/v1/registry')],
       [404, agent.request('GET', '/v1/nothing')],
     ]
