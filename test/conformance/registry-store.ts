@@ -85,7 +85,7 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
         expect(await total()).toBe(before)
         await project(agentRegistered(row, '2026-01-02T03:04:05.678Z'))
         expect(await store.findByToken('agent', row.lookup)).toEqual([
-          { identity: row.address, tokenHash: row.tokenHash },
+          { identity: row.address, tokenHash: row.tokenHash, operatorId: row.operatorId },
         ])
         expect(await store.findAgent(row.address)).toEqual({
           address: row.address,
@@ -101,7 +101,7 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
         expect(await store.findByToken('operator', row.lookup)).toEqual([])
         await project(operatorCreated(row.operatorId))
         expect(await store.findByToken('operator', row.lookup)).toEqual([
-          { identity: row.operatorId, tokenHash: row.tokenHash },
+          { identity: row.operatorId, tokenHash: row.tokenHash, operatorId: row.operatorId },
         ])
       })
 
