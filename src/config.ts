@@ -31,6 +31,9 @@ function toMilliseconds(text: string): number | undefined {
   return match ? Number(match[1]) * MILLISECONDS[match[2] as keyof typeof MILLISECONDS] : undefined
 }
 
+/** What one request of the greatest size needs: a value of 1 MiB, or a page of keys (src/api/body.ts, answer-size.ts). */
+const LARGEST_HOLD_BYTES = 27 * 1_048_576
+
 function integer(fallback: number, minimum: number, maximum: number) {
   const hint = `a whole number from ${minimum} to ${maximum}`
   return z
@@ -120,10 +123,10 @@ const settings = z.object({
   MESSAGE_MAX_QUEUE_PER_AGENT: integer(10_000, 1, 1_000_000),
   /** The terms that an operator accepts with `accept_terms`. */
   TERMS_URL: url('https:', 'http:'),
-  /** Bytes that bodies under way, with what is made of them, may hold in a process; one agent may hold a quarter of it. */
-  REQUESTS_MAX_BYTES: integer(50_331_648, 33_554_432, Number.MAX_SAFE_INTEGER),
-  /** Bytes that answers may hold in a process until clients have read them; one agent may hold a quarter of it. */
-  ANSWERS_MAX_BYTES: integer(67_108_864, 33_554_432, Number.MAX_SAFE_INTEGER),
+  /** Bytes that bodies under way, with what is made of them, may hold in a process; one agent may hold half of it. */
+  REQUESTS_MAX_BYTES: integer(58_720_256, 2 * LARGEST_HOLD_BYTES, Number.MAX_SAFE_INTEGER),
+  /** Bytes that answers may hold in a process until clients have read them; one agent may hold half of it. */
+  ANSWERS_MAX_BYTES: integer(67_108_864, 2 * LARGEST_HOLD_BYTES, Number.MAX_SAFE_INTEGER),
   VERIFICATION_GATE: choice(['pipeline', 'stub'], 'pipeline'),
   VERIFICATION_TTL: duration('5m', '1s', '1h'),
   /** How long a verified token is believed without asking the database. */

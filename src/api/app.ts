@@ -73,10 +73,8 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
         using request = requestBytes.open(holder)
         const answer = answerBytes.open(holder)
         // Before anything is leased or read. What changes something has a short answer.
-        if (endpoint.method === 'GET') {
-          answer.resize(SHORT_ANSWER_BYTES)
-          holdUntilWritten(context, answer)
-        }
+        if (endpoint.method === 'GET') answer.resize(SHORT_ANSWER_BYTES)
+        holdUntilWritten(context, answer)
         const { status, body } = await endpoint.handle({
           context,
           identity,

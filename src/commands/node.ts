@@ -66,13 +66,6 @@ export interface Node {
   close(): Promise<void>
 }
 
-/** What one request of the greatest size needs: a value of 1 MiB, or a page of messages of 8 MiB (src/api/body.ts, answer-size.ts). */
-const LARGEST_HOLD_BYTES = 27 * 1_048_576
-
-function byteBudget(name: 'requests' | 'answers', limit: number): ByteBudget {
-  return new ByteBudget({ name, limit, perHolder: Math.max(limit / 4, LARGEST_HOLD_BYTES) })
-}
-
 export async function startNode(
   config: Config,
   storage: Storage,
@@ -141,8 +134,8 @@ export async function startNode(
       ipv6Prefix: config.RATE_LIMIT_IPV6_PREFIX,
     }),
     logger,
-    requestBytes: byteBudget('requests', config.REQUESTS_MAX_BYTES),
-    answerBytes: byteBudget('answers', config.ANSWERS_MAX_BYTES),
+    requestBytes: new ByteBudget({ name: 'requests', limit: config.REQUESTS_MAX_BYTES }),
+    answerBytes: new ByteBudget({ name: 'answers', limit: config.ANSWERS_MAX_BYTES }),
     termsUrl: config.TERMS_URL,
   })
   const internal = await startInternalServer({

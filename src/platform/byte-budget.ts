@@ -1,4 +1,9 @@
-/** How many bytes requests under way, or answers, may hold in this process, in all and for each holder. */
+/**
+ * How many bytes requests under way, or answers, may hold in this process.
+ *
+ * A holder may have as much as is left for everybody else then: half of all when alone, a third each when there are
+ * two, and so on. However many hold all that they may, there is room for those who ask for little.
+ */
 import { Counter, Gauge } from 'prom-client'
 
 /** The process holds as much as it may. Nothing of the request took effect; it may be tried again at once. */
@@ -11,8 +16,6 @@ export interface ByteBudgetOptions {
   readonly name: 'requests' | 'answers'
   /** Bytes at most. */
   readonly limit: number
-  /** Bytes of one holder at most, so that one agent cannot have them all. */
-  readonly perHolder: number
 }
 
 const held = new Gauge({
@@ -27,7 +30,7 @@ const limits = new Gauge({
 })
 const refusals = new Counter({
   name: 'tabulum_overloads_total',
-  help: 'Requests refused because too many bytes were held, in all or by their agent.',
+  help: 'Requests refused because too many bytes were held, by all or by their agent.',
   labelNames: ['of'] as const,
 })
 
@@ -54,10 +57,11 @@ export class ByteBudget {
   }
 
   #take(holder: string, bytes: number): boolean {
-    const { name, limit, perHolder } = this.#options
+    const { name, limit } = this.#options
     const own = (this.#byHolder.get(holder) ?? 0) + bytes
-    if (bytes > 0 && (this.#held + bytes > limit || own > perHolder)) return false
-    this.#held += bytes
+    const all = this.#held + bytes
+    if (bytes > 0 && own > limit - all) return false
+    this.#held = all
     if (own > 0) this.#byHolder.set(holder, own)
     else this.#byHolder.delete(holder)
     held.set({ of: name }, this.#held)

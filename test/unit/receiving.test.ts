@@ -13,11 +13,12 @@ const undelivered = vi.fn(async () => {})
 /** What the queue hands out; set by each test. */
 let messages: unknown[]
 const receive = vi.fn(async () => ({ messages, remaining: 0, delivered, undelivered }))
-const answerBytes = new ByteBudget({ name: 'answers', limit: 100_000_000, perHolder: 100_000_000 })
+const answerBytes = new ByteBudget({ name: 'answers', limit: 200_000_000 })
 
 const parts = {
   messaging: { receive },
-  limits: { stateMaxKeyBytes: 1_024, stateMaxValueBytes: 1_024, messageMaxContentBytes: 1_024 },
+  state: { write: async () => ({ writtenAt: '2026-01-01T00:00:00Z' }) },
+  limits: { stateMaxKeyBytes: 2_000, stateMaxValueBytes: 1_024, messageMaxContentBytes: 1_024 },
 } as unknown as EndpointParts
 const app = createApp({
   endpoints: createEndpoints(parts),
@@ -26,7 +27,7 @@ const app = createApp({
   clientAddress: () => '127.0.0.1',
   logger,
   termsUrl: undefined,
-  requestBytes: new ByteBudget({ name: 'requests', limit: 1_000, perHolder: 1_000 }),
+  requestBytes: new ByteBudget({ name: 'requests', limit: 1_000 }),
   answerBytes,
 })
 const server = await startHttpServer({
@@ -74,11 +75,21 @@ it('an answer that may not be held gives them back, and says when to come again'
   expect(delivered).not.toHaveBeenCalled()
 })
 
-it('nothing is leased while answers hold all that they may', async () => {
-  using full = answerBytes.open('another')
-  full.resize(99_999_999)
+it('nothing is leased while the answers of an agent hold all that they may', async () => {
+  using full = answerBytes.open('tab_x')
+  full.resize(100_000_000)
   expect((await fetch(url, { headers })).status).toBe(503)
   expect(receive).not.toHaveBeenCalled()
+})
+
+it('an answer to a change that is longer than most holds nothing when it has been written', async () => {
+  const answer = await fetch(new URL(`/v1/state/${'%00'.repeat(2_000)}`, url), {
+    method: 'PUT',
+    headers: { ...headers, 'Content-Type': 'application/json' },
+    body: '{"value":""}',
+  })
+  expect(answer.status).toBe(200)
+  await vi.waitFor(() => expect(answerBytes.held).toBe(0))
 })
 
 it('a client that goes away before it has read all gets them again', async () => {
