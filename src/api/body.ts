@@ -134,7 +134,6 @@ function readBody(incoming: HttpBindings['incoming'], maxBytes: number, hold: Ho
     reject(error)
   }
   readInTurn(incoming, (chunk) => {
-    if (isRefused) return
     size += chunk.length
     try {
       if (size > maxBytes) throw tooLarge()
@@ -143,6 +142,7 @@ function readBody(incoming: HttpBindings['incoming'], maxBytes: number, hold: Ho
     } catch (error) {
       refuse(error)
     }
+    return !isRefused
   })
   incoming.once('end', () => resolve(chunks))
   const brokeOff = () => {
