@@ -91,19 +91,26 @@ describe('400 bad_request', () => {
     ['arrays in arrays', `{"value":${'['.repeat(3_000_000)}${']'.repeat(3_000_000)}}`],
     ['arrays', `{"value":"","more":[${'[],'.repeat(400)}${'{},'.repeat(400)}1]}`],
     ['members', `{"value":""${',"x":1'.repeat(1_000)}}`],
+    ['strings', `{"value":${'""'.repeat(1_000)}}`],
     ['values', `{"value":"\\\\","more":[${'1,'.repeat(1_000)}1]}`],
   ])('is for a body that would become many times its size: %s', async (_, body) => {
     const options = { token: agent.token, headers: JSON_TYPE, body }
     const answer = await client.request('PUT', '/v1/state/errors', options)
-    const message = 'the body must have at most 1000 arrays, objects and members'
+    const message = 'the body must not have more than 1000 names and values'
     expect([answer.status, answer.json]).toEqual([400, { error: 'bad_request', message }])
   })
 
   it('is not for a value that looks like one, nor for fields that nobody asked for', async () => {
-    const value = `${'{"[],'.repeat(1_000)}\\`
-    const answer = await agent.request('PUT', '/v1/state/errors', { json: { value, more: [1, { x: [] }] } })
-    expect(answer.status).toBe(200)
-    expect((await agent.read('errors')).value).toBe(value)
+    for (const value of [
+      '{"[],'.repeat(1_000),
+      '[{},'.repeat(1_000),
+      `${'[,'.repeat(1_000)}\\`,
+      '\\"['.repeat(1_000),
+    ]) {
+      const answer = await agent.request('PUT', '/v1/state/errors', { json: { value, more: [1, { x: [] }] } })
+      expect(answer.status).toBe(200)
+      expect((await agent.read('errors')).value).toBe(value)
+    }
   })
 
   it.each<[string, string, Level, unknown]>([
