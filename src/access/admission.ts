@@ -52,7 +52,7 @@ export interface Admission {
 
 /**
  * The generic cell rate algorithm (ITU-T I.371): a bucket as one number, the time at which it is full again. Returns the state and
- * the number to keep. The Lua script of the cluster does the same.
+ * the number to keep, also where the request is refused: it may be less than what was stored. The Lua script of the cluster does the same.
  */
 export function takeFrom(
   fullAt: number | undefined,
@@ -60,10 +60,11 @@ export function takeFrom(
   now: number,
 ): { state: BucketState; fullAtMs: number } {
   const interval = periodMs / limit
-  // A clock that was set back leaves times further ahead than any that it sets: such a bucket counts as empty, and no emptier.
-  const current = Math.min(Math.max(fullAt ?? now, now), now + periodMs + TOLERANCE * interval)
+  const furthest = now + periodMs + TOLERANCE * interval
+  // One that is further ahead than any that is ever set says that the clock was set back: the bucket is empty, and no emptier.
+  const current = fullAt !== undefined && fullAt > furthest ? now + periodMs : Math.max(fullAt ?? now, now)
   const next = current + interval
-  const allowed = next <= now + periodMs + TOLERANCE * interval
+  const allowed = next <= furthest
   const kept = allowed ? next : current
   return {
     fullAtMs: kept,
@@ -72,7 +73,7 @@ export function takeFrom(
       limit,
       remaining: Math.max(0, Math.floor((now + periodMs - kept) / interval + TOLERANCE)),
       fullAtMs: kept,
-      retryAfterMs: allowed ? 0 : next - now - periodMs,
+      retryAfterMs: allowed ? 0 : Math.min(next - now - periodMs, interval),
     },
   }
 }

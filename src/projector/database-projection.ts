@@ -43,6 +43,12 @@ export class DatabaseProjection implements Projection {
   async acquire(holder: string, leaseMs: number): Promise<number | undefined> {
     const { rows } = await roundTrip(this.#database, 'acquire_projection', () =>
       sql<{ applied_seq: number }>`
+        with ahead as (
+          -- Further ahead than it is ever set: the clock was set back, and whoever holds it may be gone. Who is not prolongs it in time.
+          update projections set lease_expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
+          where name = ${NAME} and holder <> ${holder} and not ${this.#options.exclusive}
+            and lease_expires_at > clock_timestamp() + ${leaseMs} * interval '1 millisecond'
+        )
         update projections
         set holder = ${holder}, lease_expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
         where name = ${NAME}

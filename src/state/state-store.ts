@@ -89,6 +89,15 @@ export class StateStore {
       sql<{ key: Buffer; begun: boolean }>`
         with wanted as (
           select array(select decode(item, 'base64') from json_array_elements_text(${distinct}::json) item) as keys
+        ), ahead as (
+          -- Further ahead than it is ever set, as the clock was set back: it is as long from now as it was, and no longer.
+          update state set delete_until = clock_timestamp() + ${DELETE_MS} * interval '1 millisecond'
+          where key in (
+            select key from state
+            where key = any ((select keys from wanted)::bytea[])
+              and delete_until > clock_timestamp() + ${DELETE_MS} * interval '1 millisecond'
+            for update skip locked
+          )
         ), begun as (
           update state set delete_until = clock_timestamp() + ${DELETE_MS} * interval '1 millisecond'
           where key in (
@@ -179,6 +188,14 @@ export class StateStore {
    * many reservations and rooms there were.
    */
   async releaseAbandoned(before: Date): Promise<number> {
+    // Begun at a time that is yet to come, as the clock was set back: their age counts from now.
+    await sql`
+      with reservations as (
+        update state_reservations set reserved_at = clock_timestamp()
+        where reserved_at > clock_timestamp() + interval '1 minute'
+      )
+      update state_rooms set renewed_at = clock_timestamp()
+      where renewed_at > clock_timestamp() + interval '1 minute'`.execute(this.#database)
     const rows = await this.#database
       .selectFrom('state_reservations')
       .select('id')

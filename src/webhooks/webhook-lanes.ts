@@ -6,6 +6,7 @@ import { sql } from 'kysely'
 import { z } from 'zod'
 import { batched } from '../platform/batch.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
+import { CIRCUIT_POLICY } from './circuit-breaker.ts'
 
 /**
  * What the last attempt says of an agent's endpoint.
@@ -79,9 +80,17 @@ export interface Backlog {
 const MAX_RELEASES_WAITING = 20_000
 /** Claims and releases touch many rows; nobody waits for them but messages. */
 const TIMEOUT_MS = 5_000
+/** No turn puts the next one off for longer: the longest back-off with its jitter is 90 s, see `back-off.ts`. */
+const MAX_DELAY_MS = 120_000
+/** How often times are looked for that are further ahead than any that is set. */
+const CLOCK_CHECK_MS = 1_000
+/** Of these so many at once, at most; the rest follows. */
+const MENDED_AT_ONCE = 5_000
 
 export class WebhookLanes {
   readonly #database: Database
+  /** When times were looked at last, by `performance.now()`. */
+  #clockCheckedAt = Number.NEGATIVE_INFINITY
   /** Gives a lane back. One that was claimed anew meanwhile is left alone. Throws `DatabaseUnavailable`. */
   readonly release: (turn: LaneTurn) => Promise<void>
 
@@ -95,6 +104,10 @@ export class WebhookLanes {
    * that have yet to be tried by their operators in turn. Throws `DatabaseUnavailable`.
    */
   async claim(holder: string, leaseMs: number, room: Room, turnMessages: number): Promise<ClaimedLane[]> {
+    if (performance.now() - this.#clockCheckedAt > CLOCK_CHECK_MS) {
+      this.#clockCheckedAt = performance.now()
+      await this.#mendTimes(leaseMs)
+    }
     const { rows } = await roundTrip(
       this.#database,
       'claim_lanes',
@@ -106,6 +119,39 @@ export class WebhookLanes {
       TIMEOUT_MS,
     )
     return rows.map(({ lane }) => claimedLane.parse(lane))
+  }
+
+  /**
+   * Takes times back that are further ahead than any that is set, as the database's clock was set back: a lane that nobody holds may be claimed
+   * now, a lease runs out a whole lease from now unless it is prolonged, and a circuit rests for its whole time again at most.
+   */
+  async #mendTimes(leaseMs: number): Promise<void> {
+    const { duration } = CIRCUIT_POLICY
+    await roundTrip(
+      this.#database,
+      'mend_lane_times',
+      () =>
+        sql`
+          with clock as (
+            select clock_timestamp() as now,
+                   clock_timestamp() + ${MAX_DELAY_MS} * interval '1 millisecond' as furthest,
+                   clock_timestamp() + ${duration} * interval '1 millisecond' as longest_rest
+          ), ahead as (
+            select recipient from webhook_lanes, clock
+            where (standing in ('unknown', 'prompt', 'doubtful', 'open') and next_at > furthest)
+               or (standing = 'open' and open_until > longest_rest)
+            limit ${MENDED_AT_ONCE} for update of webhook_lanes skip locked
+          )
+          update webhook_lanes set
+            next_at = case
+              when next_at <= furthest or next_at is null then next_at
+              when holder is null then now
+              else now + ${leaseMs} * interval '1 millisecond'
+            end,
+            open_until = case when open_until > longest_rest then longest_rest else open_until end
+          from ahead, clock where webhook_lanes.recipient = ahead.recipient`.execute(this.#database),
+      TIMEOUT_MS,
+    )
   }
 
   /** Milliseconds until a lane has something to do; 0 or less if there is one now, infinite if there is none. Throws `DatabaseUnavailable`. */

@@ -265,6 +265,8 @@ class WebhookWorker {
     const { log, outbound, retry, circuit } = this.#options
     const { state, fullAtMs } = takeFrom(turn.bucketFullAt, outbound, databaseClock(held))
     if (!state.allowed) {
+      // Where the clock was set back, this is less than it was.
+      turn.bucketFullAt = fullAtMs
       turn.delay = Math.ceil(state.retryAfterMs)
       return false
     }

@@ -55,6 +55,17 @@ describe('the lease', () => {
     await projection.renew('two', LEASE_MS)
   })
 
+  it('of a process that is gone ends in its time also where the clock was set back', async () => {
+    await projection.acquire('gone', LEASE_MS)
+    await sql`update projections set lease_expires_at = lease_expires_at + interval '1 hour'`.execute(database)
+    expect(await projection.acquire('next', LEASE_MS)).toBeUndefined()
+    expect(await expiresInMs()).toBeLessThanOrEqual(LEASE_MS)
+    await vi.waitFor(async () => expect(await projection.acquire('next', LEASE_MS)).toBe(0), {
+      timeout: 30_000,
+      interval: 50,
+    })
+  })
+
   it('is prolonged', async () => {
     await projection.acquire('one', 100)
     await projection.renew('one', 60_000)

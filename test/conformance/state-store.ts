@@ -313,6 +313,18 @@ export function describeStateStore(
         expect(await occupied()).toBe(0)
       })
 
+      it('that was reserved or held by a clock that was set back since is given back in its time', async () => {
+        await open(randomUUID(), 1_000)
+        expect(await roomy.reserve({ id: randomUUID(), key: 'a', size: 100 })).toBe('reserved')
+        await sql`update state_reservations set reserved_at = reserved_at + interval '1 hour'`.execute(database)
+        await sql`update state_rooms set renewed_at = renewed_at + interval '1 hour'`.execute(database)
+        // What is under way now is not given back for that.
+        expect(await store.releaseAbandoned(new Date(Date.now() - 60_000))).toBe(0)
+        expect(await occupied()).toBe(1_100)
+        expect(await store.releaseAbandoned(new Date(Date.now() + 60_000))).toBe(2)
+        expect(await occupied()).toBe(0)
+      })
+
       it('is not renewed when maintenance has cleared it away', async () => {
         const id = randomUUID()
         await open(id, 1_000)
@@ -417,8 +429,12 @@ export function describeStateStore(
         const until = await inMilliseconds(sql`select delete_until as at from state`)
         expect(until).toBeGreaterThanOrEqual(before + 3_000)
         expect(until).toBeLessThanOrEqual(after + 3_000)
-        await setDeleteUntil(60_000)
+        // Also where the clock was set back since.
+        await setDeleteUntil(3_600_000)
         expect(await store.beginDelete('a')).toBe('busy')
+        expect(await inMilliseconds(sql`select delete_until as at from state`)).toBeLessThanOrEqual(
+          (await clock()) + 3_000,
+        )
         await setDeleteUntil(-1)
         expect(await store.beginDelete('a')).toBe('begun')
         await project([remove('a'), put('a', 'y')])

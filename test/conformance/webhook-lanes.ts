@@ -1,5 +1,6 @@
 /** The conformance suite of the webhook lanes: the projector fills them, workers share them. */
 import { randomUUID } from 'node:crypto'
+import fc from 'fast-check'
 import { sql } from 'kysely'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { newAddress } from '../../src/access/tokens.ts'
@@ -204,6 +205,48 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
       await claimOne('another')
       expect(await lanes.renew('worker', [first, second as ClaimedLane], LEASE_MS)).toEqual(new Set())
       expect(await lanes.due()).toBeLessThanOrEqual(LEASE_MS)
+    })
+
+    it('whatever times are stored, as where the clock was set back: none waits for longer than it may have been put off', async () => {
+      const HOUR_MS = 3_600_000
+      const ahead = fc.integer({ min: -2 * HOUR_MS, max: 2 * HOUR_MS })
+      await fc.assert(
+        fc.asyncProperty(
+          ahead,
+          ahead,
+          fc.constantFrom('unknown' as const, 'prompt' as const, 'doubtful' as const, 'open' as const),
+          fc.constantFrom(null, 'a worker'),
+          async (nextMs, restMs, standing, holder) => {
+            await sql`delete from webhook_lanes`.execute(harness.database)
+            await push(newAddress())
+            await sql`
+              update webhook_lanes set standing = ${standing}, holder = ${holder},
+                next_at = clock_timestamp() + ${nextMs} * interval '1 millisecond',
+                open_until = clock_timestamp() + ${restMs} * interval '1 millisecond'`.execute(harness.database)
+            const times = async () => {
+              const { rows } = await sql<{ next: number; rest: number }>`
+                select extract(epoch from next_at - clock_timestamp())::float8 * 1000 as next,
+                       extract(epoch from open_until - clock_timestamp())::float8 * 1000 as rest
+                from webhook_lanes`.execute(harness.database)
+              return rows[0] as { next: number; rest: number }
+            }
+            // One that has looked at no times yet.
+            const claimed = await new WebhookLanes(harness.database).claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
+            const { next, rest } = await times()
+            if (claimed.length === 0) {
+              expect(nextMs).toBeGreaterThan(0)
+              expect(next).toBeLessThanOrEqual(120_000)
+              // A worker that has it yet is given the time to say so.
+              if (holder !== null && nextMs > 120_000) expect(next).toBeGreaterThan(LEASE_MS / 2)
+              if (holder === null) expect(nextMs).toBeLessThanOrEqual(120_000)
+            }
+            if (standing === 'open') expect(rest).toBeLessThanOrEqual(300_000)
+            // What is no further ahead than it may be is left as it is.
+            if (restMs < 290_000) expect(rest).toBeGreaterThan(restMs - 60_000)
+          },
+        ),
+        { numRuns: 100 },
+      )
     })
 
     it('say whether the worker before gave them back', async () => {

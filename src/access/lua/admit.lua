@@ -20,7 +20,13 @@ else
   redis.call('HSET', KEYS[1], 'digest', ARGV[1], 'identity', identity)
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
 end
-local answer = {identity, redis.call('PTTL', KEYS[1])}
+local left = redis.call('PTTL', KEYS[1])
+-- The clock was set back.
+if left > tonumber(ARGV[3]) then
+  left = tonumber(ARGV[3])
+  redis.call('PEXPIRE', KEYS[1], left)
+end
+local answer = {identity, left}
 local limit = tonumber(ARGV[4])
 if limit == 0 then return answer end
 
@@ -30,15 +36,19 @@ local now = time[1] * 1000 + time[2] / 1000
 local period = tonumber(ARGV[5])
 local interval = period / limit
 local tolerance = 0.02
-local current = math.min(math.max(tonumber(redis.call('GET', KEYS[3]) or now), now), now + period + tolerance * interval)
+local stored = tonumber(redis.call('GET', KEYS[3]) or now)
+local furthest = now + period + tolerance * interval
+-- One that is further ahead than any that is ever set says that the clock was set back: the bucket is empty, and no emptier.
+local current = stored > furthest and now + period or math.max(stored, now)
 local following = current + interval
-local taken = following <= now + period + tolerance * interval
+local taken = following <= furthest
 local kept = taken and following or current
-if taken then
+-- Kept as what it is taken for also where nothing was taken, or it would be as far ahead the next time, until the old time has come.
+if taken or stored > furthest then
   redis.call('SET', KEYS[3], string.format('%.17g', kept), 'PX', math.max(1, math.ceil(kept - now)))
 end
 answer[3] = taken and 1 or 0
 answer[4] = math.max(0, math.floor((now + period - kept) / interval + tolerance))
 answer[5] = string.format('%.3f', kept)
-answer[6] = taken and '0' or string.format('%.3f', following - now - period)
+answer[6] = taken and '0' or string.format('%.3f', math.min(following - now - period, interval))
 return answer

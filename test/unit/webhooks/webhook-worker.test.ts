@@ -241,6 +241,15 @@ describe('a webhook worker', () => {
     expect(turn?.delay).toBeLessThanOrEqual(30_000)
   })
 
+  it('a bucket of a time that the clock was set back from is empty, and fills from now on', async () => {
+    const later = Date.now() + 3_600_000
+    const [first] = await work([lane(1, { bucketFullAt: later })], { perMinute: 2 })
+    expect(post).not.toHaveBeenCalled()
+    expect(first?.delay).toBeLessThanOrEqual(30_000)
+    // Kept so: the next turn has it from there.
+    expect(first?.bucketFullAt).toBeLessThanOrEqual(Date.now() + MINUTE_MS)
+  })
+
   it('moves the oldest to the pull queue when more wait than may', async () => {
     await work([lane(3, { pending: 12 })], { maxBacklog: 10 })
     expect(types()).toEqual(['message_queued', 'message_queued', 'message_delivered'])
