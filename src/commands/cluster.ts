@@ -204,11 +204,13 @@ export async function openCluster(
           databaseProgress.silenceMs() < HEARD_WITHIN_MS
             ? undefined
             : 'no projector has been heard of: changes are not applied',
-        queues: async () => {
-          if (areQueuesFull)
-            return 'redis is full (maxmemory): new messages wait in the event log until others are fetched'
-          return queues ? undefined : 'the queues are being built: messages are not handed out'
-        },
+        queues: async () => (queues ? undefined : 'the queues are being built: messages are not handed out'),
+      },
+      room: {
+        queues: async () =>
+          areQueuesFull
+            ? 'redis is full (maxmemory): new messages wait in the event log until others are fetched'
+            : undefined,
       },
     },
     close: async () => {

@@ -24,8 +24,10 @@ const releaseScript = loadScript('release_messages', new URL('./lua/release.lua'
 const addScript = loadScript('add_messages', new URL('./lua/add.lua', import.meta.url))
 const removeScript = loadScript('remove_messages', new URL('./lua/remove.lua', import.meta.url))
 
-/** An empty queue is forgotten after this; a projector that was frozen for longer would find its lease gone. */
+/** A queue that the projector has emptied is forgotten after this; one that was frozen for longer would find its lease gone. */
 export const EMPTY_QUEUE_TTL_MS = 600_000
+/** One that a node has emptied: the projector may be held up for long, and is to pass over what it has added before. */
+const EMPTIED_AHEAD_TTL_MS = 86_400_000
 /** Contents up to this many bytes are kept in the queue; larger ones are fetched from the log when they are delivered. */
 export const INLINE_CONTENT_BYTES = 1_024
 
@@ -118,7 +120,7 @@ export class RedisMessageQueue implements MessageQueue {
     if (messages.length === 0 || isProjected) return
     const change = { recipient, added: [], removed: messages.map(({ seq }) => seq) }
     const generation = this.#generation()
-    await this.#run(() => changeQueues(this.#redis, generation, [change]))
+    await this.#run(() => changeQueues(this.#redis, generation, [change], { emptyTtlMs: EMPTIED_AHEAD_TTL_MS }))
   }
 
   /** Gives back what was leased at `leasedAt`, by Redis's clock. */
@@ -185,6 +187,8 @@ export interface ChangeOptions {
   readonly maxQueue?: number
   /** Of a hash whose field `generation` must be that of the queues, or nothing is done. In Redis Cluster, where keys are of different slots, nothing is asked. */
   readonly positionKey?: string
+  /** After which an empty queue is forgotten. Default: `EMPTY_QUEUE_TTL_MS`. */
+  readonly emptyTtlMs?: number
 }
 
 /**
@@ -195,13 +199,13 @@ export async function changeQueues(
   redis: RedisClient,
   generation: string,
   changes: readonly QueueChange[],
-  { maxQueue = Number.MAX_SAFE_INTEGER, positionKey }: ChangeOptions = {},
+  { maxQueue = Number.MAX_SAFE_INTEGER, positionKey, emptyTtlMs = EMPTY_QUEUE_TTL_MS }: ChangeOptions = {},
 ): Promise<number> {
   const guard = positionKey !== undefined && redis.keysAtOnce > 1 ? positionKey : undefined
   const keysOf = (call: Part<unknown>[]) => call.map(({ recipient }) => queueKey(generation, recipient))
   const remove = (call: Part<number>[]) =>
     redis.script(removeScript, keysOf(call), [
-      EMPTY_QUEUE_TTL_MS,
+      emptyTtlMs,
       ...call.flatMap(({ items }) => [items.length, ...items.map(idOf)]),
     ])
   const add = (call: Part<[number, string]>[]) =>

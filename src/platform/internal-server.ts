@@ -18,6 +18,8 @@ export interface ReadinessChecks {
   readonly servers: Readonly<Record<string, ReadinessCheck>>
   /** Whether the work goes on that processes do for each other. */
   readonly work: Readonly<Record<string, ReadinessCheck>>
+  /** Whether there is room for more, by the names of the others. Where there is none that is told; a process that starts then is as good as any. */
+  readonly room?: Readonly<Record<string, ReadinessCheck>>
 }
 
 export const NO_CHECKS: ReadinessChecks = { servers: {}, work: {} }
@@ -76,12 +78,18 @@ export async function startInternalServer({
   app.get('/livez', (context) => context.json({ status: 'ok' }))
   let latest = { parts: {}, isWhole: false, isCutOff: false }
   const examine = async () => {
-    const [servers, work] = await Promise.all([outcomes(checks.servers), outcomes(checks.work)])
+    const [servers, work, room] = await Promise.all([
+      outcomes(checks.servers),
+      outcomes(checks.work),
+      outcomes(checks.room ?? {}),
+    ])
     const problems = Object.values(servers).filter((problem) => problem !== OK)
-    const isWhole = [servers, work].every((parts) => Object.values(parts).every((problem) => problem === OK))
     const isCutOff = problems.length > 0 && problems.length === Object.keys(servers).length
-    latest = { parts: { ...servers, ...work }, isWhole, isCutOff }
-    if (isWhole && !hasBeenReady) {
+    const serves = isFine(servers) && isFine(work)
+    const parts = { ...servers, ...work }
+    for (const [part, problem] of Object.entries(room)) if ((parts[part] ?? OK) === OK) parts[part] = problem
+    latest = { parts, isWhole: serves && isFine(room), isCutOff }
+    if (serves && !hasBeenReady) {
       hasBeenReady = true
       inBackground('check_readiness', keepExamining())
     }
@@ -147,6 +155,10 @@ export async function startInternalServer({
 }
 
 const OK = 'ok'
+
+function isFine(parts: Readonly<Record<string, string>>): boolean {
+  return Object.values(parts).every((problem) => problem === OK)
+}
 
 /** Asks all at once. Never throws. */
 async function outcomes(checks: Readonly<Record<string, ReadinessCheck>>): Promise<Record<string, string>> {

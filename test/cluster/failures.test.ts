@@ -137,6 +137,24 @@ describe('Redis', () => {
     expect(received).toEqual(['old 3', 'new 1', 'new 2'])
   })
 
+  it('at its memory limit: processes that start then serve, as fetching is what makes room', {
+    timeout: 3 * FAULT_MS,
+  }, async () => {
+    const [one, two] = await twoAgents()
+    const admin = redisAdmin(cluster.redis.adminUrl)
+    const sent = Array.from({ length: 600 }, (_, index) => `${index} ${'x'.repeat(1_000)}`)
+    for (const content of sent.slice(0, 400)) await one.send(two.address, content)
+    await admin.limitMemory(-100_000)
+    try {
+      for (const content of sent.slice(400)) await one.send(two.address, content)
+      // Each waits until it is ready.
+      for (const member of [...cluster.workers, ...cluster.nodes]) await member.restart()
+      expect(await contentsUpTo(sent.at(-1) ?? '', two, '?limit=100')).toEqual(sent)
+    } finally {
+      await admin.limitMemory()
+    }
+  })
+
   it('at its memory limit: sending and receiving go on, which makes room, and all arrives once, in order', {
     timeout: 2 * FAULT_MS,
   }, async () => {

@@ -6,6 +6,7 @@ import type { EventLog } from '../../src/events/event-log.ts'
 import { LEASE_MS, QueueUnavailable } from '../../src/messaging/message-queue.ts'
 import {
   changeQueues,
+  EMPTY_QUEUE_TTL_MS,
   QueuesLost,
   queueKey,
   RedisMessageQueue,
@@ -165,6 +166,25 @@ it('queues of an earlier generation are removed by whoever leads, and by nobody 
     await next.tidy(new AbortController().signal)
     expect(await left('earlier')).toBe(0)
     expect(await left(GENERATION)).toBe(agents.length)
+  } finally {
+    await redis.close()
+  }
+})
+
+it('a queue that a node has emptied while the projector cannot go on remembers what it had, for longer than one that the projector has', async () => {
+  await using server = await startRedis()
+  const redis = await open(server.url)
+  try {
+    const { queue, send } = queueOn(redis)
+    await send(1, 'agent')
+    const { messages } = await queue.lease('agent', 10)
+    await queue.remove('agent', messages)
+    const key = queueKey(GENERATION, 'agent')
+    expect(await redis.connection.pttl(key)).toBeGreaterThan(12 * 3_600_000)
+    await send(1, 'agent')
+    expect(await redis.connection.xlen(key)).toBe(0)
+    await changeQueues(redis, GENERATION, [{ recipient: 'agent', added: [], removed: [1] }])
+    expect(await redis.connection.pttl(key)).toBeLessThanOrEqual(EMPTY_QUEUE_TTL_MS)
   } finally {
     await redis.close()
   }

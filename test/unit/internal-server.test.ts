@@ -107,6 +107,40 @@ describe('/readyz', () => {
     expect(await ready()).toEqual([503, 'draining'])
   })
 
+  it('names a server that has no room, beside which a process that starts is of use all the same', async () => {
+    const problems: Record<string, string | undefined> = { full: 'redis is full', projector: 'nobody' }
+    const check = (part: string) => async () => problems[part]
+    await using stack = new AsyncDisposableStack()
+    const node = await startInternalServer({
+      host: '127.0.0.1',
+      port: 0,
+      logger: createLogger('silent', 'test'),
+      checks: {
+        servers: { redis: check('redis'), nats: check('nats') },
+        work: { projector: check('projector') },
+        room: { redis: check('full') },
+      },
+    })
+    stack.defer(() => node.close())
+    const ready = async () => {
+      const response = await fetch(`http://127.0.0.1:${node.port}/readyz`)
+      return { code: response.status, ...((await response.json()) as object) }
+    }
+    const becomes = (code: number, status: string, parts: object) =>
+      expect.poll(ready, { timeout: 30_000 }).toMatchObject({ code, status, parts })
+    await becomes(503, 'starting', { redis: 'redis is full', nats: 'ok', projector: 'nobody' })
+    problems.projector = undefined
+    await becomes(200, 'degraded', { redis: 'redis is full', projector: 'ok' })
+    problems.redis = 'no answer'
+    await becomes(200, 'degraded', { redis: 'no answer' })
+    // What has no room is reached.
+    problems.redis = undefined
+    problems.nats = 'no answer'
+    await becomes(200, 'degraded', { redis: 'redis is full' })
+    Object.assign(problems, { nats: undefined, full: undefined })
+    await becomes(200, 'ready', { redis: 'ok' })
+  })
+
   it('answers at once while a server keeps a check waiting', async () => {
     let hold = false
     await using stack = new AsyncDisposableStack()
