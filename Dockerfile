@@ -11,8 +11,8 @@ RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 
 FROM node:26.10.0-trixie-slim
 ENV NODE_ENV=production DATA_DIR=/data
-# glibc gives the buffers of large requests back to the system instead of keeping them: of 512 MiB a node with a hundred of them at once
-# has 80 MiB more left (test/cluster/large-bodies.test.ts).
+# glibc gives the buffers of large requests back to the system instead of keeping them: so a node that has a hundred of them at once stays
+# within 512 MiB (test/cluster/large-bodies.test.ts).
 ENV MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=131072 MALLOC_TRIM_THRESHOLD_=131072
 # For embedded storage only: `serve` wants a volume here, which takes the owner from here. Nothing else is ever
 # written, so there is no VOLUME: every api and worker container would get one.

@@ -32,7 +32,7 @@ export async function startPushing(
   const rotating = config.WEBHOOK_SECRET_KEY.length > 1 ? rotate(secrets, logger, stop.signal) : undefined
   const pushing = runWebhookWorker(
     {
-      lanes: new WebhookLanes(database),
+      lanes: new WebhookLanes(database, { circuitMs: config.WEBHOOK_CIRCUIT_DURATION }),
       log,
       client,
       secrets,

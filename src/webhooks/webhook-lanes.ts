@@ -89,13 +89,16 @@ const MENDED_AT_ONCE = 5_000
 
 export class WebhookLanes {
   readonly #database: Database
+  readonly #circuitMs: number
   /** When times were looked at last, by `performance.now()`. */
   #clockCheckedAt = Number.NEGATIVE_INFINITY
   /** Gives a lane back. One that was claimed anew meanwhile is left alone. Throws `DatabaseUnavailable`. */
   readonly release: (turn: LaneTurn) => Promise<void>
 
-  constructor(database: Database) {
+  /** @param options.circuitMs how long a circuit rests at most; default as the contract has it */
+  constructor(database: Database, { circuitMs = CIRCUIT_POLICY.duration }: { circuitMs?: number } = {}) {
     this.#database = database
+    this.#circuitMs = circuitMs
     this.release = batched((turns) => this.#release(turns), { maxItems: 500, maxWaiting: MAX_RELEASES_WAITING })
   }
 
@@ -126,7 +129,6 @@ export class WebhookLanes {
    * now, a lease runs out a whole lease from now unless it is prolonged, and a circuit rests for its whole time again at most.
    */
   async #mendTimes(leaseMs: number): Promise<void> {
-    const { duration } = CIRCUIT_POLICY
     await roundTrip(
       this.#database,
       'mend_lane_times',
@@ -135,7 +137,7 @@ export class WebhookLanes {
           with clock as (
             select clock_timestamp() as now,
                    clock_timestamp() + ${MAX_DELAY_MS} * interval '1 millisecond' as furthest,
-                   clock_timestamp() + ${duration} * interval '1 millisecond' as longest_rest
+                   clock_timestamp() + ${this.#circuitMs} * interval '1 millisecond' as longest_rest
           ), ahead as (
             select recipient from webhook_lanes, clock
             where (standing in ('unknown', 'prompt', 'doubtful', 'open') and next_at > furthest)

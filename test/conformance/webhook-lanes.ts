@@ -249,6 +249,19 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
       )
     })
 
+    it('rest as long as the circuit is set to, be it for hours', async () => {
+      const REST_MS = 6 * 3_600_000
+      await push(newAddress())
+      const resting = new WebhookLanes(harness.database, { circuitMs: REST_MS })
+      const [lane] = await resting.claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
+      const openUntil = (lane?.now ?? 0) + REST_MS
+      await resting.release(turnOf(lane as ClaimedLane, { standing: 'open', openUntil }))
+      // One that has looked at no times yet.
+      const again = new WebhookLanes(harness.database, { circuitMs: REST_MS })
+      const [claimed] = await again.claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
+      expect(claimed?.openUntil).toBeCloseTo(openUntil, -1)
+    })
+
     it('say whether the worker before gave them back', async () => {
       await push(newAddress(), 2)
       const first = await claimOne()
