@@ -45,7 +45,8 @@ Needs DATABASE_URL, REDIS_URL and NATS_URL; INTERNAL_PORT (9090) for /livez, /re
     summary: "bring a cluster's database schema up to date",
     help: `Usage: migrate
 
-Applies the steps in migrations/ that the database lacks, each once, under a lock: safe to start on several machines.
+Applies the steps in migrations/postgres/ that the database lacks, each once, and installs the functions in src/*/sql/
+that are not this version's: all in one transaction, under a lock, so that it is safe to start on several machines.
 Needs DATABASE_URL of the role that owns the schema.`,
     partOfCluster: true,
     run: async (config) => (await import('./commands/migrate.ts')).migrate(config),

@@ -14,7 +14,7 @@ import { inBackground } from '../platform/background.ts'
 import { type Database, openPostgres, roundTrip } from '../platform/database.ts'
 import type { ReadinessChecks } from '../platform/internal-server.ts'
 import type { Logger } from '../platform/logger.ts'
-import { checkSchema } from '../platform/migrate.ts'
+import { checkSchema, POSTGRES } from '../platform/migrate.ts'
 import { connectNats } from '../platform/nats.ts'
 import { RedisClient } from '../platform/redis.ts'
 import { NotThereYet, untilThere } from '../platform/startup-error.ts'
@@ -96,7 +96,7 @@ export async function openCluster(
   const startBy = performance.now() + config.STARTUP_TIMEOUT
   const there = <T>(open: () => Promise<T>) => untilThere(open, Math.max(0, startBy - performance.now()), logger)
   const database = await there(() => connectDatabase(config, servers.databaseUrl))
-  await there(() => checkSchema(database))
+  await there(() => checkSchema(database, POSTGRES))
   const redis = await there(() => RedisClient.open(servers.redisUrl, config.REDIS_MODE, logger))
   const holder = `${command}-${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
   const nats = await there(() => connectNats(servers.natsUrls, holder, logger))

@@ -2,7 +2,7 @@
 import { type Config, ConfigError } from '../config.ts'
 import { openPostgresSession } from '../platform/database.ts'
 import { createLogger } from '../platform/logger.ts'
-import { migrate as runMigrations } from '../platform/migrate.ts'
+import { POSTGRES, migrate as runMigrations } from '../platform/migrate.ts'
 import { untilThere } from '../platform/startup-error.ts'
 import { connectDatabase } from './cluster.ts'
 
@@ -15,8 +15,11 @@ export async function migrate(config: Config): Promise<void> {
     createLogger(config.LOG_LEVEL, 'migrate'),
   )
   try {
-    const steps = await runMigrations(database)
-    console.log(steps.length === 0 ? 'The schema is up to date.' : `Applied ${steps.join(', ')}.`)
+    const { steps, installed, dropped } = await runMigrations(database, POSTGRES)
+    if (steps.length > 0) console.log(`Applied ${steps.join(', ')}.`)
+    if (installed.length > 0) console.log(`Installed the functions ${installed.join(', ')}.`)
+    if (dropped.length > 0) console.log(`Dropped the functions ${dropped.join(', ')}.`)
+    if (steps.length + installed.length + dropped.length === 0) console.log('The schema is up to date.')
   } finally {
     await database.destroy()
   }

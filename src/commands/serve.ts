@@ -12,7 +12,7 @@ import { openEmbedded } from '../platform/database.ts'
 import { inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import { NO_CHECKS } from '../platform/internal-server.ts'
 import { createLogger } from '../platform/logger.ts'
-import { migrate } from '../platform/migrate.ts'
+import { migrate, POSTGRES } from '../platform/migrate.ts'
 import { untilStopped } from '../platform/shutdown.ts'
 import { urlHost } from '../platform/url-host.ts'
 import { DatabaseProjection } from '../projector/database-projection.ts'
@@ -34,7 +34,7 @@ export async function serve(config: Config): Promise<void> {
   const logger = createLogger(config.LOG_LEVEL, 'serve')
   const unlock = await lockDirectory(config.DATA_DIR)
   const database = await inDirectory(config.DATA_DIR, () => openEmbedded(join(config.DATA_DIR, 'database')))
-  await migrate(database)
+  await migrate(database, POSTGRES)
   const log = await EmbeddedEventLog.open(database)
   const progress = new Progress()
   const pushes = new Doorbell()

@@ -8,7 +8,7 @@ import { verify as verifyProjections } from '../maintenance/verify.ts'
 import { type Database, openEmbedded, openPostgresSession } from '../platform/database.ts'
 import { inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import { createLogger } from '../platform/logger.ts'
-import { checkSchema } from '../platform/migrate.ts'
+import { checkSchema, POSTGRES } from '../platform/migrate.ts'
 import { connectNats } from '../platform/nats.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { connectDatabase } from './cluster.ts'
@@ -21,7 +21,7 @@ export async function verify(config: Config): Promise<void> {
   }
   const { database, log, close } = await openForReading(config)
   try {
-    await checkSchema(database)
+    await checkSchema(database, POSTGRES)
     let differences = 0
     const { seq, events } = await verifyProjections(database, log, (difference) => {
       differences++

@@ -9,11 +9,11 @@ import {
   type DialectAdapter,
   type Driver,
   type Kysely,
-  PostgresAdapter,
   PostgresIntrospector,
   PostgresQueryCompiler,
   type QueryResult,
 } from 'kysely'
+import { TransactionalLock } from './postgres-dialect.ts'
 
 /**
  * Opens PGlite in a directory, which it sets up where there is none. A process that is killed meanwhile leaves files that PGlite cannot
@@ -44,7 +44,7 @@ export class PGliteDialect implements Dialect {
     return new PostgresQueryCompiler()
   }
   createAdapter(): DialectAdapter {
-    return new PostgresAdapter()
+    return new TransactionalLock()
   }
   createIntrospector(database: Kysely<unknown>): PostgresIntrospector {
     return new PostgresIntrospector(database)

@@ -22,6 +22,7 @@ import {
   PostgresIntrospector,
   PostgresQueryCompiler,
   type QueryResult,
+  sql,
 } from 'kysely'
 import postgres from 'postgres'
 import { inBackground } from './background.ts'
@@ -194,11 +195,25 @@ export class PostgresDialect implements Dialect {
     return new PostgresQueryCompiler()
   }
   createAdapter(): DialectAdapter {
-    return new PostgresAdapter()
+    return new TransactionalLock()
   }
   createIntrospector(database: Kysely<unknown>): PostgresIntrospector {
     return new PostgresIntrospector(database)
   }
+}
+
+/** Any number: all that migrate take the same. */
+const MIGRATION_LOCK = 7_821_114_305
+
+/**
+ * A migration's lock is its transaction's: it lasts until all is committed, and one that failed has
+ * nothing to give back.
+ */
+export class TransactionalLock extends PostgresAdapter {
+  override async acquireMigrationLock(transaction: Kysely<unknown>): Promise<void> {
+    await sql`select pg_advisory_xact_lock(${sql.lit(MIGRATION_LOCK)})`.execute(transaction)
+  }
+  override async releaseMigrationLock(): Promise<void> {}
 }
 
 class PostgresDriver implements Driver {

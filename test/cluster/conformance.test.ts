@@ -7,7 +7,7 @@ import { Progress } from '../../src/events/progress.ts'
 import { RedisMessageQueue } from '../../src/messaging/redis-message-queue.ts'
 import { openPostgres } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
-import { migrate } from '../../src/platform/migrate.ts'
+import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
 import { connectNats } from '../../src/platform/nats.ts'
 import { RedisClient } from '../../src/platform/redis.ts'
 import { runProjector } from '../../src/projector/projector.ts'
@@ -27,7 +27,7 @@ async function createDatabase(): Promise<DatabaseHarness> {
   const postgres = await startPostgres({ migrated: true })
   // One connection, as the suites make temporary tables.
   const database = openPostgres({ url: postgres.ownerUrl, poolMode: 'session', maxConnections: 1 })
-  await migrate(database)
+  await migrate(database, POSTGRES)
   return {
     database,
     async [Symbol.asyncDispose]() {

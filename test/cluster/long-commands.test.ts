@@ -6,7 +6,7 @@ import type { LoggedEvent } from '../../src/events/event.ts'
 import type { EventLog } from '../../src/events/event-log.ts'
 import { verify } from '../../src/maintenance/verify.ts'
 import { openPostgresSession } from '../../src/platform/database.ts'
-import { migrate } from '../../src/platform/migrate.ts'
+import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
 import { type PostgresServer, startPostgres } from '../support/servers.ts'
 
 const START_MS = 120_000
@@ -34,7 +34,7 @@ it('migrate waits for a lock, and for a statement, for longer than a serving nod
 }, async () => {
   const database = open(server.ownerUrl)
   try {
-    await migrate(database)
+    await migrate(database, POSTGRES)
     const holding = Promise.withResolvers<void>()
     const holder = superuser.begin(async (transaction) => {
       // The migrator asks this table first.
@@ -43,7 +43,10 @@ it('migrate waits for a lock, and for a statement, for longer than a serving nod
       await transaction.unsafe(`select pg_sleep(${LONG_S})`)
     })
     await holding.promise
-    await Promise.all([expect(migrate(database)).resolves.toEqual([]), holder])
+    await Promise.all([
+      expect(migrate(database, POSTGRES)).resolves.toEqual({ steps: [], installed: [], dropped: [] }),
+      holder,
+    ])
   } finally {
     await database.destroy()
   }

@@ -145,6 +145,26 @@ describe('migrate', { timeout: TEST_MS }, () => {
     expect(new Set(applied).size).toBe(applied.length)
     expect((await cluster.run('migrate', [], asOwner)).output).toBe('The schema is up to date.\n')
   })
+
+  it('a node refuses functions of another version, and serves when migrate has replaced them', async () => {
+    const settings = { PORT: '0', INTERNAL_PORT: '0', STARTUP_TIMEOUT: '1ms' }
+    const [{ hash } = { hash: '' }] = await owner<{ hash: string }[]>`
+      update installed_functions set hash = 'another' where name = 'apply_events'
+      returning (select hash from installed_functions where name = 'apply_events')`
+    for (const command of ['api', 'worker', 'verify']) {
+      const { code, output } = await cluster.run(command, [], settings)
+      expect(output).toContain(
+        'the database has functions of another version than this one (apply_events): run the migrate command of the version that is to serve',
+      )
+      expect(output).not.toMatch(/^\s+at /m)
+      expect(code).toBe(2)
+    }
+
+    const { output } = await cluster.run('migrate', [], { DATABASE_URL: cluster.postgres.ownerUrl })
+    expect(output).toBe('Installed the functions apply_events.\n')
+    expect(await owner`select hash from installed_functions where name = 'apply_events'`).toEqual([{ hash }])
+    expect((await cluster.run('verify', [], settings)).code).toBe(0)
+  })
 })
 
 describe('verify', { timeout: TEST_MS }, () => {

@@ -2,7 +2,7 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Database, openEmbedded } from '../../src/platform/database.ts'
-import { migrate } from '../../src/platform/migrate.ts'
+import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
 import { freshDataDirectory } from './kernel.ts'
 
 export interface EmbeddedDatabase extends AsyncDisposable {
@@ -13,7 +13,7 @@ export interface EmbeddedDatabase extends AsyncDisposable {
 export async function openFreshDatabase(): Promise<EmbeddedDatabase> {
   const directory = await freshDataDirectory()
   const database = await openEmbedded(join(directory, 'database'))
-  await migrate(database)
+  await migrate(database, POSTGRES)
   return {
     database,
     async [Symbol.asyncDispose]() {

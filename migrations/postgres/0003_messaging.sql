@@ -1,0 +1,26 @@
+-- Which messages of the log have not been delivered yet. Embedded storage receives from here; a
+-- cluster rebuilds a lost Redis from it. The contents stay in the log.
+
+create table queued_messages (
+  message_id uuid primary key,
+  recipient  text not null,
+  seq        bigint not null,
+  -- To be pushed to a webhook, and so not in the pull queue.
+  pushed     boolean not null
+);
+-- A queue in its order, and the oldest that a queue which is too long drops.
+create index queued_messages_order on queued_messages (recipient, seq) where not pushed;
+-- All queues, page by page, when Redis is filled anew.
+create index queued_messages_seq on queued_messages (seq);
+-- A webhook's lane in its order.
+create index queued_messages_pushed on queued_messages (recipient, seq) where pushed;
+-- How long the oldest push has waited, for the metrics.
+create index queued_messages_oldest_pushed on queued_messages (seq) where pushed;
+
+-- Pull queues, with their lengths, so that nobody counts their messages.
+create table queues (
+  recipient text primary key,
+  length    bigint not null,
+  -- How many were thrown away because the queue was full: `verify` misses as many.
+  dropped   bigint not null default 0
+);
