@@ -8,10 +8,9 @@ create table queued_messages (
   -- To be pushed to a webhook, and so not in the pull queue.
   pushed     boolean not null
 );
--- A queue in its order, and the oldest that a queue which is too long drops.
+-- A queue in its order: who receives from it, what it drops when it is too long, and all of them,
+-- page by page, when Redis is filled anew.
 create index queued_messages_order on queued_messages (recipient, seq) where not pushed;
--- All queues, page by page, when Redis is filled anew.
-create index queued_messages_seq on queued_messages (seq);
 -- A webhook's lane in its order.
 create index queued_messages_pushed on queued_messages (recipient, seq) where pushed;
 -- How long the oldest push has waited, for the metrics.
@@ -21,6 +20,6 @@ create index queued_messages_oldest_pushed on queued_messages (seq) where pushed
 create table queues (
   recipient text primary key,
   length    bigint not null,
-  -- How many were thrown away because the queue was full: `verify` misses as many.
+  -- How many were thrown away as the queue was full, so that `verify` does not miss them.
   dropped   bigint not null default 0
 );

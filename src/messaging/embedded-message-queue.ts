@@ -90,6 +90,7 @@ export class EmbeddedMessageQueue implements MessageQueue {
         .selectFrom('queued_messages')
         .select('seq')
         .where('recipient', '=', recipient)
+        .where('pushed', '=', false)
         .where('seq', 'in', asked)
         .execute(),
     )
