@@ -1,8 +1,11 @@
 /** What can be broken, and how it is mended. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Cluster, ClusterProcess } from '../test/support/cluster.ts'
-import type { NatsServer } from '../test/support/servers.ts'
+import { type NatsCluster, type NatsServer, redisAdmin } from '../test/support/servers.ts'
 import type { TcpProxy } from '../test/support/tcp-proxy.ts'
+import { sendLargeBodies } from './burst.ts'
+import { type Clocks, HOUR_MS, setStoredTimesBack } from './clock.ts'
+import { damageAndLead } from './damage.ts'
 import type { Part } from './history.ts'
 
 /** NATS holds an election within 9 s (nats-server, maxElectionTimeout), and its streams follow. */
@@ -10,6 +13,7 @@ const ELECTION_DEADLINE_MS = 30_000
 const LEADER_DEADLINE_MS = 10_000
 /** A node that had to be started again for it is one that needs some seconds. */
 const BALANCED_DEADLINE_MS = 60_000
+const REFUSED_DEADLINE_MS = 10_000
 const POLL_MS = 50
 
 /** The network between one node or worker and one server. */
@@ -22,8 +26,11 @@ export interface Link {
 export interface Scene {
   readonly cluster: Cluster
   readonly links: readonly Link[]
+  readonly clocks: Clocks
   /** From 0 to below 1: which of several. */
   readonly victim: number
+  /** Notes that what the fault `shows` was seen so many times. */
+  readonly saw: (times: number) => void
 }
 
 export interface Fault {
@@ -31,6 +38,8 @@ export interface Fault {
   readonly hits: readonly Part[]
   /** The shortest and longest time from its beginning to its repair, in ms. */
   readonly lastsMs: readonly [number, number]
+  /** What is seen where it really happens, where that cannot be taken for granted. */
+  readonly shows?: string
   /** Why it cannot be done here; undefined where it can. */
   readonly impossible?: (cluster: Cluster) => string | undefined
   /** Breaks it. Resolves to what mends it, which resolves when the part itself is whole again. */
@@ -43,6 +52,10 @@ const LONG = [500, 9_000] as const
 
 /** Delay in each direction of a slow link. */
 const SLOW_MS = 150
+/** By so much Redis uses more than it may. With room, agents who fetch what comes would never fill it. */
+const REDIS_EXCESS_BYTES = 65_536
+/** Of 6 MiB each: more than all nodes together take at once. */
+const LARGE_BODIES = 30
 
 export const FAULTS: readonly Fault[] = [
   ...processFaults('api', ({ nodes }) => nodes),
@@ -68,7 +81,27 @@ export const FAULTS: readonly Fault[] = [
       return async () => {}
     },
   },
+  {
+    name: 'redis full',
+    hits: ['redis'],
+    lastsMs: [3_000, 9_000],
+    shows: 'commands that it refused',
+    begin: async ({ cluster: { redis }, saw }) => {
+      const admin = redisAdmin(redis.adminUrl)
+      const before = await admin.refused()
+      await admin.limitMemory(-REDIS_EXCESS_BYTES)
+      return async () => {
+        // Agents may have nothing to add for a moment.
+        const deadline = performance.now() + REFUSED_DEADLINE_MS
+        while ((await admin.refused()) === before && performance.now() < deadline) await sleep(POLL_MS)
+        saw((await admin.refused()) - before)
+        await admin.limitMemory()
+      }
+    },
+  },
+  passwordFault('redis', ({ redis }, password) => redis.setKernelPassword(password)),
   ...serverFaults('postgres', ({ postgres }) => postgres),
+  passwordFault('postgres', ({ postgres }, password) => postgres.setAppPassword(password)),
   natsFault('nats leader killed', leader, [500, 9_000], 'kill', 'restart'),
   natsFault('nats follower killed', follower, [500, 9_000], 'kill', 'restart'),
   natsFault('two nats killed', two, SHORT, 'kill', 'restart'),
@@ -86,6 +119,31 @@ export const FAULTS: readonly Fault[] = [
         await streamLed(cluster)
       }
       return async () => {}
+    },
+  },
+  {
+    ...passwordFault('nats', ({ nats }, password) => nats.setKernelPassword(password)),
+    impossible: ({ nats }) =>
+      isNats29(nats)
+        ? 'servers of NATS 2.9 may have to be restarted after a change of their configuration (docs/guarantees.md)'
+        : undefined,
+  },
+  {
+    name: 'nats leader damaged',
+    hits: ['nats'],
+    lastsMs: LONG,
+    shows: 'events that it lacks',
+    begin: async ({ cluster, victim, saw }) => {
+      const { servers } = cluster.nats
+      const server = pick(servers, victim)
+      saw(await damageAndLead(cluster, server, (victim * servers.length) % 1))
+      // As docs/deploying.md says of a replica that lacks events.
+      return async () => {
+        await server.stop()
+        server.wipe()
+        await server.restart()
+        await streamLed(cluster)
+      }
     },
   },
   {
@@ -114,10 +172,34 @@ export const FAULTS: readonly Fault[] = [
     name: 'clock jumps',
     hits: ['clock'],
     lastsMs: [1_000, 10_000],
-    begin: async ({ cluster, victim }) => {
+    begin: async ({ cluster, clocks, victim }) => {
       const member = pick([...cluster.nodes, ...cluster.workers], victim)
-      member.process.signal('SIGUSR2')
-      return async () => member.process.signal('SIGUSR2')
+      await clocks.shift([member], HOUR_MS)
+      return () => clocks.shift([member], 0)
+    },
+  },
+  {
+    name: 'all clocks set back',
+    hits: ['clock'],
+    lastsMs: [1_000, 10_000],
+    shows: 'times that are an hour ahead since',
+    begin: async ({ cluster: { nodes, workers, redis, postgres }, clocks, saw }) => {
+      const members = [...nodes, ...workers]
+      await clocks.shift(members, -HOUR_MS)
+      const servers = { redisAdminUrl: redis.adminUrl, superuserUrl: postgres.superuserUrl }
+      saw(await setStoredTimesBack(servers, HOUR_MS))
+      return () => clocks.shift(members, 0)
+    },
+  },
+  {
+    name: 'large bodies',
+    // To whom they go that the others do not wait is for test/cluster/large-bodies.test.ts: here they share the processors with everything else.
+    hits: ['machine'],
+    lastsMs: [0, 0],
+    shows: 'bodies that were refused for want of room',
+    begin: async ({ cluster, saw }) => {
+      saw(await sendLargeBodies(cluster.baseUrl, LARGE_BODIES))
+      return async () => {}
     },
   },
 ]
@@ -249,9 +331,29 @@ function serverFaults(part: 'redis' | 'postgres', server: (cluster: Cluster) => 
   return [fault('killed', 'kill', 'restart'), fault('stopped', 'stop', 'restart'), fault('frozen', 'freeze', 'thaw')]
 }
 
+/** The server refuses what everybody was told, until it is the right one again. */
+function passwordFault(
+  part: 'redis' | 'postgres' | 'nats',
+  set: (cluster: Cluster, password?: string) => Promise<void>,
+): Fault {
+  return {
+    name: `${part} password changed`,
+    hits: [part],
+    lastsMs: LONG,
+    begin: async ({ cluster }) => {
+      await set(cluster, 'another-password')
+      return () => set(cluster)
+    },
+  }
+}
+
+function isNats29({ version }: NatsCluster): boolean {
+  return version.startsWith('2.9.')
+}
+
 /** Why servers of this version cannot go through it. */
 function losesEvents({ nats }: Cluster): string | undefined {
-  return /^2\.9\./.test(nats.version)
+  return isNats29(nats)
     ? 'servers of NATS 2.9 lose events where they were frozen for long, or their disk was full (docs/guarantees.md)'
     : undefined
 }

@@ -87,6 +87,8 @@ export interface FaultRecord {
   readonly began: number
   /** When the part itself was whole again. */
   readonly repaired: number
+  /** How often that was seen which shows that it really happened, where a fault says what that is. */
+  readonly seen?: number
 }
 
 /** A node or worker that ended though nobody had ended it. */

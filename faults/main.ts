@@ -12,6 +12,7 @@ import { seededRandom } from '../test/contract/support.ts'
 import { check, type Violation } from './checker.ts'
 import { FAULTS } from './faults.ts'
 import type { History, Operation } from './history.ts'
+import { reportOf } from './report.ts'
 import { RunFailed, run } from './run.ts'
 import { planFaults } from './schedule.ts'
 
@@ -60,6 +61,7 @@ const { history, output } = await run({
 })
 const violations = check(history)
 console.log(summaryOf(history))
+console.log(reportOf(history))
 if (values.history !== undefined) await writeFile(values.history, JSON.stringify({ seed, history, violations, output }))
 if (violations.length === 0) {
   console.log('No promise was broken.')

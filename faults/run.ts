@@ -3,7 +3,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Agent, Answer, Client } from '../test/support/client.ts'
 import { type Cluster, type ClusterNode, type Settings, startCluster } from '../test/support/cluster.ts'
 import { createTestAuthority, startReceiver } from '../test/support/receiver.ts'
+import { makeDirectory, removeDirectory } from '../test/support/servers/directory.ts'
 import { startTcpProxy } from '../test/support/tcp-proxy.ts'
+import { Clocks } from './clock.ts'
 import { FAULTS, type Fault, type Link } from './faults.ts'
 import type { Crash, FaultRecord, History, NodeView } from './history.ts'
 import type { PlannedFault } from './schedule.ts'
@@ -22,6 +24,8 @@ const POLLING_AGENTS = 6
 const PUSHED_AGENTS = 2
 /** Room for the logs of an hour. */
 const NATS_DISK_MIB = 2_048
+/** Of a process: what the image has in a container of 512 MiB. One that needs more ends. */
+const HEAP_MIB = 170
 const FIRST_CALM_MS = 1_000
 /** After the last repair, until answers must have settled. */
 const LAST_CALM_MS = 6_000
@@ -33,8 +37,6 @@ const STALL_POLL_MS = 20
 const STALL_MS = 400
 /** Of what a process printed before it ended by itself, so many characters. */
 const CRASH_OUTPUT = 2_000
-/** Of a clock that jumps: more than any lease, session or time-out. */
-const CLOCK_SHIFT_MS = 3_600_000
 const SHIFTED_CLOCK = new URL('shifted-clock.ts', import.meta.url).href
 
 export interface RunOptions {
@@ -74,7 +76,7 @@ export async function run({ random, plan, paceMs, say }: RunOptions): Promise<Ru
     WEBHOOK_CA_FILE: authority.caFile,
     STATE_CAPACITY_BYTES: String(capacityBytes),
   })
-  const { cluster, links } = stage
+  const { cluster, links, clocks } = stage
   const possible = FAULTS.filter(({ name, impossible }) => {
     const reason = impossible?.(cluster)
     if (reason !== undefined) say(`left out: ${name}, as ${reason}`)
@@ -87,13 +89,18 @@ export async function run({ random, plan, paceMs, say }: RunOptions): Promise<Ru
       for (const { name, victim, durationMs, calmMs } of planned) {
         const fault = possible.find((candidate) => candidate.name === name)
         if (fault === undefined) throw new Error(`a fault was planned that there is not: ${name}`)
-        const { hits, begin } = fault
+        const { hits, shows, begin } = fault
         const began = performance.now()
         say(`${seconds(began)} ${name}, for ${seconds(durationMs)}`)
-        const repair = await begin({ cluster, links, victim })
+        let seen = 0
+        const saw = (times: number) => {
+          seen += times
+        }
+        const repair = await begin({ cluster, links, clocks, victim, saw })
         await sleep(durationMs)
         await repair()
-        faults.push({ name, hits, began, repaired: performance.now() })
+        faults.push({ name, hits, began, repaired: performance.now(), ...(shows !== undefined && { seen }) })
+        if (shows !== undefined && seen === 0) throw new Error(`${name}: there were no ${shows}`)
         await sleep(calmMs)
       }
     },
@@ -168,11 +175,15 @@ async function watchForStalls(over: AbortSignal): Promise<FaultRecord[]> {
 interface Stage extends AsyncDisposable {
   readonly cluster: Cluster
   readonly links: readonly Link[]
+  readonly clocks: Clocks
 }
 
 /** A cluster whose nodes and workers reach each server through a network of their own, and have a clock that can jump. */
 async function setUp(settings: Settings): Promise<Stage> {
   await using stack = new AsyncDisposableStack()
+  const directory = makeDirectory('clocks')
+  stack.defer(() => removeDirectory(directory))
+  const clocks = new Clocks(directory)
   const cluster = stack.use(
     await startCluster({
       nodes: 0,
@@ -181,8 +192,8 @@ async function setUp(settings: Settings): Promise<Stage> {
       settings: {
         ...WORKLOAD_SETTINGS,
         ...settings,
-        NODE_OPTIONS: `--import=${SHIFTED_CLOCK}`,
-        CLOCK_SHIFT_MS: String(CLOCK_SHIFT_MS),
+        NODE_OPTIONS: `--import=${SHIFTED_CLOCK} --max-old-space-size=${HEAP_MIB}`,
+        CLOCK_FILE: clocks.file,
       },
     }),
   )
@@ -202,7 +213,7 @@ async function setUp(settings: Settings): Promise<Stage> {
   for (let number = 1; number <= WORKERS; number++) await cluster.startWorker(await routesOf(`worker-${number}`))
   for (let number = 1; number <= API_NODES; number++) await cluster.startNode(await routesOf(`api-${number}`))
   const owner = stack.move()
-  return { cluster, links, [Symbol.asyncDispose]: () => owner.disposeAsync() }
+  return { cluster, links, clocks, [Symbol.asyncDispose]: () => owner.disposeAsync() }
 }
 
 /** What the log says, and what each node and `verify` do, when deliveries are recorded and projections have caught up. */

@@ -1,13 +1,16 @@
 /**
- * Loaded before the kernel (`node --import`), so that its wall clock can jump: SIGUSR2 shifts it by CLOCK_SHIFT_MS, and the next one back.
+ * Loaded before the kernel (`node --import`), so that its wall clock can jump: at SIGUSR2 it is shifted by what the file CLOCK_FILE says, in ms.
  * The clock that never goes back (`performance.now`, timers) is left alone, as the system does when it sets the time.
  */
-const SHIFT_MS = Number(process.env.CLOCK_SHIFT_MS ?? 0)
+import { readFileSync } from 'node:fs'
+
 const RealDate = Date
 let shiftMs = 0
 
 process.on('SIGUSR2', () => {
-  shiftMs = shiftMs === 0 ? SHIFT_MS : 0
+  const said = readFileSync(process.env.CLOCK_FILE ?? '', 'utf8')
+  shiftMs = Number.parseInt(said, 10)
+  console.error(`clock: ${said}`)
 })
 
 const now = () => RealDate.now() + shiftMs

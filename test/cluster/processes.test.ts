@@ -127,19 +127,15 @@ describe('a server that refuses the password for a while: 503 until it is the ri
   it('Postgres', async ({ onTestFailed }) => {
     onTestFailed(() => console.error(cluster.output()))
     const unharmed = watchProcesses()
-    const { password } = new URL(cluster.postgres.appUrl)
-    const superuser = postgres(cluster.postgres.superuserUrl, { max: 1, onnotice: () => {} })
     const agents = load()
     try {
-      await superuser.unsafe(`alter role tabulum password 'another'`)
-      await superuser.unsafe(`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tabulum'`)
+      await cluster.postgres.setAppPassword('another')
       await vi.waitFor(async () => expect((await one.tryWrite('refused', 'x')).status).toBe(503), {
         timeout: RECOVERY_MS,
       })
       expect((await two.tryRead('refused')).status).toBe(503)
     } finally {
-      await superuser.unsafe(`alter role tabulum password '${password}'`)
-      await superuser.end()
+      await cluster.postgres.setAppPassword()
     }
     await allWork()
     expect([...(await agents.stop())].filter((status) => ![200, 404, 503].includes(status))).toEqual([])
@@ -149,17 +145,13 @@ describe('a server that refuses the password for a while: 503 until it is the ri
   it('Redis', async ({ onTestFailed }) => {
     onTestFailed(() => console.error(cluster.output()))
     const unharmed = watchProcesses()
-    const { password } = new URL(cluster.redis.url)
-    const admin = new Redis(cluster.redis.adminUrl)
     try {
-      await admin.call('ACL', 'SETUSER', 'kernel', 'resetpass', '>another')
-      await admin.call('CLIENT', 'KILL', 'USER', 'kernel')
+      await cluster.redis.setKernelPassword('another')
       await vi.waitFor(async () => expect((await two.request('GET', '/v1/messages')).status).toBe(503), {
         timeout: RECOVERY_MS,
       })
     } finally {
-      await admin.call('ACL', 'SETUSER', 'kernel', 'resetpass', `>${password}`)
-      admin.disconnect()
+      await cluster.redis.setKernelPassword()
     }
     await allWork()
     await unharmed()

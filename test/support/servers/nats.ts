@@ -61,6 +61,8 @@ export interface NatsCluster extends AsyncDisposable {
   leader(): Promise<NatsServer | undefined>
   /** The server that leads a stream, or undefined while none does. */
   streamLeader(stream: string): Promise<NatsServer | undefined>
+  /** Asks whoever leads a stream to hand over, until this server does. */
+  makeLeader(stream: string, server: NatsServer): Promise<void>
   stop(): Promise<void>
   kill(): Promise<void>
   freeze(): Promise<void>
@@ -190,6 +192,15 @@ export async function startNats({
       },
     }
   })
+  const streamLeader = async (stream: string) => {
+    const connection = await connect(natsOptions(url('kernel')))
+    try {
+      const manager = await connection.jetstreamManager({ checkAPI: false, timeout: REQUEST_TIMEOUT_MS })
+      return named((await manager.streams.info(stream)).cluster?.leader)
+    } finally {
+      await connection.close()
+    }
+  }
   const all = async (act: (server: Process) => Promise<unknown>) => void (await Promise.all(processes.map(act)))
   const start = async () => {
     for (const server of processes) server.start()
@@ -213,14 +224,25 @@ export async function startNats({
     systemUrl: url('system'),
     version,
     leader,
-    async streamLeader(stream) {
-      const connection = await connect(natsOptions(url('kernel')))
-      try {
-        const manager = await connection.jetstreamManager({ checkAPI: false, timeout: REQUEST_TIMEOUT_MS })
-        return named((await manager.streams.info(stream)).cluster?.leader)
-      } finally {
-        await connection.close()
+    streamLeader,
+    async makeLeader(stream, server) {
+      const stepDown = async () => {
+        const connection = await connect(natsOptions(url('admin')))
+        try {
+          // Servers before 2.11 know nothing of a wish, and elect whom they like.
+          const wish = { placement: { preferred: server.name } }
+          const body = isBefore(version, 2, 11) ? '' : JSON.stringify(wish)
+          await connection.request(`$JS.API.STREAM.LEADER.STEPDOWN.${stream}`, body, { timeout: REQUEST_TIMEOUT_MS })
+        } finally {
+          await connection.close()
+        }
       }
+      await server.process.ready(async () => {
+        const leading = await streamLeader(stream)
+        if (leading === server) return true
+        if (leading !== undefined) await stepDown()
+        return undefined
+      }, START_DEADLINE_MS)
     },
     stop: () => all((server) => server.stop()),
     kill: () => all((server) => server.kill()),

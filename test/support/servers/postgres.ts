@@ -42,6 +42,11 @@ export interface PostgresServer extends AsyncDisposable {
   thaw(): Promise<void>
   /** Stops it if it runs, and starts it on the same port and data. */
   restart(): Promise<void>
+  /**
+   * Gives the role of api nodes and workers another password, as an operator would, and disconnects them; without one, the first. Resolves when the
+   * server asks for it.
+   */
+  setAppPassword(password?: string): Promise<void>
 }
 
 /**
@@ -114,6 +119,16 @@ export async function startPostgres({
     async restart() {
       if (server.running) await server.stop()
       await start()
+    },
+    async setAppPassword(password = PASSWORDS.tabulum) {
+      const sql = postgres(url('postgres'), { max: 1, onnotice: () => {} })
+      try {
+        await sql.unsafe(`alter role tabulum password '${password}'`)
+        await sql`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tabulum'`
+      } finally {
+        await sql.end()
+      }
+      await server.ready(() => answers(loopbackUrl('postgres', 'tabulum', password, port, DATABASE)), START_DEADLINE_MS)
     },
     [Symbol.asyncDispose]: dispose,
   }

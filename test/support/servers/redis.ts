@@ -26,6 +26,8 @@ export interface RedisServer extends AsyncDisposable {
   restart(): Promise<void>
   /** Removes every key. */
   wipe(): Promise<void>
+  /** Gives the kernel's user another password, as an operator would, and disconnects it; without one, the first. */
+  setKernelPassword(password?: string): Promise<void>
   /** Copies what is on disk, as a backup would; what it returns puts that back, into a server that does not run. */
   backUp(): () => void
 }
@@ -103,6 +105,12 @@ export async function startRedis({
     async wipe() {
       await withClient(url('admin'), (client) => client.flushall())
     },
+    async setKernelPassword(password = PASSWORDS.kernel) {
+      await withClient(url('admin'), async (client) => {
+        await client.call('ACL', 'SETUSER', 'kernel', 'resetpass', `>${password}`)
+        await client.call('CLIENT', 'KILL', 'USER', 'kernel')
+      })
+    },
     backUp() {
       const copy = makeDirectory('redis-copy')
       cpSync(files, copy, { recursive: true })
@@ -122,7 +130,12 @@ export function redisAdmin(url: string) {
     withClient(url, async (client) => Number(/^used_memory:(\d+)/m.exec(await client.info('memory'))?.[1]))
   return {
     usedMemory,
-    /** Limits its memory to so much more than it uses now; without a number, not at all. */
+    /** Commands that were refused since it started, as its memory was at the limit. */
+    refused: () =>
+      withClient(url, async (client) =>
+        Number(/^errorstat_OOM:count=(\d+)/m.exec(await client.info('errorstats'))?.[1] ?? 0),
+      ),
+    /** Limits its memory to so much more (or less) than it uses now; without a number, not at all. */
     async limitMemory(moreBytes?: number): Promise<void> {
       const limit = moreBytes === undefined ? 0 : (await usedMemory()) + moreBytes
       await withClient(url, (client) => client.config('SET', 'maxmemory', limit))
