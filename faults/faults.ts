@@ -150,10 +150,7 @@ export const FAULTS: readonly Fault[] = [
     name: 'nats disk full',
     hits: ['nats'],
     lastsMs: [2_000, 8_000],
-    impossible: (cluster) =>
-      cluster.nats.servers.every(({ disk }) => disk !== undefined)
-        ? losesEvents(cluster)
-        : 'a disk of its own needs the right to mount',
+    impossible: losesEvents,
     begin: async ({ cluster, victim }) => {
       const servers = victim < 0.5 ? cluster.nats.servers : [pick(cluster.nats.servers, victim * 2 - 1)]
       for (const { disk } of servers) disk?.fill()
@@ -338,7 +335,8 @@ function passwordFault(
 ): Fault {
   return {
     name: `${part} password changed`,
-    hits: [part],
+    // All connections end, with what was under way on them.
+    hits: [part, 'network'],
     lastsMs: LONG,
     begin: async ({ cluster }) => {
       await set(cluster, 'another-password')

@@ -1,7 +1,14 @@
 /** The event log in a JetStream stream: replicated, on disk, one total order for the whole cluster. */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type JetStreamClient, type JetStreamManager, type NatsConnection, NatsError, type StreamState } from 'nats'
+import {
+  type JetStreamClient,
+  type JetStreamManager,
+  type NatsConnection,
+  NatsError,
+  nanos,
+  type StreamState,
+} from 'nats'
 import { Counter, Histogram } from 'prom-client'
 import { inBackground } from '../platform/background.ts'
 import { Patience } from '../platform/patience.ts'
@@ -56,6 +63,9 @@ const DIRECT_READS_AT_ONCE = 8
 const DIRECT_GET_TRIES = 10
 /** What the server may send of a page at once; more than one event of the greatest size. */
 const FETCH_BYTES = 16 * 1_048_576
+
+/** The leader says something to each replica every second, and hears of it. */
+const SILENT_MS = 10_000
 
 /** Of an answer to a direct read. */
 const NOT_FOUND = 404
@@ -316,12 +326,15 @@ export class JetStreamEventLog implements EventLog {
     return (await this.#state()).bytes
   }
 
-  /** Other replicas than the one that leads, as that one sees them: how many are gone, and by how many events the last is behind. */
+  /**
+   * Other replicas than the one that leads, as that one sees them: how many take no part, and by how many events the last is behind. One that has met
+   * a write error, or has switched JetStream off, is not told of as offline: it is silent.
+   */
   async replicas(): Promise<{ offline: number; lagEvents: number }> {
     try {
       const replicas = (await this.#manager.streams.info(STREAM)).cluster?.replicas ?? []
       return {
-        offline: replicas.filter(({ offline }) => offline).length,
+        offline: replicas.filter(({ offline, active }) => offline || nanos(SILENT_MS) < active).length,
         lagEvents: Math.max(0, ...replicas.map(({ lag }) => lag ?? 0)),
       }
     } catch (error) {

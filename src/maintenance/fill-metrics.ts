@@ -20,7 +20,7 @@ export function measureFill({ logBytes, logReplicas, redisMemory, stateUsage, st
   )
   measure(
     'tabulum_log_replicas_offline',
-    'NATS servers that keep a copy of the event log and are gone, or have JetStream off.',
+    'NATS servers that keep a copy of the event log and are gone, have JetStream off, or do not write any more.',
     async () => (await logReplicas()).offline,
   )
   measure(

@@ -1,6 +1,6 @@
 /** Replicas of the log that lack an event: it is had from another, or nothing is read behind it. */
 import { connect, type JetStreamManager, type NatsConnection } from 'nats'
-import { afterAll, beforeAll, expect, it, vi } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { EventLost, LogUnavailable, readEvents } from '../../src/events/event-log.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
@@ -130,3 +130,68 @@ it('a follower that begins behind the place that is lost is not concerned', { ti
   }
   expect(seqs).toEqual(PLACES.slice(place))
 })
+
+describe('a server that lacks an event is filled anew, as docs/deploying.md says', { timeout: TEST_MS }, () => {
+  it('from those that have it', async () => {
+    await using stack = new AsyncDisposableStack()
+    const { servers, whatLeaderHas, fillAnew, lead } = await damagedCluster(stack)
+    await lead(servers[0])
+    expect(await whatLeaderHas()).toBeUndefined()
+    await fillAnew(servers[0])
+    await lead(servers[0])
+    expect(await whatLeaderHas()).toContain(DAMAGED)
+  })
+
+  it('after another has been made the leader, where the one that leads lacks it too', async () => {
+    await using stack = new AsyncDisposableStack()
+    const { servers, whatLeaderHas, fillAnew, lead } = await damagedCluster(stack)
+    await lead(servers[0])
+    // From the leader it does not get past the place, or passes over it (2.9).
+    await fillAnew(servers[1])
+    await lead(servers[2])
+    await fillAnew(servers[1])
+    await lead(servers[1])
+    expect(await whatLeaderHas()).toContain(DAMAGED)
+  })
+})
+
+/** Servers of their own, of which the first lacks an event. */
+async function damagedCluster(stack: AsyncDisposableStack) {
+  const cluster = stack.use(await startNats())
+  const admin = await connect({ ...natsOptions(cluster.adminUrl), reconnect: true, maxReconnectAttempts: -1 })
+  stack.defer(() => admin.close())
+  const streams = (await admin.jetstreamManager()).streams
+  await streams.add({ name: 'EVENTS', subjects: ['events.>'], num_replicas: 3 })
+  const append = (text: string) => admin.jetstream().publish('events.x', text)
+  await inParallel(50, () => append('x'.repeat(200)))
+  const { seq } = await append(DAMAGED)
+  await inParallel(50, () => append('x'.repeat(200)))
+  await vi.waitFor(async () => {
+    const { cluster: group } = await streams.info('EVENTS')
+    expect(group?.replicas?.every(({ current, lag }) => current && !lag)).toBe(true)
+  }, WAIT)
+  const servers = cluster.servers as [NatsServer, NatsServer, NatsServer]
+  await servers[0].stop()
+  servers[0].damage(DAMAGED)
+  await servers[0].restart()
+  return {
+    servers,
+    lead: (server: NatsServer) => cluster.makeLeader('EVENTS', server),
+    fillAnew: async (server: NatsServer) => {
+      await server.stop()
+      server.wipe()
+      await server.restart()
+    },
+    /** Whoever leads is asked for the event. */
+    whatLeaderHas: () =>
+      answered(() =>
+        streams.getMessage('EVENTS', { seq }).then(
+          (message) => message.string(),
+          (error: Error) => {
+            if (error.message !== 'no message found') throw error
+            return undefined
+          },
+        ),
+      ),
+  }
+}

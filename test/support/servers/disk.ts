@@ -1,8 +1,12 @@
-/** A small disk that tests can fill up. `remove.sh` unmounts it with its directory. */
-import { execFile } from 'node:child_process'
-import { closeSync, openSync, rmSync, writeSync } from 'node:fs'
+/**
+ * A disk of one server's own that tests can fill up. Mounted, it is a small one in memory, which `remove.sh` unmounts with its directory. Where that is
+ * not allowed, or not wanted, the system's limit on the size of files (setrlimit(2), RLIMIT_FSIZE) stands for it: no file can be written.
+ */
+import { execFile, execFileSync } from 'node:child_process'
+import { closeSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
+import type { Process } from './process.ts'
 
 const PIECE = Buffer.alloc(1 << 20)
 
@@ -33,5 +37,27 @@ export async function mountDisk(directory: string, sizeMiB: number): Promise<Dis
       }
     },
     free: () => rmSync(filler, { force: true }),
+  }
+}
+
+/** What stands for a disk: how the server has to be started for it, and what fills it once the process is known. */
+export interface FileLimit {
+  /** In front of its command line. */
+  readonly command: readonly string[]
+  diskOf(process: Process): Disk
+}
+
+/** `file` is to say what the limit is at the next start. */
+export function limitFiles(file: string): FileLimit {
+  writeFileSync(file, 'unlimited')
+  return {
+    command: ['sh', '-c', 'ulimit -S -f "$(cat "$0")" && exec "$@"', file],
+    diskOf(process) {
+      const set = (limit: '0' | 'unlimited') => {
+        writeFileSync(file, limit)
+        if (process.running) execFileSync('prlimit', ['--pid', String(process.pid), `--fsize=${limit}:`])
+      }
+      return { fill: () => set('0'), free: () => set('unlimited') }
+    },
   }
 }

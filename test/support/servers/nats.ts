@@ -6,7 +6,7 @@ import { type ConnectionOptions, connect } from 'nats'
 import { z } from 'zod'
 import { DEPLOY, loopbackUrl } from './deploy.ts'
 import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './directory.ts'
-import { type Disk, mountDisk } from './disk.ts'
+import { type Disk, limitFiles, mountDisk } from './disk.ts'
 import { installNc } from './nc.ts'
 import { Process } from './process.ts'
 import { findProgram } from './programs.ts'
@@ -31,7 +31,7 @@ export interface NatsServer {
   readonly name: string
   readonly port: number
   readonly process: Process
-  /** Of its own, where one was asked for and this machine allows it. */
+  /** Of its own, where one was asked for. */
   readonly disk: Disk | undefined
   stop(): Promise<void>
   kill(): Promise<void>
@@ -75,7 +75,7 @@ export interface NatsCluster extends AsyncDisposable {
 export interface NatsOptions {
   /** Default 3. */
   readonly servers?: number
-  /** Of a disk for each server, in memory, in MiB; without it they share the machine's. Needs the right to mount. */
+  /** Of a disk for each server, in memory, in MiB: see `disk.ts`. 0: one that is not mounted. Without it none can be filled. */
   readonly diskMiB?: number | undefined
   /** Run by `deploy/nats/start.sh`, which ends a server that only another start can mend; nobody starts it again. */
   readonly watched?: boolean
@@ -99,20 +99,26 @@ export async function startNats({
   const routes = numbers.map((number) => loopbackUrl('nats', 'route', PASSWORDS.route, portOf(number, 1)))
   const homes = numbers.map((number) => join(directory, `nats-${number + 1}`))
   for (const home of homes) mkdirSync(home)
-  const disks = await Promise.all(homes.map((home) => (diskMiB === undefined ? undefined : mountDisk(home, diskMiB))))
+  const mounted = await Promise.all(homes.map((home) => (diskMiB ? mountDisk(home, diskMiB) : undefined)))
   // A copy, in which a password can be changed.
   const configuration = join(directory, 'configuration')
   cpSync(join(DEPLOY, 'nats'), configuration, { recursive: true })
   installNc(directory)
+  const limits = homes.map((home, number) => {
+    return diskMiB === undefined || mounted[number] ? undefined : limitFiles(`${home}.limit`)
+  })
   const processes = homes.map((home, number) => {
+    const [program = '', ...args] = [
+      ...(limits[number]?.command ?? []),
+      ...(watched ? ['sh', join(DEPLOY, 'nats', 'start.sh')] : []),
+      file,
+      '--config',
+      join(configuration, isBefore(version, 2, 10) ? 'nats-2.9.conf' : 'nats.conf'),
+    ]
     return new Process({
       name: `nats-${number + 1}`,
-      file: watched ? 'sh' : file,
-      args: [
-        ...(watched ? [join(DEPLOY, 'nats', 'start.sh'), file] : []),
-        '--config',
-        join(configuration, isBefore(version, 2, 10) ? 'nats-2.9.conf' : 'nats.conf'),
-      ],
+      file: program,
+      args,
       env: {
         PATH: `${directory}:${process.env.PATH}`,
         NATS_WATCH_SECONDS: '0.5',
@@ -178,7 +184,7 @@ export async function startNats({
       name: server.name,
       port: portOf(number, 0),
       process: server,
-      disk: disks[number],
+      disk: mounted[number] ?? limits[number]?.diskOf(server),
       stop: async () => void (await server.stop()),
       kill: () => server.kill(),
       freeze: () => server.freeze(),

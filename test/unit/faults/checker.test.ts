@@ -303,6 +303,9 @@ describe('answers', () => {
     expect(rulesOf(historyOf([asked({ status: 500 })], [], nats))).toEqual(['undocumented answer'])
     expect(rulesOf(historyOf([asked({ status: 429, retryAfter: '1' })], [], nats))).toEqual(['undocumented answer'])
     expect(rulesOf(historyOf([asked({ status: 503, retryAfter: '1' })], [], nats))).toEqual([])
+    const clock = { faults: [broken(0, 10, 'clock')] }
+    expect(rulesOf(historyOf([asked({ status: 429, retryAfter: '1' })], [], clock))).toEqual([])
+    expect(rulesOf(historyOf([asked({ status: 429 })], [], clock))).toEqual(['undocumented answer'])
     expect(rulesOf(historyOf([asked({ status: 503 })], [], nats))).toEqual(['undocumented answer'])
     expect(rulesOf(historyOf([asked({ status: 503, retryAfter: '0' })], [], nats))).toEqual(['undocumented answer'])
     const limited = { kind: 'limited', status: 429, began: 0, ended: 1 } as const
