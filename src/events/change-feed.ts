@@ -14,7 +14,7 @@ import {
   type StreamState,
 } from 'nats'
 import { inBackground } from '../platform/background.ts'
-import { type Capability, changesOf, type EventType, type LoggedEvent } from './event.ts'
+import { changesOf, type EventType, type LoggedEvent } from './event.ts'
 import { type FollowOptions, LogUnavailable } from './event-log.ts'
 import {
   addConsumer,
@@ -41,6 +41,8 @@ const RECENT_EVENTS = 1_000
 const RECENT_BYTES = 8 * 1_048_576
 /** Bytes that the server may send ahead; more than one event of the greatest size. */
 const READ_AHEAD_BYTES = 16 * 1_048_576
+/** A follower for whom nothing comes is told so often how far the log has got without it. */
+const PASSED_MS = 1_000
 /** A consumer that has been quiet for so long is looked after. */
 const WATCH_MS = 500
 /** So often in a row it is found to be behind, or not heard of, until it is given up: the servers may only be busy. */
@@ -52,22 +54,17 @@ const HEARTBEAT_MS = 500
 /** A request for more events ends after this, and the library makes another. */
 const REQUEST_MS = 10_000
 
-/** The place of the last change, or of the last of a capability; 0 if there is none. As the stream's leader knows. */
-export type LastChange = (capability?: Capability) => Promise<number>
-
 /** All feeds on one connection, and who follows which. */
 export class ChangeFeeds {
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
-  readonly #lastChange: LastChange
   readonly #skipped: SkippedPlaces
   /** The oldest first. */
   readonly #feeds = new Set<ChangeFeed>()
 
-  constructor(stream: JetStreamClient, manager: JetStreamManager, lastChange: LastChange, skipped: SkippedPlaces) {
+  constructor(stream: JetStreamClient, manager: JetStreamManager, skipped: SkippedPlaces) {
     this.#stream = stream
     this.#manager = manager
-    this.#lastChange = lastChange
     this.#skipped = skipped
   }
 
@@ -81,13 +78,9 @@ export class ChangeFeeds {
     signal.addEventListener('abort', wake, { once: true })
     try {
       // As the stream's leader says: a consumer may be on a replica that has yet to get what was confirmed.
-      const state = await stateOf(this.#manager)
-      let begun = state.last_seq
+      let begun = (await stateOf(this.#manager)).last_seq
       let askedAt = performance.now()
-      const { capability } = options
-      // Where there is nothing of its capability since, as a replica says that counts all events, it need not see the rest.
-      if (capability && begun > since && isWhole(state) && (await this.#lastChange(capability)) <= since)
-        follower.position = begun
+      let passed = since
       let isCaughtUp = false
       let hasJoined = false
       while (!signal.aborted) {
@@ -117,6 +110,8 @@ export class ChangeFeeds {
           if (!isCaughtUp && feed.position >= begun) {
             if (feed.pending === 0 || performance.now() - askedAt < WATCH_MS) {
               isCaughtUp = true
+              passed = follower.position
+              options.onPassed?.(passed)
               yield []
             } else {
               // A server's count of what is to come may stay too high for ever.
@@ -127,11 +122,17 @@ export class ChangeFeeds {
           }
         }
         follower.waitsFor = isCaughtUp ? Number.POSITIVE_INFINITY : begun
-        await follower.woken()
+        const hasWaited = await follower.woken(options.onPassed && PASSED_MS)
+        // What came meanwhile was for others.
+        if (hasWaited && isCaughtUp && follower.isIdle && follower.position > passed) {
+          passed = follower.position
+          options.onPassed?.(passed)
+          yield []
+        }
       }
     } finally {
       signal.removeEventListener('abort', wake)
-      follower.wake()
+      follower.end()
       follower.feed?.leave(follower)
     }
   }
@@ -156,11 +157,6 @@ export class ChangeFeeds {
 
 async function stateOf(manager: JetStreamManager): Promise<StreamState> {
   return (await manager.streams.info(STREAM)).state
-}
-
-/** Whether the replica that leads counts as many events as places. */
-function isWhole({ messages, last_seq: last }: StreamState): boolean {
-  return messages === last
 }
 
 /** A consumer of a feed's own, and what it sends. */
@@ -406,6 +402,7 @@ class Follower {
   }
 
   #deliver(): void {
+    this.#endLinger()
     this.#isReady = true
     this.wake()
   }
@@ -427,14 +424,33 @@ class Follower {
   }
 
   wake(): void {
-    clearTimeout(this.#lingering)
-    this.#lingering = undefined
     this.#waking.resolve()
   }
 
-  /** Resolves when it has been woken since it was called last. */
-  async woken(): Promise<void> {
+  /** Nothing is to come any more. */
+  end(): void {
+    this.#endLinger()
+    this.wake()
+  }
+
+  #endLinger(): void {
+    clearTimeout(this.#lingering)
+    this.#lingering = undefined
+  }
+
+  /** Resolves when it has been woken since it was called last, or when so much time is over, then to true. */
+  async woken(afterMs?: number): Promise<boolean> {
+    let isOver = false
+    const timer =
+      afterMs === undefined
+        ? undefined
+        : setTimeout(() => {
+            isOver = true
+            this.wake()
+          }, afterMs)
     await this.#waking.promise
+    clearTimeout(timer)
     this.#waking = Promise.withResolvers()
+    return isOver
   }
 }

@@ -30,6 +30,8 @@ export interface FollowOptions {
   readonly capability?: Capability | undefined
   /** Events that nobody waits for: a log may hold them back for some milliseconds, so that more of them come in one batch. */
   readonly mayWait?: ((event: LoggedEvent) => boolean) | undefined
+  /** Told right before an empty batch, now and then: all that this follower gets up to here it has got. A log that finds what it gets by itself may say nothing. */
+  readonly onPassed?: ((seq: number) => void) | undefined
 }
 
 /** A page of the log ends after so many bytes, past its first event, so that a reader knows how much it may have to hold. */

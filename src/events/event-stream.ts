@@ -16,14 +16,14 @@ import {
   StorageType,
 } from 'nats'
 import { StartupError } from '../platform/startup-error.ts'
-import type { Capability, LoggedEvent, NewEvent, Routing, Via } from './event.ts'
+import type { LoggedEvent, NewEvent, Routing, Via } from './event.ts'
 import { DEDUPLICATION_WINDOW_MS, LogUnavailable } from './event-log.ts'
 
 export const STREAM = 'EVENTS'
 /** Every subject of an event. */
 export const ALL_EVENTS = 'events.>'
-/** Every subject of an event that changes something, or of those of one capability. */
-export const changesSubject = (capability: Capability | '*' = '*') => `events.${capability}.change.>`
+/** Every subject of an event that changes something. */
+export const ALL_CHANGES = 'events.*.change.>'
 const ABOUT = 'Tabulum-About'
 const RESERVATION = 'Tabulum-Reservation'
 const ORIGIN = 'Tabulum-Origin'

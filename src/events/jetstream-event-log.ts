@@ -13,7 +13,7 @@ import { Counter, Histogram } from 'prom-client'
 import { inBackground } from '../platform/background.ts'
 import { Patience } from '../platform/patience.ts'
 import { NotThereYet, StartupError } from '../platform/startup-error.ts'
-import { ChangeFeeds, type LastChange } from './change-feed.ts'
+import { ChangeFeeds } from './change-feed.ts'
 import { changesOf, eventSubject, type LoggedEvent, type NewEvent } from './event.ts'
 import {
   type Appended,
@@ -25,8 +25,8 @@ import {
   PAGE_BYTES,
 } from './event-log.ts'
 import {
+  ALL_CHANGES,
   addConsumer,
-  changesSubject,
   deleteConsumer,
   ensureStream,
   eventHeaders,
@@ -87,7 +87,7 @@ export class JetStreamEventLog implements EventLog {
   readonly #origin: string | undefined
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
-  readonly #lastChange: LastChange
+  readonly #lastChange: () => Promise<number>
   readonly #feeds: ChangeFeeds
   readonly #skipped: SkippedPlaces
   #turn: Promise<void> | undefined
@@ -97,14 +97,19 @@ export class JetStreamEventLog implements EventLog {
   /** An event got a place that was taken: the log has lost what was there. */
   #hasLost = false
 
-  private constructor(connection: NatsConnection, manager: JetStreamManager, lastChange: LastChange, origin?: string) {
+  private constructor(
+    connection: NatsConnection,
+    manager: JetStreamManager,
+    lastChange: () => Promise<number>,
+    origin?: string,
+  ) {
     this.#connection = connection
     this.#origin = origin
     this.#stream = connection.jetstream({ timeout: TRY_TIMEOUT_MS })
     this.#manager = manager
     this.#lastChange = lastChange
     this.#skipped = new SkippedPlaces(manager)
-    this.#feeds = new ChangeFeeds(this.#stream, manager, lastChange, this.#skipped)
+    this.#feeds = new ChangeFeeds(this.#stream, manager, this.#skipped)
   }
 
   /**
@@ -124,7 +129,7 @@ export class JetStreamEventLog implements EventLog {
     }
     const prompt = await connection.jetstreamManager({ timeout: PROMPT_TIMEOUT_MS, checkAPI: false })
     const patient = await connection.jetstreamManager({ timeout: LAST_EVENT_TIMEOUT_MS, checkAPI: false })
-    const lastChange: LastChange = (capability) => lastSeqOf({ prompt, patient }, changesSubject(capability))
+    const lastChange = () => lastSeqOf({ prompt, patient }, ALL_CHANGES)
     return new JetStreamEventLog(connection, manager, lastChange, origin)
   }
 

@@ -77,14 +77,21 @@ export class DatabaseProjection implements Projection {
 
   async apply(holder: string, from: number, events: readonly LoggedEvent[]): Promise<void> {
     const last = events.at(-1)
-    if (!last) return
+    if (last) await this.#move(holder, from, last.seq, events)
+  }
+
+  async pass(holder: string, from: number, to: number): Promise<void> {
+    await this.#move(holder, from, to, [])
+  }
+
+  async #move(holder: string, from: number, to: number, events: readonly LoggedEvent[]): Promise<void> {
     const { rows } = await roundTrip(
       this.#database,
       'apply_projection',
       () =>
         sql<{ dropped: number | null }>`
           select apply_events(
-            ${holder}, ${from}, ${last.seq},
+            ${holder}, ${from}, ${to},
             ${JSON.stringify(registryChanges(events))}::json,
             ${JSON.stringify(stateChanges(events))}::json,
             ${JSON.stringify(messageChanges(events))}::json,

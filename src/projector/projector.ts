@@ -30,6 +30,8 @@ export interface Projection {
    * Throws `LeaseLost` if the position is not `from` or the lease another's, and soon after `signal` aborts where it has to wait.
    */
   apply(holder: string, from: number, events: readonly LoggedEvent[], signal: AbortSignal): Promise<void>
+  /** Nothing in the log after position `from` concerns it up to `to`, which becomes the position: it need not be read again. Throws like `apply`. */
+  pass?(holder: string, from: number, to: number): Promise<void>
   /** Whether `apply` waits for room in the store, for as long as that may take. */
   readonly isHeldUp?: boolean
   /** Gives the lease back, so that another process need not wait for its end. */
@@ -168,7 +170,11 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
         `the event log ends at ${end}, before ${start}, which has been applied: if it stays so, it has lost events, or was restored from an older copy than the database`,
       )
     announce()
-    for await (const events of log.follow(position, stop, projection.follows)) {
+    let passed = start
+    const onPassed = (seq: number) => {
+      passed = seq
+    }
+    for await (const events of log.follow(position, stop, { ...projection.follows, onPassed })) {
       const last = events.at(-1)
       isCaughtUp = last === undefined
       if (last) {
@@ -178,6 +184,10 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
         lagHistogram.observe(labels, Math.max(0, Date.now() - Date.parse(last.ts)) / 1_000)
         announce(events)
       } else {
+        if (projection.pass !== undefined && passed > position) {
+          await projection.pass(holder, position, passed)
+          position = passed
+        }
         projection.caughtUp?.()
         if (!wasCaughtUp) announce()
         wasCaughtUp = true

@@ -253,8 +253,12 @@ export class QueueProjection implements Projection {
     } catch (error) {
       throw error instanceof QueuesLost ? new LeaseLost(error.message) : error
     }
-    await this.#advance(holder, String(from), last.seq)
-    this.#position = last.seq
+    await this.pass(holder, from, last.seq)
+  }
+
+  async pass(holder: string, from: number, to: number): Promise<void> {
+    await this.#advance(holder, String(from), to)
+    this.#position = to
   }
 
   async #advance(holder: string, from: string, to: number): Promise<void> {

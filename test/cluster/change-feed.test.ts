@@ -8,7 +8,7 @@ import { type FollowOptions, LogUnavailable } from '../../src/events/event-log.t
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { connectNats } from '../../src/platform/nats.ts'
-import { inParallel, inSequence, sent, written } from '../conformance/support.ts'
+import { inParallel, inSequence, read, sent, written } from '../conformance/support.ts'
 import { type NatsCluster, natsOptions, startNats } from '../support/servers.ts'
 
 const WAIT = { timeout: 45_000, interval: 20 }
@@ -192,16 +192,40 @@ it('what may not wait does not wait for what comes after it', { timeout: TEST_MS
   expect(waits.toSorted((a, b) => a - b)[5]).toBeLessThan(100)
 })
 
-it('one whose capability has seen nothing for long does not see all the rest go by', { timeout: TEST_MS }, async () => {
+it('what may wait comes though reads, which are for nobody, come after it and are the end of the log', {
+  timeout: TEST_MS,
+}, async () => {
   const since = await log.lastSeq()
+  const { seq } = await log.append(sent('tab_bbbbbbbbbbbbbbbbbbbb', 'x'))
+  await inParallel(20, () => log.append(read('feed/read')))
+  await using patient = follow(since, { capability: 'message', mayWait: () => true })
+  await vi.waitFor(() => expect(patient.batches).toEqual([[seq], []]), WAIT)
+})
+
+it('one for whom nothing comes is told how far it is, so that it need not begin where it began', {
+  timeout: TEST_MS,
+}, async () => {
+  const since = await log.lastSeq()
+  const passed: number[] = []
+  const hadThen: number[] = []
+  const onPassed = (seq: number) => {
+    passed.push(seq)
+    hadThen.push(messages.seqs().length)
+  }
   const before = (await inParallel(8, () => append(200))).flat()
-  const position = Math.max(...before)
-  await using other = follow(position)
-  await vi.waitFor(() => expect(other.batches).toEqual([[]]), WAIT)
-  await using messages = follow(since, { capability: 'message' })
+  await using messages = follow(since, { capability: 'message', onPassed })
   await vi.waitFor(() => expect(messages.batches).toEqual([[]]), WAIT)
-  // It could join at once.
-  expect(await consumers()).toHaveLength(1)
+  expect(passed).toEqual([Math.max(...before)])
+  const [last = 0] = await append(1)
+  await vi.waitFor(() => expect(passed.at(-1)).toBe(last), WAIT)
+  const reads = await inSequence(3, () => log.append(read('feed/read')))
+  await vi.waitFor(() => expect(passed.at(-1)).toBe(reads.at(-1)?.seq), WAIT)
+  const { seq } = await log.append(sent('tab_bbbbbbbbbbbbbbbbbbbb', 'x'))
+  await append(1)
+  await vi.waitFor(() => expect(passed.at(-1)).toBe(seq + 1), WAIT)
+  // Never ahead of what it has got.
+  expect(messages.seqs()).toEqual([seq])
+  for (const [index, place] of passed.entries()) expect(hadThen[index]).toBe(place < seq ? 0 : 1)
 })
 
 it('one at the end does not wait for another that is far behind', { timeout: TEST_MS }, async () => {

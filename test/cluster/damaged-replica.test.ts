@@ -5,7 +5,7 @@ import { EventLost, LogUnavailable, readEvents } from '../../src/events/event-lo
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { connectNats } from '../../src/platform/nats.ts'
-import { inParallel, written } from '../conformance/support.ts'
+import { inParallel, sent, written } from '../conformance/support.ts'
 import { type NatsCluster, type NatsServer, natsOptions, startNats } from '../support/servers.ts'
 
 const START_MS = 180_000
@@ -155,17 +155,39 @@ describe('a server that lacks an event is filled anew, as docs/deploying.md says
   })
 })
 
-/** Servers of their own, of which the first lacks an event. */
+it('who follows one capability has what the leader lacks of it, which counts it as long as it has not missed it', {
+  timeout: TEST_MS,
+}, async () => {
+  await using stack = new AsyncDisposableStack()
+  const { log, seq, servers, lead } = await damagedCluster(stack)
+  await lead(servers[0])
+  const stop = new AbortController()
+  const batches: number[][] = []
+  const run = async () => {
+    for await (const events of log.follow(seq - 1, stop.signal, { capability: 'message' })) {
+      batches.push(events.map((event) => event.seq))
+      if (events.length === 0) stop.abort()
+    }
+  }
+  await answered(() => run().catch((error: unknown) => batches.length === 0 && Promise.reject(error)))
+  expect(batches).toEqual([[seq], []])
+})
+
+/** Servers of their own, of which the first lacks an event: the only message in the log. */
 async function damagedCluster(stack: AsyncDisposableStack) {
   const cluster = stack.use(await startNats())
+  const log = await JetStreamEventLog.open(
+    await connectNats(cluster.url.split(','), 'test', createLogger('silent', 'test')),
+    3,
+  )
+  stack.defer(() => log.close())
   const admin = await connect({ ...natsOptions(cluster.adminUrl), reconnect: true, maxReconnectAttempts: -1 })
   stack.defer(() => admin.close())
-  const streams = (await admin.jetstreamManager()).streams
-  await streams.add({ name: 'EVENTS', subjects: ['events.>'], num_replicas: 3 })
-  const append = (text: string) => admin.jetstream().publish('events.x', text)
-  await inParallel(50, () => append('x'.repeat(200)))
-  const { seq } = await append(DAMAGED)
-  await inParallel(50, () => append('x'.repeat(200)))
+  const { streams } = await admin.jetstreamManager()
+  const fill = () => inParallel(50, (index) => log.append(written(`key/${index}`, 'x'.repeat(200))))
+  await fill()
+  const { seq } = await log.append(sent('tab_bbbbbbbbbbbbbbbbbbbb', DAMAGED))
+  await fill()
   await vi.waitFor(async () => {
     const { cluster: group } = await streams.info('EVENTS')
     expect(group?.replicas?.every(({ current, lag }) => current && !lag)).toBe(true)
@@ -175,6 +197,8 @@ async function damagedCluster(stack: AsyncDisposableStack) {
   servers[0].damage(DAMAGED)
   await servers[0].restart()
   return {
+    log,
+    seq,
     servers,
     lead: (server: NatsServer) => cluster.makeLeader('EVENTS', server),
     fillAnew: async (server: NatsServer) => {

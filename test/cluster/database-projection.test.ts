@@ -66,6 +66,15 @@ describe('the lease', () => {
     })
   })
 
+  it('lets the position move where what comes is for nobody, and nobody else move it', async () => {
+    await projection.acquire('one', LEASE_MS)
+    await projection.pass('one', 0, 5)
+    await expect(projection.pass('one', 0, 6)).rejects.toBeInstanceOf(LeaseLost)
+    await expect(projection.pass('two', 5, 6)).rejects.toBeInstanceOf(LeaseLost)
+    expect(await projection.acquire('one', LEASE_MS)).toBe(5)
+    await database.updateTable('projections').set({ applied_seq: 0 }).where('name', '=', 'database').execute()
+  })
+
   it('is prolonged', async () => {
     await projection.acquire('one', 100)
     await projection.renew('one', 60_000)

@@ -15,6 +15,7 @@ import {
 import type { Database } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { COMMAND_TIMEOUT_MS, loadScript, RedisClient } from '../../src/platform/redis.ts'
+import { LeaseLost } from '../../src/projector/projector.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
 import { holdUp } from '../support/hold-up.ts'
 import { startRedis } from '../support/servers.ts'
@@ -157,9 +158,12 @@ it('queues of an earlier generation are removed by whoever leads, and by nobody 
     // This one has replaced nothing itself: the leader that did is gone. There is nothing to ask the database for.
     const projection = new QueueProjection(redis, {} as Database, { maxQueue: 10 })
     expect(await projection.acquire('late', 60_000, new AbortController().signal)).toBe(1)
+    await projection.pass('late', 1, 3)
+    await expect(projection.pass('late', 1, 4)).rejects.toThrow('the queues are not at 1 any more')
     await projection.release('late')
     const next = new QueueProjection(redis, {} as Database, { maxQueue: 10 })
-    expect(await next.acquire('next', 60_000, new AbortController().signal)).toBe(1)
+    expect(await next.acquire('next', 60_000, new AbortController().signal)).toBe(3)
+    await expect(projection.pass('late', 3, 4)).rejects.toBeInstanceOf(LeaseLost)
     // What it finds may be a generation that the other one builds.
     await projection.tidy(new AbortController().signal)
     expect(await left('earlier')).toBe(agents.length)
