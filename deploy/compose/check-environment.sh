@@ -1,12 +1,17 @@
 #!/bin/sh
 # Run before everything else of docker-compose.yml. Refuses passwords that would not work in URLs and in the configuration of
-# NATS, and the published ones of .env.example unless only this machine can reach the cluster.
+# NATS, the published ones of .env.example unless only this machine can reach the cluster, and what would end in containers
+# that start again and again.
 set -eu
 
 failed=
 refuse() {
   echo "$1" >&2
   failed=yes
+}
+
+is_like() {
+  printf '%s\n' "$1" | grep -Eqx "$2"
 }
 
 example=
@@ -18,8 +23,10 @@ for name in POSTGRES_PASSWORD TABULUM_OWNER_PASSWORD TABULUM_PASSWORD REDIS_KERN
   esac
   case $name:$value in
     *:) refuse "$name is not set." ;;
-    # Hexadecimal; the kernel checks it.
-    WEBHOOK_SECRET_KEY:*) ;;
+    WEBHOOK_SECRET_KEY:*)
+      is_like "$value" '[0-9a-fA-F]{64}(, *[0-9a-fA-F]{64})*' ||
+        refuse "$name must be 64 hexadecimal digits, such as openssl rand -hex 32, or a list of such with commas."
+      ;;
     *:[!a-zA-Z]* | *:*[!a-zA-Z0-9_-]*) refuse "$name must be letters, digits, - and _, with a letter first." ;;
   esac
   if [ "${#value}" -lt 16 ]; then refuse "$name must have at least 16 characters."; fi
@@ -37,4 +44,15 @@ if [ -n "$example" ]; then
     refuse "PUBLISH_ADDRESS must be 127.0.0.1 while a password $advice"
   fi
 fi
+
+for name in API_REPLICAS WORKER_REPLICAS; do
+  eval "value=\${$name:-}"
+  is_like "$value" '[1-9][0-9]*' || refuse "$name must be a number, at least 1."
+done
+is_like "${NATS_MAX_FILE_STORE:-}" '[1-9][0-9]*(GB|TB)' || refuse "NATS_MAX_FILE_STORE must be a number of GB or TB, such as 20GB."
+is_like "${TRUSTED_PROXIES:-}" '([0-9a-fA-F.:]+/[0-9]+(, *|$))*' ||
+  refuse "TRUSTED_PROXIES must be CIDR ranges with commas, such as 10.213.89.1/32."
+is_like "${LOG_LEVEL:-}" 'trace|debug|info|warn|error|fatal|silent' ||
+  refuse "LOG_LEVEL must be trace, debug, info, warn, error, fatal or silent."
+is_like "${TERMS_URL:-}" '(https?://.+)?' || refuse "TERMS_URL must be empty or begin with https://."
 [ -z "$failed" ]

@@ -1,6 +1,9 @@
 /** The files that deploy the kernel, checked without an engine: schemas, and that they agree with the program and each other. */
 import { execFile } from 'node:child_process'
+import { once } from 'node:events'
 import { readdirSync, readFileSync, statSync, symlinkSync } from 'node:fs'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { Ajv } from 'ajv'
@@ -103,9 +106,32 @@ describe('Dockerfile', () => {
     expect(dockerfile).toMatch(/^USER 1000:1000$/m)
     expect(dockerfile).toContain('npm ci --omit=dev --ignore-scripts')
     expect(dockerfile).toContain(`EXPOSE ${loadConfig({}).PORT} ${loadConfig({}).INTERNAL_PORT}`)
-    expect(dockerfile).toContain('/readyz')
     // Each container would get one, of which only `serve` has a use.
     expect(dockerfile).not.toMatch(/^VOLUME/m)
+  })
+
+  test('is healthy while the process is ready, and only then', async () => {
+    let status = 200
+    const server = createServer((request, response) => {
+      response.writeHead(request.url === '/readyz' ? status : 404).end()
+    })
+    await once(server.listen(0, '127.0.0.1'), 'listening')
+    const { port } = server.address() as AddressInfo
+    const [program = '', ...args] = z
+      .array(z.string())
+      .parse(JSON.parse(/^HEALTHCHECK [^[]*(\[.*\])$/m.exec(dockerfile)?.[1] ?? ''))
+    const env = { PATH: process.env.PATH ?? '', INTERNAL_PORT: String(port) }
+    const isHealthy = () =>
+      run(program, args, { env }).then(
+        () => true,
+        () => false,
+      )
+    expect(await isHealthy()).toBe(true)
+    status = 503
+    expect(await isHealthy()).toBe(false)
+    server.close()
+    await once(server, 'close')
+    expect(await isHealthy()).toBe(false)
   })
 
   test('copies only what exists and is let through to it', () => {
@@ -163,7 +189,7 @@ describe('docker-compose.yml', () => {
     const mayChown = name === 'nats-volumes'
     expect(definition.cap_add).toEqual(mayChown ? ['CHOWN'] : [])
     expect(definition.user.startsWith('0:')).toBe(mayChown)
-    const endsByItself = ['migrate', 'nats-volumes', CHECK].includes(name)
+    const endsByItself = ['migrate', 'nats-volumes', 'nats-tool', CHECK].includes(name)
     if (!endsByItself) expect(definition.healthcheck?.test ?? isKernel(definition.image)).toBeTruthy()
     if (definition.network_mode !== 'none')
       expect(definition.deploy?.resources.limits).toHaveProperty('memory', definition.memswap_limit)
@@ -193,7 +219,7 @@ describe('docker-compose.yml', () => {
     // A server reaches those who use it and no other server.
     expect(members('database')).toEqual(['api', 'worker', 'migrate', 'postgres'])
     expect(members('queues')).toEqual(['api', 'worker', 'redis'])
-    expect(members('log')).toEqual(['api', 'worker', 'nats-1', 'nats-2', 'nats-3'])
+    expect(members('log')).toEqual(['api', 'worker', 'nats-1', 'nats-2', 'nats-3', 'nats-tool'])
     for (const [name, { internal, driver_opts }] of Object.entries(compose.networks)) {
       const noGateway = { 'com.docker.network.bridge.gateway_mode_ipv4': 'isolated' }
       if (internal) expect(driver_opts, name).toEqual(noGateway)
@@ -238,7 +264,7 @@ describe('docker-compose.yml', () => {
     const waitsFor = (name: string): string[] =>
       Object.keys(compose.services[name]?.depends_on ?? {}).flatMap((other) => [other, ...waitsFor(other)])
     for (const [name] of services) {
-      if (![CHECK, 'prometheus'].includes(name)) expect(waitsFor(name), name).toContain(CHECK)
+      if (![CHECK, 'nats-tool', 'prometheus'].includes(name)) expect(waitsFor(name), name).toContain(CHECK)
     }
     for (const name of ['api', 'worker'])
       expect(compose.services[name]?.depends_on.migrate?.condition).toBe('service_completed_successfully')
@@ -364,9 +390,42 @@ describe('the environment of docker-compose.yml', () => {
     const used = new Set([...read('docker-compose.yml').matchAll(/\$\{(\w+)(?!\w|:-)/g)].map(([, name]) => name ?? ''))
     for (const name of used) expect(Object.keys(example)).toContain(name)
     expect(Object.keys(await made())).toEqual(Object.keys(example))
-    expect(Object.keys(compose.services[CHECK]?.environment ?? {})).toEqual(
-      Object.keys(example).filter((name) => /^ENVIRONMENT$|^PUBLISH_ADDRESS$|PASSWORD|KEY/.test(name)),
+    // Ports and ranges Docker checks, and says what is wrong with them.
+    expect(Object.keys(compose.services[CHECK]?.environment ?? {}).toSorted()).toEqual(
+      Object.keys(example)
+        .filter((name) => !/PORT$|SUBNET$/.test(name))
+        .toSorted(),
     )
+  })
+
+  test('has in the example and when made what is set where nothing is said', async () => {
+    const others = [...read('docker-compose.yml').matchAll(/\$\{(\w+):-([^}]*)\}/g)]
+    expect(others.length).toBeGreaterThan(10)
+    for (const [, name = '', value] of others)
+      for (const settings of [example, await made()])
+        if (name !== 'ENVIRONMENT') expect(settings[name], name).toBe(value)
+  })
+
+  test.each([
+    ['API_REPLICAS', ['0', '-1', 'many', '', '03'], ['1', '12']],
+    ['WORKER_REPLICAS', ['0'], ['1']],
+    ['NATS_MAX_FILE_STORE', ['1', '0GB', '20', 'lots', '20 GB', '100MB'], ['1GB', '2TB']],
+    [
+      'TRUSTED_PROXIES',
+      ['everyone', '10.0.0.1', '10.0.0.0/8;10.1.0.0/16'],
+      ['', '10.0.0.0/8, fd00::/8', '10.1.2.3/32,'],
+    ],
+    ['LOG_LEVEL', ['loud', 'INFO'], ['debug']],
+    ['TERMS_URL', ['terms', 'ftp://example.com'], ['', 'https://example.com/terms']],
+    ['WEBHOOK_SECRET_KEY', ['z'.repeat(64), 'a'.repeat(63)], ['a'.repeat(64), `${'a'.repeat(64)},${'b'.repeat(64)}`]],
+  ])('is refused where %s would have containers start again and again', async (name, wrong, right) => {
+    const good = await made()
+    for (const value of wrong) expect(await attempt({ ...good, [name]: value }), value).toMatch(`${name} must be`)
+    for (const value of right) {
+      expect(await attempt({ ...good, [name]: value }), value).toBe('accepted')
+      // The kernel is of the same opinion.
+      if (settingNames.includes(name)) expect(() => loadConfig({ [name]: value }), value).not.toThrow()
+    }
   })
 
   test('is new each time, and accepted', async () => {

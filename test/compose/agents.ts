@@ -1,0 +1,144 @@
+/** Agents on the cluster: the requests of the README's tour, and load that notices what is lost. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { type Agent, type Answer, Client, messageAccepted, messagesPage } from '../support/client.ts'
+import { expect, PORT, until, within } from './engine.ts'
+
+const client = new Client(`http://127.0.0.1:${PORT}`)
+
+/** Who writes to whom under load: so many that none meets its limit of 60 a minute with a turn of PAUSE_MS for one. */
+const PAIRS = 12
+const PAUSE_MS = 100
+/** A turn is three requests, each of which has a deadline of a minute. */
+const TURN_MS = 200_000
+/** Each is asked twice a second at most, within a limit of 300 a minute for a reader. */
+const READ_BACK_MS = 300_000
+
+let agents: readonly [Agent, Agent]
+let pairs: (readonly [Agent, Agent])[] = []
+
+/** The requests of the README's tour. */
+export async function tour(): Promise<void> {
+  const operator = await client.registerOperator()
+  const pair = async () => [await operator.registerAgent(), await operator.registerAgent()] as const
+  agents = await pair()
+  pairs = []
+  while (pairs.length < PAIRS) pairs.push(await pair())
+  const [ada, bob] = agents
+  await ada.registry()
+  for (const [from, to, content] of [
+    [ada, bob, 'Bob, what is 6 times 7?'],
+    [bob, ada, '42, Ada.'],
+  ] as const) {
+    await from.send(to.address, content)
+    const { messages } = await to.receive()
+    expect(
+      'what came',
+      messages.map((message) => message.content),
+      [content],
+    )
+  }
+  await ada.write('answers/6-times-7', '42')
+  await stateIsThere()
+}
+
+export async function stateIsThere(): Promise<void> {
+  expect('the value', (await agents[1].read('answers/6-times-7')).value, '42')
+}
+
+/** A message that waits, for whoever looks for it later. */
+export const leave = (content: string) => agents[0].send(agents[1].address, content)
+
+export async function isWaiting(content: string): Promise<void> {
+  const { messages } = await agents[1].receive()
+  expect(
+    'what waited',
+    messages.map((message) => message.content),
+    [content],
+  )
+}
+
+/** Lets an agent with this webhook be sent a message. */
+export async function sendTo(webhookUrl: string, content: string): Promise<void> {
+  const recipient = await client.registerAgent({ webhookUrl })
+  await agents[0].send(recipient.address, content)
+}
+
+/** No answer is a failure too. */
+const attempt = (request: Promise<Answer>): Promise<Answer | string> =>
+  request.catch((error: unknown) => (error instanceof Error ? error.message : String(error)))
+const is = (answer: Answer | string, status: number): answer is Answer =>
+  typeof answer !== 'string' && answer.status === status
+
+export const answers = async () => is(await attempt(agents[0].request('GET', '/v1/state?prefix=load/')), 200)
+
+export interface Load {
+  requests: number
+  /** What was not acknowledged, and why. */
+  failed: string[]
+}
+
+export const counted = ({ requests, failed }: Load) => `${failed.length} of ${requests} requests failed`
+
+/** Messages and values, some a second, from `action`'s begin to its end. @throws when something acknowledged is lost */
+export async function underLoad(action: () => Promise<unknown>): Promise<Load> {
+  const outstanding = new Map<Agent, Set<string>>()
+  const written = new Map<string, string>()
+  const load: Load = { requests: 0, failed: [] }
+  const counting = async (request: Promise<Answer>, right: number): Promise<Answer | undefined> => {
+    const answer = await attempt(request)
+    load.requests++
+    if (is(answer, right)) return answer
+    load.failed.push(String(answer))
+    return undefined
+  }
+  const take = async (recipient: Agent, asked: Promise<Answer | undefined>) => {
+    const answer = await asked
+    for (const { message_id } of answer?.as(200, messagesPage).messages ?? [])
+      outstanding.get(recipient)?.delete(message_id)
+  }
+  const ask = (recipient: Agent) => recipient.request('GET', '/v1/messages?limit=100')
+  const turn = async (number: number, [sender, recipient]: readonly [Agent, Agent]) => {
+    const sent = await counting(sender.trySend(recipient.address, `message ${number}`), 202)
+    if (sent !== undefined) {
+      const waiting = outstanding.get(recipient) ?? new Set()
+      outstanding.set(recipient, waiting.add(sent.as(202, messageAccepted).message_id))
+    }
+    const [key, value] = [`load/${number}`, String(number)]
+    if ((await counting(sender.tryWrite(key, value), 200)) !== undefined) written.set(key, value)
+    await take(recipient, counting(ask(recipient), 200))
+  }
+  let isOver = false
+  const loading = async () => {
+    for (let number = 0; !isOver; number++) {
+      await turn(number, pairs[number % PAIRS] ?? agents)
+      await sleep(PAUSE_MS)
+    }
+  }
+  const acting = async () => {
+    try {
+      await action()
+    } finally {
+      isOver = true
+    }
+  }
+  // Together, so that a defect in either is heard at once.
+  const turns = loading()
+  await Promise.all([acting().then(() => within('the end of the last turn of the load', turns, TURN_MS)), turns])
+
+  await until('the last message that was acknowledged', async () => {
+    for (const [recipient, waiting] of outstanding) {
+      if (waiting.size === 0) continue
+      const answer = await attempt(ask(recipient))
+      await take(recipient, Promise.resolve(is(answer, 200) ? answer : undefined))
+    }
+    return [...outstanding.values()].every(({ size }) => size === 0)
+  })
+  const readBack = async () => {
+    for (const [index, [key, value]] of [...written].entries()) {
+      const [, reader] = pairs[index % PAIRS] ?? agents
+      expect(key, (await reader.read(key)).value, value)
+    }
+  }
+  await within('the values that were acknowledged, read again', readBack(), READ_BACK_MS)
+  return load
+}
