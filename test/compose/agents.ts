@@ -16,50 +16,64 @@ const READ_BACK_MS = 300_000
 let agents: readonly [Agent, Agent]
 let pairs: (readonly [Agent, Agent])[] = []
 
+/** Asks until the answer is no 503: a machine that is short of CPU may have some, right after a start too. */
+async function patiently<T>(what: string, ask: () => Promise<T>): Promise<T> {
+  let answer: { is: T } | undefined
+  await until(what, async () => {
+    try {
+      answer = { is: await ask() }
+    } catch (error) {
+      if (!(error instanceof Error && error.message.includes(' answered 503 '))) throw error
+    }
+    return answer !== undefined
+  })
+  if (answer === undefined) throw new Error(`no answer to ${what}`)
+  return answer.is
+}
+
 /** The requests of the README's tour. */
 export async function tour(): Promise<void> {
-  const operator = await client.registerOperator()
-  const pair = async () => [await operator.registerAgent(), await operator.registerAgent()] as const
+  const operator = await patiently('an operator', () => client.registerOperator())
+  const register = () => patiently('an agent', () => operator.registerAgent())
+  const pair = async () => [await register(), await register()] as const
   agents = await pair()
   pairs = []
   while (pairs.length < PAIRS) pairs.push(await pair())
   const [ada, bob] = agents
-  await ada.registry()
+  await patiently('the registry', () => ada.registry())
   for (const [from, to, content] of [
     [ada, bob, 'Bob, what is 6 times 7?'],
     [bob, ada, '42, Ada.'],
   ] as const) {
     await from.send(to.address, content)
-    const { messages } = await to.receive()
-    expect(
-      'what came',
-      messages.map((message) => message.content),
-      [content],
-    )
+    await comes(to, content)
   }
-  await ada.write('answers/6-times-7', '42')
+  await patiently('a value, written', () => ada.write('answers/6-times-7', '42'))
   await stateIsThere()
 }
 
-export async function stateIsThere(): Promise<void> {
-  expect('the value', (await agents[1].read('answers/6-times-7')).value, '42')
-}
-
-/** A message that waits, for whoever looks for it later. */
-export const leave = (content: string) => agents[0].send(agents[1].address, content)
-
-export async function isWaiting(content: string): Promise<void> {
-  const { messages } = await agents[1].receive()
+async function comes(to: Agent, content: string): Promise<void> {
+  const { messages } = await patiently('a message', () => to.receive())
   expect(
-    'what waited',
+    'what came',
     messages.map((message) => message.content),
     [content],
   )
 }
 
+export async function stateIsThere(): Promise<void> {
+  const read = await patiently('the value', () => agents[1].read('answers/6-times-7'))
+  expect('the value', read.value, '42')
+}
+
+/** A message that waits, for whoever looks for it later. */
+export const leave = (content: string) => agents[0].send(agents[1].address, content)
+
+export const isWaiting = (content: string) => comes(agents[1], content)
+
 /** Lets an agent with this webhook be sent a message. */
 export async function sendTo(webhookUrl: string, content: string): Promise<void> {
-  const recipient = await client.registerAgent({ webhookUrl })
+  const recipient = await patiently('an agent with a webhook', () => client.registerAgent({ webhookUrl }))
   await agents[0].send(recipient.address, content)
 }
 
@@ -136,7 +150,7 @@ export async function underLoad(action: () => Promise<unknown>): Promise<Load> {
   const readBack = async () => {
     for (const [index, [key, value]] of [...written].entries()) {
       const [, reader] = pairs[index % PAIRS] ?? agents
-      expect(key, (await reader.read(key)).value, value)
+      expect(key, (await patiently(key, () => reader.read(key))).value, value)
     }
   }
   await within('the values that were acknowledged, read again', readBack(), READ_BACK_MS)

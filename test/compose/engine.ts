@@ -73,6 +73,12 @@ export const up = (...args: readonly string[]) => compose('up', '--detach', '--w
 export const containers = async (service: string) =>
   (await compose('ps', '--quiet', service)).toString().split('\n').filter(Boolean).toSorted()
 
+/** Of all that run on and on; what ends by itself has no health. */
+export async function areHealthy(): Promise<boolean> {
+  const health = (await compose('ps', '--format', '{{.Health}}')).toString().split('\n').filter(Boolean)
+  return health.length > 0 && health.every((one) => one === 'healthy')
+}
+
 /** Of a container, in the words of Docker. */
 export const inspect = async (format: string, id: string) =>
   (await docker(['inspect', '--format', format, id])).toString().trim()

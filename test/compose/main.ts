@@ -14,6 +14,7 @@ import { json } from 'node:stream/consumers'
 import { z } from 'zod'
 import { answers, counted, isWaiting, leave, sendTo, stateIsThere, tour, underLoad } from './agents.ts'
 import {
+  areHealthy,
   checkEngine,
   command,
   compose,
@@ -46,18 +47,17 @@ const withReceiver = [
 
 const seconds = (since: number) => `${((Date.now() - since) / 1_000).toFixed(1)} s`
 
-/** A line for each service: how long it took, and what the load saw of it. */
-async function toEach(doWith: (service: string) => Promise<unknown>): Promise<string> {
-  const lines: string[] = []
+/** Says of each service how long it took, and what the load saw of it. */
+async function toEach(doWith: (service: string) => Promise<unknown>): Promise<void> {
   for (const service of SERVICES) {
     const start = Date.now()
     const load = await underLoad(async () => {
       await doWith(service)
       await until(`an answer of the API after what was done to ${service}`, answers)
+      await until(`the health of all after what was done to ${service}`, areHealthy)
     })
-    lines.push(`\n  ${service} (${seconds(start)}): ${counted(load)}`)
+    console.log(`  ${service}: ${counted(load)} (${seconds(start)})`)
   }
-  return lines.join('')
 }
 
 async function noDifferences(): Promise<void> {
@@ -115,9 +115,13 @@ const parts: Record<string, () => Promise<string>> = {
     expect(`failed requests of ${load.requests}`, load.failed, [])
     return counted(load)
   },
-  restarts: () => toEach((service) => compose('restart', service)),
+  async restarts() {
+    await toEach((service) => compose('restart', service))
+    await noDifferences()
+    return 'all come back, and verify finds no differences'
+  },
   async kills() {
-    const result = await toEach(async (service) => {
+    await toEach(async (service) => {
       const [id = ''] = await containers(service)
       const count = () => inspect('{{.RestartCount}}', id)
       const before = await count()
@@ -127,10 +131,9 @@ const parts: Record<string, () => Promise<string>> = {
       const privileged = ['--rm', '--pid', 'host', '--privileged', '--user', '0:0', '--network', 'none']
       await docker(['run', ...privileged, '--entrypoint', 'sh', image, '-c', `kill -9 ${pid}`])
       await until(`${service}, which is to be started again`, async () => (await count()) !== before)
-      await up('--no-recreate')
     })
     await noDifferences()
-    return `${result}\n  verify: no differences`
+    return 'all come back, and verify finds no differences'
   },
   async passwords() {
     const password = () => `p${randomBytes(20).toString('hex')}`
@@ -165,7 +168,7 @@ const parts: Record<string, () => Promise<string>> = {
     return 'each password changed, the data is there'
   },
   async refusal() {
-    set({ ENVIRONMENT: 'production', API_REPLICAS: '0' })
+    set({ ENVIRONMENT: 'production', WORKER_REPLICAS: '0' })
     const refused = await up().then(
       () => 'started',
       (error: unknown) => String(error),
@@ -173,11 +176,11 @@ const parts: Record<string, () => Promise<string>> = {
     expect('up names where to look', refused.includes('check-environment-see-its-log'), true)
     const log = (await compose('logs', 'check-environment-see-its-log')).toString()
     expect('the log names the key', log.includes('WEBHOOK_SECRET_KEY has the value of .env.example'), true)
-    expect('the log names the number', log.includes('API_REPLICAS must be'), true)
-    set({ ENVIRONMENT: 'development', API_REPLICAS: '3' })
+    expect('the log names the number', log.includes('WORKER_REPLICAS must be'), true)
+    set({ ENVIRONMENT: 'development', WORKER_REPLICAS: '2' })
     await up()
     await stateIsThere()
-    return 'public passwords and no api nodes are refused, and up says where the reasons are'
+    return 'public passwords and no workers are refused, and up says where the reasons are'
   },
   async receiver() {
     const files = ['load-tests/receiver.key', 'load-tests/receiver.pem'].map((file) => join(ROOT, file))

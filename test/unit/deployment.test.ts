@@ -52,6 +52,7 @@ const service = z.looseObject({
   memswap_limit: z.string().optional(),
   build: z.string().optional(),
   pull_policy: z.string().optional(),
+  restart: z.string().optional(),
   network_mode: z.string().optional(),
 })
 const composeFile = z.looseObject({
@@ -190,6 +191,8 @@ describe('docker-compose.yml', () => {
     expect(definition.cap_add).toEqual(mayChown ? ['CHOWN'] : [])
     expect(definition.user.startsWith('0:')).toBe(mayChown)
     const endsByItself = ['migrate', 'nats-volumes', 'nats-tool', CHECK].includes(name)
+    // `up` waits for what ends by itself, and says so when it fails: not after many tries.
+    expect(definition.restart).toBe(endsByItself ? 'no' : 'unless-stopped')
     if (!endsByItself) expect(definition.healthcheck?.test ?? isKernel(definition.image)).toBeTruthy()
     if (definition.network_mode !== 'none')
       expect(definition.deploy?.resources.limits).toHaveProperty('memory', definition.memswap_limit)
@@ -515,6 +518,7 @@ const container = z.looseObject({
   resources: z.object({ requests: strings, limits: strings }),
   securityContext: z.looseObject({}),
   volumeMounts: z.array(z.looseObject({ mountPath: z.string() })).default([]),
+  startupProbe: z.looseObject({ periodSeconds: z.number(), failureThreshold: z.number() }).optional(),
 })
 const pod = z.looseObject({
   automountServiceAccountToken: z.boolean(),
@@ -616,7 +620,18 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
       if (metadata.name === 'api') expect(ports.http).toBe(config.PORT)
       expect(grace * 1_000).toBeGreaterThan(config.SHUTDOWN_TIMEOUT + 5_000)
       const probe = (path: string) => ({ httpGet: { path, port: 'internal' } })
-      expect(containers[0]).toMatchObject({ livenessProbe: probe('/livez'), readinessProbe: probe('/readyz') })
+      expect(containers[0]).toMatchObject({
+        startupProbe: probe('/livez'),
+        livenessProbe: probe('/livez'),
+        readinessProbe: probe('/readyz'),
+      })
+      // They wait for a first start of the servers, and nobody ends them meanwhile.
+      const { periodSeconds, failureThreshold } = containers[0].startupProbe ?? {
+        periodSeconds: 0,
+        failureThreshold: 0,
+      }
+      expect(periodSeconds * failureThreshold * 1_000).toBeGreaterThan(config.STARTUP_TIMEOUT + 30_000)
+      expect(config.STARTUP_TIMEOUT).toBeGreaterThanOrEqual(120_000)
     }
   })
 
@@ -640,7 +655,7 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
     const { entering, leaving } = arrowsOf(policies.filter(({ metadata }) => metadata.name !== 'deny-all'))
     const kernel = ['api', 'worker']
     const outside = ['tabulum/ingress > api:8080', 'tabulum/monitoring > api:9090', 'tabulum/monitoring > worker:9090']
-    const names = [53, 53, 5353, 5353].flatMap((port) =>
+    const names = ['53', '53/udp', '5353', '5353/udp'].flatMap((port) =>
       ['kube-system', 'openshift-dns', '169.254.20.10/32'].map((server) => `* > ${server}:${port}`),
     )
     const to = (port: number, from: readonly string[], server: string) =>
@@ -674,7 +689,7 @@ const peer = z.strictObject({
 const rule = z.object({
   from: z.array(peer).default([]),
   to: z.array(peer).default([]),
-  ports: z.array(z.object({ port: z.number() })).default([]),
+  ports: z.array(z.object({ protocol: z.enum(['TCP', 'UDP']), port: z.number() })).default([]),
 })
 const policy = z.object({
   spec: z.object({
@@ -702,7 +717,8 @@ function arrowsOf(policies: readonly KubernetesObject[]): { entering: string[]; 
   const leaving: string[] = []
   for (const { spec } of policies.map((found) => policy.parse(found))) {
     const here = apps(spec.podSelector)
-    const ports = (one: z.infer<typeof rule>) => (one.ports.length > 0 ? one.ports.map(({ port }) => `:${port}`) : [''])
+    const ports = (one: z.infer<typeof rule>) =>
+      one.ports.length > 0 ? one.ports.map(({ protocol, port }) => `:${port}${protocol === 'UDP' ? '/udp' : ''}`) : ['']
     for (const one of spec.ingress)
       for (const port of ports(one))
         for (const other of others(one.from)) for (const app of here) entering.push(`${other} > ${app}${port}`)
