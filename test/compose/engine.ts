@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { isDeepStrictEqual, promisify } from 'node:util'
+import { z } from 'zod'
 
 const run = promisify(execFile)
 export const ROOT = join(import.meta.dirname, '..', '..')
@@ -17,6 +18,8 @@ const COMMAND_MS = 600_000
 /** So long may anything take to come again after a server was restarted or killed. */
 const BACK_MS = 180_000
 const ASK_EVERY_MS = 500
+/** For reading the whole event log, whose command then waits for more. */
+const TAIL_S = 20
 /** A label of the image that the upgrade leads to. */
 export const UPGRADED = 'tabulum.upgraded'
 
@@ -25,6 +28,7 @@ const stopping = new AbortController()
 export const stop = (reason: Error) => stopping.abort(reason)
 
 const directory = mkdtempSync(join(tmpdir(), 'tabulum-compose-'))
+process.once('exit', () => rmSync(directory, { recursive: true, force: true }))
 const envFile = join(directory, 'env')
 
 /** A setting in the environment would win over the one in the file. */
@@ -144,6 +148,16 @@ export async function until(what: string, holds: () => Promise<boolean>, ms = BA
   }
 }
 
+const delivery = z.object({ type: z.literal('message_delivered'), data: z.object({ message_id: z.string() }) })
+
+/** The messages that were handed out, as the event log has it. */
+export async function delivered(): Promise<Set<string>> {
+  const tail = `timeout ${TAIL_S} node src/main.ts tail | grep message_delivered; true`
+  const lines = (await compose('exec', '-T', 'api', 'sh', '-c', tail)).toString().split('\n').filter(Boolean)
+  const events = lines.map((line) => delivery.safeParse(JSON.parse(line)).data)
+  return new Set(events.flatMap((event) => event?.data.message_id ?? []))
+}
+
 /** What the containers of the project do now, for whoever reads why a part failed. */
 export async function states(): Promise<string> {
   const format = '{{.Service}}: {{.Status}}'
@@ -156,8 +170,6 @@ export async function removeAll(): Promise<void> {
   await command('docker', ofProject(['--profile', '*', 'down', '--volumes', '--remove-orphans']), { signal })
   await command('docker', ['image', 'prune', '--force', '--filter', `label=${UPGRADED}`], { signal })
 }
-
-export const forgetSettings = () => rmSync(directory, { recursive: true, force: true })
 
 /** @throws what is missing, in a sentence. */
 export async function checkEngine(): Promise<void> {
