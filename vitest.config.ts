@@ -15,7 +15,6 @@ const STAGES = {
 const TIMEOUTS = { testTimeout: 120_000, hookTimeout: 120_000 }
 
 /** What is set up once, for the tests of all projects that name it. */
-const EMBEDDED = ['test/support/prepared-data.ts']
 const ON_SERVERS = ['test/support/prepared-postgres.ts']
 
 export default defineConfig({
@@ -31,7 +30,7 @@ export default defineConfig({
         ON_SERVERS,
       ),
       project('cluster', ['test/cluster/**/*.test.ts'], STAGES.mixed, {}, ON_SERVERS),
-      project('faults', ['test/faults/**/*.test.ts'], STAGES.long, {}, [...EMBEDDED, ...ON_SERVERS]),
+      project('faults', ['test/faults/**/*.test.ts'], STAGES.long, {}, ON_SERVERS),
       project('fuzz', ['test/fuzz/**/*.test.ts'], STAGES.long),
       // Only where it is asked for: `npm run test:long`.
       ...(process.env.TABULUM_TEST_LONG
@@ -49,7 +48,7 @@ function project(
   include: string[],
   { groupOrder, maxWorkers }: (typeof STAGES)['mixed'],
   env: Record<string, string> = {},
-  globalSetup = EMBEDDED,
+  globalSetup: string[] = [],
 ) {
   return {
     test: {

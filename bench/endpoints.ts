@@ -35,7 +35,7 @@ export interface EndpointFigures {
 
 export interface Floors {
   readonly floor: Measured
-  readonly orderedFloor: Measured
+  readonly orderedFloor?: Measured
 }
 
 type Name = 'kernel' | keyof Floors

@@ -9,6 +9,7 @@ import { CursorSeal } from '../src/platform/cursor.ts'
 import { type Database, openPostgres } from '../src/platform/database.ts'
 import { createLogger } from '../src/platform/logger.ts'
 import { RedisClient } from '../src/platform/redis.ts'
+import { PostgresSigningKeys } from '../src/platform/signing-keys.ts'
 import { Client, percentEncode } from '../test/support/client.ts'
 import { startCluster } from '../test/support/cluster.ts'
 import { cpuTimes, median, type Pids, serverPids } from './load.ts'
@@ -96,7 +97,7 @@ async function startFilled(size: number, settings: Readonly<Record<string, strin
     await fillState(database, size)
     await fillQueue(redis, agent.address, size)
     await settle(database, redis)
-    const cursors = await CursorSeal.load(database)
+    const cursors = await CursorSeal.load(new PostgresSigningKeys(database))
     const middle = Math.floor(size / 2)
     const registryCursor = cursors.seal('registry', Buffer.from(String(FIRST_PLACE + middle)))
     const stateCursor = cursors.seal('state growth/', Buffer.from(keyOf(middle)))

@@ -24,6 +24,9 @@ import { startProgram } from './program.ts'
 import { benchSizes } from './sizes.ts'
 import { benchWebhooks } from './webhooks.ts'
 
+/** As `npm start` has it. */
+process.env.NODE_COMPILE_CACHE ??= join(import.meta.dirname, '../node_modules/.cache/node-compile')
+
 const BENCHES = [
   'embedded',
   'cluster',
@@ -85,8 +88,10 @@ if (wanted('embedded')) {
   report.memory = await measureMemory(agents, SETTINGS)
   console.table(report.memory)
   await using kernel = await startKernel(SETTINGS)
+  await using floor = await startProgram('embedded-floor-program.ts', { FLOOR_BCRYPT_COST: SETTINGS.BCRYPT_COST })
   const measured = { url: kernel.baseUrl, pids: { kernel: () => [kernel.pid] } }
-  report.embedded = print('embedded', await measureEndpoints(measured, seconds))
+  const floors = { floor: { url: floor.url, pids: { floor: () => [floor.pid] } } }
+  report.embedded = print('embedded', await measureEndpoints(measured, seconds, floors))
 }
 if (wanted('cluster')) report.cluster = await compare('cluster, one api node', SETTINGS.BCRYPT_COST, measureEndpoints)
 if (wanted('registration')) {

@@ -24,7 +24,7 @@ export async function startProgram(file: string, environment: Readonly<Record<st
     url: `http://127.0.0.1:${String(port).trim()}`,
     pid: child.pid,
     async [Symbol.asyncDispose]() {
-      child.kill('SIGKILL')
+      child.kill('SIGTERM')
       await ended.catch(() => {})
     },
   }

@@ -56,15 +56,23 @@ Needs DATABASE_URL of the role that owns the schema.`,
     help: `Usage: verify
 
 Replays the event log and prints each difference from what the API reads. Exits 0 if there is none, 1 otherwise.
-Works on a running cluster; on embedded storage (DATA_DIR) while no kernel runs.`,
+Works while the kernel runs. Without DATABASE_URL and the others it looks at the embedded storage in DATA_DIR.`,
     run: async (config) => (await import('./commands/verify.ts')).verify(config),
+  },
+  maintain: {
+    summary: 'do the work of maintenance now',
+    help: `Usage: maintain [job…]
+
+Removes what is needed no more, which api nodes and workers do by themselves: all of it, or the jobs that are named. Says what each did.
+Exits 1 if one failed. A wrong name gives the right ones. On embedded storage (DATA_DIR) whether or not a kernel runs.`,
+    run: async (config, names) => (await import('./commands/maintain.ts')).maintain(config, names),
   },
   revoke: {
     summary: 'revoke the token of an agent or operator',
     help: `Usage: revoke <address or operator id>
 
 The token is refused from now on, on every node; while Redis is out, within SESSION_TTL (30s).
-On embedded storage (DATA_DIR) while no kernel runs.`,
+On embedded storage (DATA_DIR) within a second, whether or not a kernel runs.`,
     run: async (config, [identity]) => (await import('./commands/revoke.ts')).revoke(config, identity),
   },
   tail: {
@@ -72,8 +80,16 @@ On embedded storage (DATA_DIR) while no kernel runs.`,
     help: `Usage: tail [since]
 
 Prints each event after the place \`since\` (0), a JSON object a line, and waits for more.
-On embedded storage it asks the running kernel on INTERNAL_PORT (9090).`,
+Without NATS_URL and the others it reads the embedded storage in DATA_DIR, whether or not a kernel runs.`,
     run: async (config, [since]) => (await import('./commands/tail.ts')).tail(config, since),
+  },
+  backup: {
+    summary: 'copy the embedded database while the kernel runs',
+    help: `Usage: backup <file or directory>
+
+Copies the database in DATA_DIR as it is at one moment. To restore it, stop the kernel, put the copy into an empty DATA_DIR
+as tabulum.db, and start the kernel.`,
+    run: async (config, [target]) => (await import('./commands/backup.ts')).backup(config, target),
   },
 }
 

@@ -33,6 +33,8 @@ create table agents (
 );
 create index agents_token_lookup on agents (token_lookup);
 create index agents_staged on agents (staged_at) where seq is null;
+-- Those with a webhook, page by page, when their secrets are sealed under another key.
+create index agents_with_webhook on agents (address) where webhook_secret is not null;
 
 -- One row, so that a page of the registry says how many agents there are without counting them.
 create table registry_totals (
@@ -49,7 +51,9 @@ create table challenges (
   operator_id  uuid not null,
   -- SHA-256 of the right answer; null where any answer passes.
   answer_hash  bytea,
-  expires_at   timestamptz not null
+  expires_at   timestamptz not null,
+  -- Says how long it lasts; and by a time that is yet to come, that the clock was set back since.
+  issued_at    timestamptz not null default clock_timestamp()
 );
 create index challenges_expiry on challenges (expires_at);
 -- Finds the oldest challenges of one operator, beyond the number that it may have open, among its

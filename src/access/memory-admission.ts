@@ -7,7 +7,10 @@ import type { PresentedToken } from './tokens.ts'
 export interface MemoryAdmissionOptions {
   sessionTtlMs: number
   allowances: Readonly<Record<Category | 'operator_registration', Allowance>>
+  /** Of the calendar, by which buckets are told. */
   now?: () => number
+  /** That does not jump, by which sessions end. */
+  elapsed?: () => number
 }
 
 /** Sessions kept at most, some 300 bytes each. */
@@ -34,8 +37,9 @@ export class MemoryAdmission implements Admission {
   constructor(options: MemoryAdmissionOptions) {
     this.#options = options
     this.#now = options.now ?? Date.now
-    this.#revoked = new LRUCache({ ...atMost(MAX_REVOKED), ttl: REVOCATION_MARK_MS, perf: { now: this.#now } })
-    this.#sessions = new LRUCache({ ...atMost(MAX_SESSIONS), ttl: options.sessionTtlMs, perf: { now: this.#now } })
+    const perf = { now: options.elapsed ?? (() => performance.now()) }
+    this.#revoked = new LRUCache({ ...atMost(MAX_REVOKED), ttl: REVOCATION_MARK_MS, perf })
+    this.#sessions = new LRUCache({ ...atMost(MAX_SESSIONS), ttl: options.sessionTtlMs, perf })
   }
 
   async admit(token: PresentedToken, category?: Category) {

@@ -10,7 +10,7 @@ import { UnknownCursor } from '../platform/cursor.ts'
 import { BrokenRequest } from '../platform/http-refusals.ts'
 import { Unavailable } from '../platform/unavailable.ts'
 import { VerificationFailed } from '../registry/registry.ts'
-import { StateBusy, StoreFull, UnknownKey } from '../state/state.ts'
+import { StateBusy, StoreFull, UnknownKey } from '../state/state-store.ts'
 import { WebhookUrlRefused } from '../webhooks/webhook-url.ts'
 import type { ApiEnvironment } from './endpoint.ts'
 

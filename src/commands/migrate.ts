@@ -4,7 +4,7 @@ import { openPostgresSession } from '../platform/database.ts'
 import { createLogger } from '../platform/logger.ts'
 import { POSTGRES, migrate as runMigrations } from '../platform/migrate.ts'
 import { untilThere } from '../platform/startup-error.ts'
-import { connectDatabase } from './cluster.ts'
+import { connectDatabase } from '../storage/cluster.ts'
 
 export async function migrate(config: Config): Promise<void> {
   const url = config.DATABASE_URL

@@ -1,61 +1,24 @@
 /** An API node on given storage: the capabilities put together, behind HTTP. The same for embedded and cluster storage. */
-import type { Admission, Allowance, Category } from '../access/admission.ts'
 import { Credentials } from '../access/credentials.ts'
 import { createApp } from '../api/app.ts'
 import { clientAddressReader } from '../api/client-address.ts'
 import { createEndpoints } from '../api/endpoints.ts'
 import type { Config } from '../config.ts'
 import { formatEvent } from '../events/event.ts'
-import type { EventLog } from '../events/event-log.ts'
-import type { Progress } from '../events/progress.ts'
-import type { MessageQueue } from '../messaging/message-queue.ts'
 import { Messaging } from '../messaging/messaging.ts'
 import { inBackground } from '../platform/background.ts'
 import { ByteBudget } from '../platform/byte-budget.ts'
 import { CursorSeal } from '../platform/cursor.ts'
-import type { Database } from '../platform/database.ts'
 import { startHttpServer } from '../platform/http-server.ts'
-import { type ReadinessChecks, startInternalServer } from '../platform/internal-server.ts'
+import { startInternalServer } from '../platform/internal-server.ts'
 import type { Logger } from '../platform/logger.ts'
 import { Registry } from '../registry/registry.ts'
-import { RegistryStore } from '../registry/registry-store.ts'
 import { State } from '../state/state.ts'
-import { StateStore } from '../state/state-store.ts'
-import type { Doorbell } from '../webhooks/doorbell.ts'
+import type { Storage } from '../storage/storage.ts'
 import { parseCidr } from '../webhooks/public-address.ts'
 import { createHostResolver } from '../webhooks/resolve-host.ts'
 import { WebhookSecrets } from '../webhooks/webhook-secrets.ts'
 import { checkWebhookUrl, readWebhookUrl } from '../webhooks/webhook-url.ts'
-
-export interface Storage {
-  database: Database
-  log: EventLog
-  queue: MessageQueue
-  admission: Admission
-  /** Of the projection in the database, which registry and state are read from. */
-  databaseProgress: Progress
-  /** Rings when there are new messages to push. */
-  pushes: Doorbell
-  /** Of the projection that messages are received from. */
-  queueProgress: Progress
-}
-
-export function stores(database: Database, config: Config): { registry: RegistryStore; state: StateStore } {
-  return { registry: new RegistryStore(database), state: new StateStore(database, config.STATE_CAPACITY_BYTES) }
-}
-
-const MINUTE_MS = 60_000
-
-export function allowances(config: Config): Record<Category | 'operator_registration', Allowance> {
-  const perMinute = (limit: number) => ({ limit, periodMs: MINUTE_MS })
-  return {
-    message: perMinute(config.RATE_LIMIT_MESSAGE_PER_MIN),
-    state_read: perMinute(config.RATE_LIMIT_STATE_READ_PER_MIN),
-    state_write: perMinute(config.RATE_LIMIT_STATE_WRITE_PER_MIN),
-    registry_read: perMinute(config.RATE_LIMIT_REGISTRY_READ_PER_MIN),
-    operator_registration: { limit: config.RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP, periodMs: 60 * MINUTE_MS },
-  }
-}
 
 export interface Node {
   port: number
@@ -66,34 +29,25 @@ export interface Node {
   close(): Promise<void>
 }
 
-export async function startNode(
-  config: Config,
-  storage: Storage,
-  checks: ReadinessChecks,
-  logger: Logger,
-): Promise<Node> {
-  const { database, log, admission, queue } = storage
-  const { registry: registryStore, state: stateStore } = stores(database, config)
-  const cursors = await CursorSeal.load(database)
-  const webhookSecrets = await WebhookSecrets.load(database, config.WEBHOOK_SECRET_KEY)
+export async function startNode(config: Config, storage: Storage, logger: Logger): Promise<Node> {
+  const { log, admission } = storage
+  const cursors = await CursorSeal.load(storage.keys)
+  const webhookSecrets = await WebhookSecrets.load(storage, config.WEBHOOK_SECRET_KEY)
   const credentials = new Credentials({
     verifier: config.AUTH_VERIFIER,
     hmacKey: config.AUTH_HMAC_KEY,
     bcryptCost: config.BCRYPT_COST,
   })
   const registry = new Registry(
-    { store: registryStore, credentials, log, progress: storage.databaseProgress, cursors },
+    { store: storage.registry, credentials, cursors },
     {
       gate: config.VERIFICATION_GATE,
       challengeTtlMs: config.VERIFICATION_TTL,
       newWebhookSecret: (address, authorization) => webhookSecrets.create(address, authorization),
     },
   )
-  const state = new State(
-    { store: stateStore, log, progress: storage.databaseProgress, cursors },
-    { capacityBytes: config.STATE_CAPACITY_BYTES },
-  )
-  const messaging = new Messaging({ registry, log, queue, progress: storage.queueProgress })
+  const state = new State({ store: storage.state, log, cursors }, { capacityBytes: config.STATE_CAPACITY_BYTES })
+  const messaging = new Messaging({ registry, log, queue: storage.queue, progress: storage.queueProgress })
   const allow = config.WEBHOOK_ALLOW_CIDRS.map(parseCidr)
   const resolve = createHostResolver()
 
@@ -141,7 +95,7 @@ export async function startNode(
   const internal = await startInternalServer({
     host: config.internalHost,
     port: config.INTERNAL_PORT,
-    checks,
+    checks: storage.checks,
     logger,
     readEvents: async ({ since, limit }) => (await log.read(since, limit)).map(formatEvent),
   })
@@ -160,7 +114,7 @@ export async function startNode(
     close: async () => {
       await server.close()
       await messaging.drain()
-      await state.close()
+      await storage.state.close()
       await credentials.close()
       await internal.close()
     },

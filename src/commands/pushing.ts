@@ -6,13 +6,12 @@ import type { Config } from '../config.ts'
 import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
 import { StartupError } from '../platform/startup-error.ts'
+import type { Storage } from '../storage/storage.ts'
 import { RETRY_POLICY } from '../webhooks/back-off.ts'
 import { parseCidr } from '../webhooks/public-address.ts'
 import { createWebhookClient, type WebhookClient } from '../webhooks/webhook-client.ts'
-import { WebhookLanes } from '../webhooks/webhook-lanes.ts'
 import { WebhookSecrets } from '../webhooks/webhook-secrets.ts'
 import { runWebhookWorker } from '../webhooks/webhook-worker.ts'
-import type { Storage } from './node.ts'
 
 const MINUTE_MS = 60_000
 const ROTATION_RETRY_MS = 5_000
@@ -20,24 +19,24 @@ const ROTATION_RETRY_MS = 5_000
 /** Begins to push what there is to push. `stop` lets the deliveries in flight finish and begins no new ones. Throws `StartupError`. */
 export async function startPushing(
   config: Config,
-  { database, log, databaseProgress, pushes }: Storage,
+  storage: Storage,
   logger: Logger,
 ): Promise<{ stop(): Promise<void> }> {
   if (config.cluster && config.WEBHOOK_SECRET_KEY.length === 0) {
     logger.warn('WEBHOOK_SECRET_KEY is not set: the key of the webhook secrets is in the database that they are in')
   }
   const client = openClient(config)
-  const secrets = await WebhookSecrets.load(database, config.WEBHOOK_SECRET_KEY)
+  const secrets = await WebhookSecrets.load(storage, config.WEBHOOK_SECRET_KEY)
   const stop = new AbortController()
   const rotating = config.WEBHOOK_SECRET_KEY.length > 1 ? rotate(secrets, logger, stop.signal) : undefined
   const pushing = runWebhookWorker(
     {
-      lanes: new WebhookLanes(database, { circuitMs: config.WEBHOOK_CIRCUIT_DURATION }),
-      log,
+      lanes: storage.lanes,
+      log: storage.log,
       client,
       secrets,
-      progress: databaseProgress,
-      pushes,
+      progress: storage.laneProgress,
+      pushes: storage.pushes,
       logger,
       holder: `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`,
       concurrency: config.WEBHOOK_CONCURRENCY,

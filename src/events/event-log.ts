@@ -91,7 +91,7 @@ const READ_RETRY_MS = 250
 const READ_PATIENCE_MS = 20_000
 
 /** All events after `since` in order; no more than a page is held. Throws `LogUnavailable` when the log cannot be read for 20 s. */
-export async function* readEvents(log: EventLog, since: number): AsyncGenerator<LoggedEvent> {
+export async function* readEvents(log: Pick<EventLog, 'read'>, since: number): AsyncGenerator<LoggedEvent> {
   for (let position = since; ; ) {
     const page = await readPage(log, position, performance.now() + READ_PATIENCE_MS)
     yield* page
@@ -101,7 +101,7 @@ export async function* readEvents(log: EventLog, since: number): AsyncGenerator<
   }
 }
 
-async function readPage(log: EventLog, since: number, deadline: number): Promise<LoggedEvent[]> {
+async function readPage(log: Pick<EventLog, 'read'>, since: number, deadline: number): Promise<LoggedEvent[]> {
   for (;;) {
     try {
       return await log.read(since, PAGE)

@@ -25,6 +25,15 @@ export type EventType = keyof EventData
 /** An event before the log has given it its place. `ts` is RFC 3339 in UTC. `agent` is absent for operator events. */
 export type NewEvent = { [T in EventType]: { ts: string; type: T; agent?: string; data: EventData[T] } }[EventType]
 
+export type EventOf<T extends EventType> = Extract<NewEvent, { type: T }>
+
+/** Characters that an event's data has, which is nearly its size. */
+export function sizeOf({ data }: NewEvent): number {
+  let size = 0
+  for (const value of Object.values(data)) if (typeof value === 'string') size += value.length
+  return size
+}
+
 /** How a message leaves (`queue`, `webhook`) or left (`pull`, `push`); part of an event's subject. */
 export type Via = 'queue' | 'webhook' | 'pull' | 'push'
 

@@ -6,13 +6,30 @@ export class ProjectionBehind extends Error {
   override name = 'ProjectionBehind'
 }
 
-/** How long a projector may be silent: longer than it takes another to step in, short enough to answer an outage within 2 s. */
-const PROJECTOR_PATIENCE_MS = 1_500
+/**
+ * A projector that has been silent for so long is gone, for everybody who waits for it: it says where it is every 250 ms, and another steps in
+ * within a second. Short enough to answer an outage within 2 s.
+ */
+export const PROJECTOR_SILENCE_MS = 1_500
 /** A projector that is heard of but does not get there: it catches up with a long log. */
 const MAX_WAIT_MS = 10_000
 
+/** How far a projection is, for those who wait for it. */
+export interface Applied {
+  /**
+   * Resolves when the projection has applied the event at `seq`. Throws `ProjectionBehind` when no projector has been heard of for
+   * `patienceMs`; one that is busy is waited for longer, one that is held up not at all.
+   */
+  reached(seq: number, patienceMs?: number): Promise<void>
+  /** Milliseconds since a projector was last heard of. */
+  silenceMs(): number
+}
+
+/** Of projections that are applied in the transaction that appends the event. */
+export const APPLIED_AT_ONCE: Applied = { reached: async () => {}, silenceMs: () => 0 }
+
 /** The position of one projection as this process knows it. Fed by the projector: directly, or by its broadcast. */
-export class Progress {
+export class Progress implements Applied {
   #applied = 0
   #isHeldUp = false
   readonly #patience = new Patience(MAX_WAIT_MS)
@@ -24,7 +41,6 @@ export class Progress {
     return this.#applied
   }
 
-  /** Milliseconds since a projector was last heard of. */
   silenceMs(): number {
     return this.#patience.silenceMs()
   }
@@ -42,11 +58,7 @@ export class Progress {
     }
   }
 
-  /**
-   * Resolves when the projection has applied the event at `seq`. Throws `ProjectionBehind` when no projector has been heard of for
-   * `patienceMs`; one that is busy is waited for longer, one that is held up not at all.
-   */
-  async reached(seq: number, patienceMs = PROJECTOR_PATIENCE_MS): Promise<void> {
+  async reached(seq: number, patienceMs = PROJECTOR_SILENCE_MS): Promise<void> {
     if (seq <= this.#applied) return
     if (this.#isHeldUp) throw heldUp(seq)
     const { promise, resolve, reject } = Promise.withResolvers<void>()

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge } from 'prom-client'
 import type { NewEvent } from '../events/event.ts'
 import { type EventLog, LogUnavailable } from '../events/event-log.ts'
-import { type Progress, ProjectionBehind } from '../events/progress.ts'
+import { type Applied, PROJECTOR_SILENCE_MS, ProjectionBehind } from '../events/progress.ts'
 import { batched } from '../platform/batch.ts'
 import type { Registry } from '../registry/registry.ts'
 import { type Accept, type LeasedMessage, type Message, type MessageQueue, QueueUnavailable } from './message-queue.ts'
@@ -35,8 +35,6 @@ const MAX_UNRECORDED = 10_000
 const RECORD_RETRY_MS = 250
 /** Responses that wait to hear that the projector has taken what they delivered out of its queue, at most; past that this process does it. */
 const MAX_AWAITED = 10_000
-/** A projector that has been silent for so long is not waited for: the message is in the log, and follows. It says where it is every 250 ms. */
-const PROJECTOR_SILENCE_MS = 1_500
 /** Admission may have taken half a second; the whole stays within 2 s. */
 const SENT_WITHIN_MS = 1_500
 /** What is left of that for the projector after a slow append, at least. */
@@ -55,7 +53,7 @@ export class Messaging {
   readonly #registry: Pick<Registry, 'findAgent'>
   readonly #log: EventLog
   readonly #queue: MessageQueue
-  readonly #progress: Progress
+  readonly #progress: Applied
   readonly #now: () => number
   /** Deliveries under way to the log. */
   readonly #recording = new Set<Promise<void>>()
@@ -64,7 +62,7 @@ export class Messaging {
   readonly #takenOut: (seq: number) => Promise<boolean>
 
   constructor(
-    parts: { registry: Pick<Registry, 'findAgent'>; log: EventLog; queue: MessageQueue; progress: Progress },
+    parts: { registry: Pick<Registry, 'findAgent'>; log: EventLog; queue: MessageQueue; progress: Applied },
     options: { now?: () => number } = {},
   ) {
     this.#registry = parts.registry

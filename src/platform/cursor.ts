@@ -1,6 +1,6 @@
 /** Page cursors that only this kernel can issue: a position sealed with a key that all nodes share. */
 import { createHmac, timingSafeEqual } from 'node:crypto'
-import type { Database } from './database.ts'
+import type { SigningKeys } from './signing-keys.ts'
 
 /** The text is no cursor that was issued for this list. */
 export class UnknownCursor extends Error {
@@ -16,13 +16,8 @@ export class CursorSeal {
     this.#key = key
   }
 
-  static async load(database: Database): Promise<CursorSeal> {
-    const { key } = await database
-      .selectFrom('signing_keys')
-      .select('key')
-      .where('name', '=', 'cursor')
-      .executeTakeFirstOrThrow()
-    return new CursorSeal(key)
+  static async load(keys: SigningKeys): Promise<CursorSeal> {
+    return new CursorSeal(await keys.signingKey('cursor'))
   }
 
   /** Makes the cursor of a position in a list; `list` names the list with all that selects its entries. */

@@ -1,8 +1,7 @@
-/** The SQL database: Postgres in a cluster, PGlite embedded. Same schema, same statements. */
+/** Postgres, which a cluster keeps state and registry in. */
 import { type Generated, Kysely, type Transaction } from 'kysely'
 import { Counter, Histogram } from 'prom-client'
 import { Patience } from './patience.ts'
-import { openPGlite, PGliteDialect } from './pglite-dialect.ts'
 import { PostgresDialect, type PostgresOptions, PostgresPool, PostgresSession } from './postgres-dialect.ts'
 import { Unavailable } from './unavailable.ts'
 
@@ -28,9 +27,16 @@ export interface Schema {
     revoked_at: Date | null
   }
   registry_totals: { agents: number; last_registered_at: Date }
-  challenges: { challenge_id: string; operator_id: string; answer_hash: Buffer | null; expires_at: Date }
+  challenges: {
+    challenge_id: string
+    operator_id: string
+    answer_hash: Buffer | null
+    issued_at: Generated<Date>
+    expires_at: Date
+  }
   signing_keys: { name: string; key: Buffer }
   projections: { name: string; applied_seq: number; holder: string | null; lease_expires_at: Date | null }
+  leases: { name: string; holder: string | null; expires_at: Generated<Date> }
   state: {
     key: Buffer
     value: Buffer
@@ -60,17 +66,6 @@ export interface Schema {
     open_until: Date | null
     bucket_full_at: Date | null
   }
-  events: {
-    seq: number
-    id: string | null
-    ts: string
-    type: string
-    agent: string | null
-    data: string
-    via: string | null
-    about: number | null
-    reservation: string | null
-  }
 }
 
 export type Database = Kysely<Schema>
@@ -83,6 +78,11 @@ export class DatabaseUnavailable extends Unavailable {
 
 /** How long a database that answers nothing is waited for before the request is answered 503. The contract's clients retry. */
 export const STATEMENT_TIMEOUT_MS = 1_000
+/**
+ * … and by a statement of maintenance, which may have to wait for locks: above what Postgres itself lets a statement take and wait, so that it
+ * ends the statement, and not this process the connections of all.
+ */
+export const MAINTENANCE_TIMEOUT_MS = 15_000
 
 const pools = new WeakMap<Database, PostgresPool>()
 const patiences = new WeakMap<Database, Patience>()
@@ -107,11 +107,6 @@ export function openPostgres(options: PostgresOptions): Database {
  */
 export function openPostgresSession(options: PostgresOptions): Database {
   return new Kysely<Schema>({ dialect: new PostgresDialect(new PostgresSession(options)) })
-}
-
-/** Opens the embedded database in a directory, which it creates. One process at a time: the caller holds the directory's lock. */
-export async function openEmbedded(directory: string): Promise<Database> {
-  return new Kysely<Schema>({ dialect: new PGliteDialect(await openPGlite(directory)) })
 }
 
 const duration = new Histogram({

@@ -53,6 +53,9 @@ const wholeNumber = z
   .transform(Number)
 const eventsQuery = z.object({ since: wholeNumber.default(0), limit: wholeNumber.default(100) })
 
+/** How often the delay of the event loop is sampled. At the default of 10 ms that is most of what an idle process does. */
+const EVENT_LOOP_PRECISION_MS = 100
+
 let collecting = false
 
 export interface InternalServer extends HttpServer {
@@ -67,7 +70,7 @@ export async function startInternalServer({
   logger,
   readEvents,
 }: InternalServerOptions): Promise<InternalServer> {
-  if (!collecting) collectDefaultMetrics({ prefix: 'tabulum_' })
+  if (!collecting) collectDefaultMetrics({ prefix: 'tabulum_', eventLoopMonitoringPrecision: EVENT_LOOP_PRECISION_MS })
   collecting = true
   let draining = false
   // A server that goes out later is out for all nodes, and taking every one of them out of service would end what works without it. A node that

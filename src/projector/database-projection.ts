@@ -1,23 +1,16 @@
 /** The projection that the database holds: registry, state, and the index of messages not delivered yet. */
 import { sql } from 'kysely'
-import { Counter } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
 import { messageChanges } from '../messaging/messages-of-log.ts'
-import { type Database, roundTrip } from '../platform/database.ts'
-import { type RegistryStore, registryChanges } from '../registry/registry-store.ts'
-import { type StateStore, stateChanges } from '../state/state-store.ts'
+import { droppedMessages } from '../messaging/queue-metrics.ts'
+import { type Database, MAINTENANCE_TIMEOUT_MS, roundTrip } from '../platform/database.ts'
+import { registryChanges } from '../registry/postgres-registry-tables.ts'
+import { stateChanges } from '../state/postgres-state-tables.ts'
 import { LeaseLost, type Projection } from './projector.ts'
 
 const NAME = 'database'
 /** A batch may hold megabytes of values; a statement of the API never waits so long for it. */
 const APPLY_TIMEOUT_MS = 10_000
-/** What was reserved or staged so long ago and is not in a log that has been read to its end never will be. */
-const ABANDONED_MS = 60_000
-
-const dropped = new Counter({
-  name: 'tabulum_queue_dropped_total',
-  help: 'Messages dropped from full pull queues, the oldest first. They stay in the event log.',
-})
 
 export class DatabaseProjection implements Projection {
   readonly name = NAME
@@ -26,17 +19,10 @@ export class DatabaseProjection implements Projection {
     mayWait: ({ type, via }: LoggedEvent) => type.startsWith('message_') && via !== 'webhook',
   }
   readonly #database: Database
-  readonly #stores: { registry: RegistryStore; state: StateStore }
-  readonly #options: { maxQueue: number; exclusive: boolean }
+  readonly #options: { maxQueue: number }
 
-  /** With `exclusive` this process is the only one there can be, so a lease left by a killed one is taken over at once. */
-  constructor(
-    database: Database,
-    stores: { registry: RegistryStore; state: StateStore },
-    options: { maxQueue: number; exclusive: boolean },
-  ) {
+  constructor(database: Database, options: { maxQueue: number }) {
     this.#database = database
-    this.#stores = stores
     this.#options = options
   }
 
@@ -46,13 +32,13 @@ export class DatabaseProjection implements Projection {
         with ahead as (
           -- Further ahead than it is ever set: the clock was set back, and whoever holds it may be gone. Who is not prolongs it in time.
           update projections set lease_expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
-          where name = ${NAME} and holder <> ${holder} and not ${this.#options.exclusive}
+          where name = ${NAME} and holder <> ${holder}
             and lease_expires_at > clock_timestamp() + ${leaseMs} * interval '1 millisecond'
         )
         update projections
         set holder = ${holder}, lease_expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
         where name = ${NAME}
-          and (holder = ${holder} or holder is null or lease_expires_at < clock_timestamp() or ${this.#options.exclusive})
+          and (holder = ${holder} or holder is null or lease_expires_at < clock_timestamp())
         returning applied_seq`.execute(this.#database),
     )
     return rows[0]?.applied_seq
@@ -101,7 +87,7 @@ export class DatabaseProjection implements Projection {
     )
     const result = rows[0]?.dropped ?? null
     if (result === null) throw new LeaseLost(`the projection is not at ${from} any more`)
-    dropped.inc(result)
+    droppedMessages.inc(result)
   }
 
   async release(holder: string): Promise<void> {
@@ -114,16 +100,19 @@ export class DatabaseProjection implements Projection {
         .execute(),
     )
   }
+}
 
-  /** Gives back what dead nodes left reserved and staged. Safe here alone: the whole log has just been applied. */
-  async tidy(): Promise<void> {
-    // The database's clock, as it was what was reserved and staged by: this process's may have jumped.
-    const { rows } = await roundTrip(this.#database, 'clock', () =>
-      sql<{ now: Date }>`select clock_timestamp() as now`.execute(this.#database),
-    )
-    const now = rows[0]?.now ?? new Date(0)
-    const before = new Date(now.getTime() - ABANDONED_MS)
-    await this.#stores.state.releaseAbandoned(before)
-    await this.#stores.registry.removeAbandoned(now, before)
-  }
+/** How far the projection is, and what time it is by the clock of its database: what was staged and reserved is dated by that. */
+export async function standing(database: Database): Promise<{ appliedSeq: number; now: Date }> {
+  const { rows } = await roundTrip(
+    database,
+    'standing',
+    () =>
+      sql<{ applied_seq: number; now: Date }>`
+        select applied_seq, clock_timestamp() as now from projections where name = ${NAME}`.execute(database),
+    MAINTENANCE_TIMEOUT_MS,
+  )
+  const [row] = rows
+  if (row === undefined) throw new Error('the projection has no row')
+  return { appliedSeq: row.applied_seq, now: row.now }
 }

@@ -38,11 +38,6 @@ export interface Projection {
   release(holder: string): Promise<void>
   /** Everything in the log has been applied for now. */
   caughtUp?(): void
-  /**
-   * What can be tidied when the projection has caught up with the log, or is held up; called now and then while it leads, beside what renews the lease.
-   * Ends soon after `signal` aborts.
-   */
-  tidy?(signal: AbortSignal): Promise<void>
 }
 
 /** How long a process that died or froze holds the others up: the stall that agents see. */
@@ -51,9 +46,6 @@ const RENEW_MS = 250
 /** A standby asks for the lease this often when no projector is heard of. */
 const STANDBY_MS = 200
 const BACK_OFF_MS = 250
-const TIDY_MS = 10_000
-/** Tidying is told to end after this; what is left is for the next time. */
-const TIDY_FOR_MS = 5_000
 
 const appliedGauge = new Gauge({
   name: 'tabulum_projection_applied_seq',
@@ -130,7 +122,6 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
   const lost = new AbortController()
   const stop = AbortSignal.any([signal, lost.signal])
   let position = start
-  let isCaughtUp = false
   let wasCaughtUp = false
 
   const announce = (events?: readonly LoggedEvent[]) => {
@@ -149,18 +140,6 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
     logger.warn({ ...labels, error: String(error) }, 'projector could not prolong its lease')
     lost.abort()
   })
-  // Not in the loop above: a delete that takes long must not cost the lease.
-  const tidying = (async () => {
-    while (!stop.aborted) {
-      await sleep(TIDY_MS, undefined, { signal: stop }).catch(() => {})
-      if (stop.aborted || !(isCaughtUp || projection.isHeldUp)) continue
-      try {
-        await projection.tidy?.(AbortSignal.any([stop, AbortSignal.timeout(TIDY_FOR_MS)]))
-      } catch (error) {
-        logger.warn({ ...labels, error: String(error) }, 'projection not tidied')
-      }
-    }
-  })()
 
   try {
     const end = await log.lastSeq()
@@ -176,7 +155,6 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
     }
     for await (const events of log.follow(position, stop, { ...projection.follows, onPassed })) {
       const last = events.at(-1)
-      isCaughtUp = last === undefined
       if (last) {
         await projection.apply(holder, position, events, stop)
         position = last.seq
@@ -195,7 +173,6 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
     }
   } finally {
     lost.abort()
-    // What tidies may have been sent to a store that is out, and no step of it depends on who leads.
-    await Promise.all([renewing, tidying])
+    await renewing
   }
 }

@@ -7,11 +7,11 @@
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Redis } from 'ioredis'
 import { Counter, Gauge } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
 import type { FollowOptions } from '../events/event-log.ts'
 import { toLeasedMessage } from '../messaging/messages-of-log.ts'
+import { POSITION_KEY, removeGenerations } from '../messaging/queue-generations.ts'
 import {
   changeQueues,
   type QueueChange,
@@ -24,15 +24,14 @@ import { loadScript, type RedisClient, RedisFull, RedisUnavailable } from '../pl
 import { LEASE_MS, LeaseLost, type Projection } from './projector.ts'
 
 const LEASE_KEY = '{queues}:lease'
-const POSITION_KEY = '{queues}:position'
 const acquireScript = loadScript('acquire', new URL('./lua/acquire.lua', import.meta.url), 2)
 const advanceScript = loadScript('advance', new URL('./lua/advance.lua', import.meta.url), 2)
+const buildScript = loadScript('build_generation', new URL('./lua/build.lua', import.meta.url), 2)
 const releaseScript = loadScript('release', new URL('./lua/release.lua', import.meta.url), 1)
 
 /** Messages that one page of a rebuild holds. */
 const REBUILD_PAGE = 5_000
 const REBUILD_TIMEOUT_MS = 10_000
-const SWEEP_COUNT = 500
 /**
  * Responses that were carrying messages when Redis was lost have recorded their deliveries in the log after this, where it is not busy (an
  * append takes 1.5 s at most then); before, a message might be handed out a second time.
@@ -55,13 +54,13 @@ const full = new Gauge({
 })
 
 /** What acquire.lua found. */
-type Found = [generation: string | null, incarnation: string | null, position: string | null]
-
-/** How far one server has been looked through. */
-interface Sweep {
-  readonly server: Redis
-  cursor: string
-}
+type Found = [
+  generation: string | null,
+  incarnation: string | null,
+  position: string | null,
+  /** The generation that is being built, or was when its leader went away. */
+  building: string | null,
+]
 
 export class QueueProjection implements Projection {
   readonly name = 'queues'
@@ -81,8 +80,6 @@ export class QueueProjection implements Projection {
   #rebuiltAt = 0
   #holder = ''
   #isHeldUp = false
-  /** What is left to look through for queues of earlier generations. */
-  #sweeps: Sweep[] = []
 
   constructor(redis: RedisClient, database: Database, options: { maxQueue: number }) {
     this.#redis = redis
@@ -110,11 +107,11 @@ export class QueueProjection implements Projection {
       return undefined
     }
     this.#holder = holder
-    this.#sweeps = this.#redis.masters.map((server) => ({ server, cursor: '0' }))
     const incarnation = this.#redis.incarnation
     if (incarnation === undefined) throw new RedisUnavailable('Redis has just come back')
-    const [generation, writtenIn, position] = found
-    if (generation === null || position === null) return this.#rebuild(found, incarnation, signal)
+    const [generation, writtenIn, position, building] = found
+    // Whoever was building another may have made room for it by removing queues of this one.
+    if (generation === null || position === null || building !== null) return this.#rebuild(found, incarnation, signal)
     const known = this.#current?.generation === generation ? this.#position : -1
     // Of several masters one may have lost something that the position, on another, does not tell.
     const isComplete =
@@ -162,6 +159,8 @@ export class QueueProjection implements Projection {
         .where('name', '=', 'database')
         .executeTakeFirstOrThrow(),
     )
+    const isAnnounced = await this.#redis.script(buildScript, [LEASE_KEY, POSITION_KEY], [holder, generation, LEASE_MS])
+    if (isAnnounced !== 1) throw new LeaseLost()
     let after = { recipient: '', seq: 0 }
     for (;;) {
       const page = await roundTrip(
@@ -190,8 +189,11 @@ export class QueueProjection implements Projection {
       const add = () => changeQueues(this.#redis, generation, added, { maxQueue: this.#maxQueue })
       await this.#whenThereIsRoom(signal, add, async () => {
         // Nobody is served from the other generations any more.
-        for (const server of this.#redis.masters)
-          await this.#sweep({ server, cursor: '0' }, generation, replaced, signal)
+        const removing = removeGenerations(this.#redis, async () => {
+          const found = await this.#lease(holder, LEASE_MS)
+          return found?.[0] === replaced && found[3] === generation ? [generation] : undefined
+        })
+        for await (const _ of removing) if (signal.aborted) break
         if ((await this.#lease(holder, LEASE_MS)) === null) throw new LeaseLost()
       })
       if ((await this.#lease(holder, LEASE_MS)) === null) throw new LeaseLost()
@@ -273,42 +275,6 @@ export class QueueProjection implements Projection {
 
   async release(holder: string): Promise<void> {
     await this.#redis.script(releaseScript, [LEASE_KEY], [holder])
-  }
-
-  /**
-   * Removes queues of other generations than the current one, step by step, until all servers have been looked through or `signal` aborts.
-   * Whoever leads begins anew, as the leader that replaced a generation may be gone.
-   */
-  async tidy(signal: AbortSignal): Promise<void> {
-    for (let sweep = this.#sweeps[0]; sweep !== undefined && !signal.aborted; sweep = this.#sweeps[0]) {
-      const generation = this.#current?.generation
-      if (generation === undefined || !(await this.#sweep(sweep, generation, generation, signal))) return
-      this.#sweeps.shift()
-    }
-  }
-
-  /**
-   * Removes the queues of other generations than `kept` from one server, while this process leads and the position says `announced`. Returns
-   * whether the server has been looked through to its end.
-   */
-  async #sweep(sweep: Sweep, kept: string, announced: string | null, signal: AbortSignal): Promise<boolean> {
-    const { server } = sweep
-    while (!signal.aborted) {
-      const [next, keys] = await this.#redis.run('sweep', () =>
-        server.scan(sweep.cursor, 'MATCH', 'queue:*', 'COUNT', SWEEP_COUNT),
-      )
-      const old = keys.filter((key) => !key.startsWith(`queue:${kept}:`))
-      if (old.length > 0) {
-        // Asked after the scan: what it has found was not written by another leader that is building a new generation now.
-        const found = await this.#lease(this.#holder, LEASE_MS)
-        if (signal.aborted || found?.[0] !== announced) return false
-        // One by one, as in Redis Cluster they are of different slots; they go out in one write.
-        await this.#redis.run('sweep', () => Promise.all(old.map((key) => server.unlink(key))))
-      }
-      if (next === '0') return true
-      sweep.cursor = next
-    }
-    return false
   }
 }
 

@@ -1,12 +1,14 @@
-/** The registry's tables. Rows are staged here with their credential and activated by the projector. */
-import { sql } from 'kysely'
+/**
+ * The port of the registry: operators and agents with what their tokens are known by, and the
+ * challenges that are open. Revoking is not in it: only the command of that name does it, beside
+ * the nodes.
+ */
 import type { Level } from '../access/tokens.ts'
-import type { LoggedEvent } from '../events/event.ts'
-import { batched, shared } from '../platform/batch.ts'
-import { type Database, roundTrip } from '../platform/database.ts'
+import type { EventOf } from '../events/event.ts'
 
 export interface Agent {
   address: string
+  /** RFC 3339, in UTC. Of two agents, the one that comes later in the list never has an earlier time. */
   registeredAt: string
 }
 
@@ -14,6 +16,18 @@ export interface RegisteredAgent extends Agent {
   hasWebhook: boolean
 }
 
+/** What is kept of a token. */
+export interface StoredToken {
+  lookup: Buffer
+  tokenHash: string
+}
+
+/** What is kept of an agent beside what its event says. */
+export interface AgentSecrets extends StoredToken {
+  webhook: { url: string; sealedSecret: string } | undefined
+}
+
+/** Who a token may belong to. */
 export interface Candidate {
   identity: string
   /** The operator itself, or the agent's. */
@@ -24,8 +38,14 @@ export interface Candidate {
 export interface NewChallenge {
   challengeId: string
   operatorId: string
+  /** Undefined where any answer passes. */
   answerHash: Buffer | undefined
   ttlMs: number
+}
+
+export interface TakenChallenge {
+  answerHash: Buffer | undefined
+  isExpired: boolean
 }
 
 export interface RegistryPage {
@@ -33,218 +53,41 @@ export interface RegistryPage {
   total: number
 }
 
-const HOLDERS = {
-  operator: { table: 'operators', identity: 'operator_id' },
-  agent: { table: 'agents', identity: 'address' },
-} as const
-
 /** Challenges that one operator may have open; a new one beyond that takes the place of its oldest. */
 export const MAX_OPEN_CHALLENGES = 1_000
-/** Beyond those, as many go with one statement: twice what it adds at most, so that an excess shrinks. */
-const MAX_REPLACED = 1_000
-const CHALLENGES_AT_ONCE = 500
-const MAX_WAITING_CHALLENGES = 20_000
 
-export class RegistryStore {
-  readonly #database: Database
+/** Any of its methods throws `Unavailable` when a part is out. */
+export interface RegistryStore {
+  /**
+   * Appends the event that registers an operator, and keeps its token. Resolves when the operator
+   * can be found. Throws `ProjectionBehind` or `Unavailable`: then it may still be registered, whole.
+   */
+  registerOperator(token: StoredToken, event: EventOf<'operator_created'>): Promise<void>
+
+  /** The same for an agent. */
+  registerAgent(secrets: AgentSecrets, event: EventOf<'agent_registered'>): Promise<void>
+
+  /** The registered, unrevoked holders of tokens with this look-up: none or one, but for a chance of 2^-64. */
+  findByToken(level: Level, lookup: Buffer): Promise<Candidate[]>
+
+  findAgent(address: string): Promise<RegisteredAgent | undefined>
+
+  /** Agents after the place `since`, oldest first, at most `limit`, and how many there are in all. */
+  page(since: number, limit: number): Promise<RegistryPage>
+
   /** How many agents there are. */
-  readonly total: () => Promise<number>
-  /** Keeps a challenge until it is taken. Returns when it expires, by the database's clock: those of nodes may differ. */
-  readonly saveChallenge: (challenge: NewChallenge) => Promise<Date>
+  total(): Promise<number>
 
-  constructor(database: Database) {
-    this.#database = database
-    this.saveChallenge = batched((challenges) => this.#saveChallenges(challenges), {
-      maxItems: CHALLENGES_AT_ONCE,
-      maxWaiting: MAX_WAITING_CHALLENGES,
-    })
-    this.total = shared(() => this.#total())
-  }
+  /**
+   * Keeps a challenge until it is taken, has expired, or is the oldest of more than
+   * `MAX_OPEN_CHALLENGES` of its operator. Returns when it expires, by the storage's clock: those of
+   * nodes may differ.
+   */
+  saveChallenge(challenge: NewChallenge): Promise<Date>
 
-  async stageOperator(row: { operatorId: string; lookup: Buffer; tokenHash: string }): Promise<void> {
-    await roundTrip(this.#database, 'stage_operator', () =>
-      this.#database
-        .insertInto('operators')
-        .values({ operator_id: row.operatorId, token_lookup: row.lookup, token_hash: row.tokenHash })
-        .execute(),
-    )
-  }
-
-  async stageAgent(row: {
-    address: string
-    operatorId: string
-    lookup: Buffer
-    tokenHash: string
-    webhook: { url: string; sealedSecret: string } | undefined
-  }): Promise<void> {
-    await roundTrip(this.#database, 'stage_agent', () =>
-      this.#database
-        .insertInto('agents')
-        .values({
-          address: row.address,
-          operator_id: row.operatorId,
-          token_lookup: row.lookup,
-          token_hash: row.tokenHash,
-          webhook_url: row.webhook?.url ?? null,
-          webhook_secret: row.webhook?.sealedSecret ?? null,
-        })
-        .execute(),
-    )
-  }
-
-  /** The active, unrevoked holders of tokens with this look-up: none or one, but for a chance of 2^-64. */
-  async findByToken(level: Level, lookup: Buffer): Promise<Candidate[]> {
-    const { table, identity } = HOLDERS[level]
-    return roundTrip(this.#database, 'find_by_token', () =>
-      this.#database
-        .selectFrom(table)
-        .select([
-          sql<string>`${sql.ref(identity)}`.as('identity'),
-          'operator_id as operatorId',
-          'token_hash as tokenHash',
-        ])
-        .where('token_lookup', '=', lookup)
-        .where('seq', 'is not', null)
-        .where('revoked_at', 'is', null)
-        .execute(),
-    )
-  }
-
-  async findAgent(address: string): Promise<RegisteredAgent | undefined> {
-    const row = await roundTrip(this.#database, 'find_agent', () =>
-      this.#database
-        .selectFrom('agents')
-        .select(['address', 'registered_at', 'webhook_secret'])
-        .where('address', '=', address)
-        .where('seq', 'is not', null)
-        .executeTakeFirst(),
-    )
-    return row && { ...toAgent(row), hasWebhook: row.webhook_secret !== null }
-  }
-
-  /** Agents after the place `since`, oldest first, and how many there are in all. */
-  async page(since: number, limit: number): Promise<RegistryPage> {
-    const rows = await roundTrip(this.#database, 'registry_page', () =>
-      this.#database
-        .selectFrom('registry_totals')
-        .leftJoinLateral(
-          (join) =>
-            join
-              .selectFrom('agents')
-              .select(['address', 'registered_at', 'seq'])
-              .where('seq', '>', since)
-              .orderBy('seq')
-              .limit(limit)
-              .as('agent'),
-          (on) => on.onTrue(),
-        )
-        .select(['registry_totals.agents as total', 'address', 'registered_at', 'seq'])
-        .orderBy('seq')
-        .execute(),
-    )
-    const agents = rows.flatMap(({ address, registered_at, seq }) =>
-      address === null || seq === null ? [] : [{ ...toAgent({ address, registered_at }), seq }],
-    )
-    return { agents, total: rows[0]?.total ?? 0 }
-  }
-
-  async #total(): Promise<number> {
-    const { agents } = await roundTrip(this.#database, 'registry_total', () =>
-      this.#database.selectFrom('registry_totals').select('agents').executeTakeFirstOrThrow(),
-    )
-    return agents
-  }
-
-  async #saveChallenges(challenges: NewChallenge[]): Promise<Date[]> {
-    const rows = JSON.stringify(
-      challenges.map(({ answerHash, ...rest }) => ({ ...rest, answerHash: answerHash?.toString('base64') ?? null })),
-    )
-    const saved = await roundTrip(this.#database, 'save_challenges', () =>
-      sql<{ challenge_id: string; expires_at: Date }>`
-        with added as (
-          select "challengeId", "operatorId", decode("answerHash", 'base64') as answer_hash,
-            clock_timestamp() + "ttlMs" * interval '1 millisecond' as expires_at
-          from json_to_recordset(${rows}::json)
-            as challenge ("challengeId" uuid, "operatorId" uuid, "answerHash" text, "ttlMs" double precision)
-        ), of_operator as (
-          select "operatorId" as id, count(*) as added from added group by "operatorId"
-        ), beyond as (
-          -- This statement does not see what it adds itself.
-          select oldest.challenge_id from of_operator cross join lateral (
-            select challenge_id from challenges where operator_id = of_operator.id
-            order by expires_at desc, challenge_id
-            offset greatest(0, ${MAX_OPEN_CHALLENGES}::bigint - of_operator.added) limit ${MAX_REPLACED}::bigint
-          ) as oldest
-        ), replaced as (
-          -- Two nodes that find the same ones do not wait for each other.
-          delete from challenges where challenge_id in (
-            select challenge_id from challenges where challenge_id in (select challenge_id from beyond)
-            for update skip locked
-          )
-        )
-        insert into challenges (challenge_id, operator_id, answer_hash, expires_at)
-        select "challengeId", "operatorId", answer_hash, expires_at from added
-        returning challenge_id, expires_at`.execute(this.#database),
-    )
-    const expiry = new Map(saved.rows.map((row) => [row.challenge_id, row.expires_at]))
-    return challenges.map(({ challengeId }) => expiry.get(challengeId) as Date)
-  }
-
-  /** Takes a challenge out: whoever asks first gets it, on whichever node. */
-  async takeChallenge(challengeId: string, operatorId: string) {
-    return roundTrip(this.#database, 'take_challenge', () =>
-      this.#database
-        .deleteFrom('challenges')
-        .where('challenge_id', '=', challengeId)
-        .where('operator_id', '=', operatorId)
-        .returning(['answer_hash', sql<boolean>`expires_at <= clock_timestamp()`.as('is_expired')])
-        .executeTakeFirst(),
-    )
-  }
-
-  /** Revokes the token of an agent (by address) or an operator (by id). Returns its look-up, undefined if there is no such holder. */
-  async revoke(level: Level, identity: string): Promise<Buffer | undefined> {
-    const holder = HOLDERS[level]
-    const { rows } = await roundTrip(this.#database, 'revoke', () =>
-      sql<{ token_lookup: Buffer }>`
-        update ${sql.table(holder.table)} set revoked_at = coalesce(revoked_at, now())
-        where ${sql.ref(holder.identity)}::text = ${identity}
-        returning token_lookup`.execute(this.#database),
-    )
-    return rows[0]?.token_lookup
-  }
-
-  /** Removes expired challenges, and rows staged before `stagedBefore` whose event was never appended. Returns how many rows went. */
-  async removeAbandoned(now: Date, stagedBefore: Date): Promise<number> {
-    const results = [
-      await this.#database.deleteFrom('challenges').where('expires_at', '<', now).execute(),
-      await this.#database
-        .deleteFrom('operators')
-        .where('seq', 'is', null)
-        .where('staged_at', '<', stagedBefore)
-        .execute(),
-      await this.#database
-        .deleteFrom('agents')
-        .where('seq', 'is', null)
-        .where('staged_at', '<', stagedBefore)
-        .execute(),
-    ]
-    return results.flat().reduce((sum, result) => sum + Number(result.numDeletedRows), 0)
-  }
-}
-
-/** What a batch of events registers, as the function `project_registry` takes it. */
-export function registryChanges(events: readonly LoggedEvent[]): { operators: object[]; agents: object[] } {
-  return {
-    operators: events.flatMap(({ seq, type, data }) =>
-      type === 'operator_created' ? [{ seq, id: data.operator_id }] : [],
-    ),
-    agents: events.flatMap(({ seq, ts, type, data }) =>
-      type === 'agent_registered' ? [{ seq, ts, address: data.address }] : [],
-    ),
-  }
-}
-
-function toAgent(row: { address: string; registered_at: Date | null }): Agent {
-  return { address: row.address, registeredAt: row.registered_at?.toISOString() ?? '' }
+  /**
+   * Takes a challenge of an operator out: whoever asks first gets it, on whichever node. Undefined
+   * if there is none.
+   */
+  takeChallenge(challengeId: string, operatorId: string): Promise<TakenChallenge | undefined>
 }

@@ -2,9 +2,7 @@
 import { hash, randomUUID, timingSafeEqual } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import type { Credentials } from '../access/credentials.ts'
-import { type Level, newAddress, newToken, type PresentedToken } from '../access/tokens.ts'
-import { type EventLog, PREPARATION_USABLE_MS } from '../events/event-log.ts'
-import type { Progress } from '../events/progress.ts'
+import { newAddress, newToken, type PresentedToken } from '../access/tokens.ts'
 import { atMost } from '../platform/cache.ts'
 import type { CursorSeal } from '../platform/cursor.ts'
 import type { WebhookTarget } from '../webhooks/webhook-url.ts'
@@ -49,8 +47,6 @@ interface Page {
 export class Registry {
   readonly #store: RegistryStore
   readonly #credentials: Credentials
-  readonly #log: EventLog
-  readonly #progress: Progress
   readonly #cursors: CursorSeal
   readonly #options: RegistryOptions
   readonly #now: () => number
@@ -68,13 +64,11 @@ export class Registry {
   readonly #verifying = new Map<string, Promise<string | undefined>>()
 
   constructor(
-    parts: { store: RegistryStore; credentials: Credentials; log: EventLog; progress: Progress; cursors: CursorSeal },
+    parts: { store: RegistryStore; credentials: Credentials; cursors: CursorSeal },
     options: RegistryOptions,
   ) {
     this.#store = parts.store
     this.#credentials = parts.credentials
-    this.#log = parts.log
-    this.#progress = parts.progress
     this.#cursors = parts.cursors
     this.#options = options
     this.#now = options.now ?? Date.now
@@ -86,17 +80,9 @@ export class Registry {
     const token = newToken('operator')
     const operatorId = randomUUID()
     const tokenHash = await turn.hash(token.secret)
-    const notAfter = performance.now() + PREPARATION_USABLE_MS
-    await this.#store.stageOperator({ operatorId, lookup: token.lookup, tokenHash })
-    const { seq } = await this.#log.append(
-      {
-        ts: new Date(this.#now()).toISOString(),
-        type: 'operator_created',
-        data: { operator_id: operatorId, contact_hash: contactHash, accepted_terms: true },
-      },
-      { notAfter },
-    )
-    await this.#progress.reached(seq)
+    const data = { operator_id: operatorId, contact_hash: contactHash, accepted_terms: true } as const
+    const event = { ts: this.#timestamp(), type: 'operator_created', data } as const
+    await this.#store.registerOperator({ lookup: token.lookup, tokenHash }, event)
     return { operatorId, token }
   }
 
@@ -125,39 +111,22 @@ export class Registry {
     const token = newToken('agent')
     const address = newAddress()
     const tokenHash = await turn.hash(token.secret)
-    const webhook = target && {
-      url: target.url,
-      ...this.#options.newWebhookSecret(address, target.authorization),
-    }
-    const notAfter = performance.now() + PREPARATION_USABLE_MS
-    await this.#store.stageAgent({
-      address,
-      operatorId,
-      lookup: token.lookup,
-      tokenHash,
-      webhook: webhook && { url: webhook.url, sealedSecret: webhook.sealed },
-    })
-    const { seq } = await this.#log.append(
-      {
-        ts: new Date(this.#now()).toISOString(),
-        type: 'agent_registered',
-        agent: address,
-        data: { address, operator_id: operatorId, has_webhook: webhook !== undefined },
-      },
-      { notAfter },
-    )
-    await this.#progress.reached(seq)
-    return { address, token, webhookSecret: webhook?.secret }
+    const secret = target && this.#options.newWebhookSecret(address, target.authorization)
+    const webhook = target && secret && { url: target.url, sealedSecret: secret.sealed }
+    const data = { address, operator_id: operatorId, has_webhook: webhook !== undefined }
+    const event = { ts: this.#timestamp(), type: 'agent_registered', agent: address, data } as const
+    await this.#store.registerAgent({ lookup: token.lookup, tokenHash, webhook }, event)
+    return { address, token, webhookSecret: secret?.secret }
   }
 
   async #passChallenge(operatorId: string, { challengeId, response }: Verification): Promise<void> {
     if (!UUID.test(challengeId)) throw new VerificationFailed('no such challenge')
     const challenge = await this.#store.takeChallenge(challengeId, operatorId)
     if (!challenge) throw new VerificationFailed('no such challenge: it is unknown, expired or already used')
-    if (challenge.is_expired) throw new VerificationFailed('the challenge has expired')
+    if (challenge.isExpired) throw new VerificationFailed('the challenge has expired')
     // Without an answer anything passes. With one, what is no text is no answer either, and has used the challenge up.
-    if (challenge.answer_hash === null) return
-    if (typeof response !== 'string' || !timingSafeEqual(sha256(response), challenge.answer_hash)) {
+    if (challenge.answerHash === undefined) return
+    if (typeof response !== 'string' || !timingSafeEqual(sha256(response), challenge.answerHash)) {
       throw new VerificationFailed('the response is wrong; ask for a new challenge')
     }
   }
@@ -179,11 +148,6 @@ export class Registry {
       if (await this.#credentials.verify(token.secret, tokenHash, operatorId)) return identity
     }
     return undefined
-  }
-
-  /** Revokes the token of an agent or operator. Returns the look-up of its sessions, undefined if there is no such holder. */
-  revoke(level: Level, identity: string): Promise<Buffer | undefined> {
-    return this.#store.revoke(level, identity)
   }
 
   /** The agent with an address, from memory where this node has seen it before; undefined if nobody has it. */
@@ -210,6 +174,10 @@ export class Registry {
     }
     if (isFull) this.#pages.set(name, page)
     return { ...page, total }
+  }
+
+  #timestamp(): string {
+    return new Date(this.#now()).toISOString()
   }
 }
 

@@ -9,7 +9,7 @@
 import { randomUUID } from 'node:crypto'
 import { PREPARATION_USABLE_MS } from '../events/event-log.ts'
 import { inBackground } from '../platform/background.ts'
-import type { StateStore } from './state-store.ts'
+import type { StateTables } from './postgres-state-tables.ts'
 
 /** Room that is held beside what is under way: a second of writes on a busy node. */
 const WANTED_BYTES = 4 * 1_048_576
@@ -45,14 +45,14 @@ interface Room {
 }
 
 export class HeldRoom {
-  readonly #store: Pick<StateStore, 'holdRoom'>
+  readonly #store: Pick<StateTables, 'holdRoom'>
   #room: Room | undefined
   #asking: Promise<void> | undefined
   #renewableAt = 0
   #takenAt = Number.NEGATIVE_INFINITY
   #idle: NodeJS.Timeout | undefined
 
-  constructor(store: Pick<StateStore, 'holdRoom'>) {
+  constructor(store: Pick<StateTables, 'holdRoom'>) {
     this.#store = store
   }
 

@@ -1,266 +1,63 @@
-/** The state's tables: reading them, reserving room in them, and applying the log to them. */
-import { sql } from 'kysely'
-import type { LoggedEvent } from '../events/event.ts'
-import { batched, shared } from '../platform/batch.ts'
-import { type Database, roundTrip } from '../platform/database.ts'
+/** The port of the shared state: reading keys, and changing them by events. */
+import type { EventOf } from '../events/event.ts'
 
 export interface StateEntry {
   key: string
   value: string
   modifiedBy: string
+  /** RFC 3339, in UTC. */
   modifiedAt: string
 }
 
-/** Room for one write. */
-export interface Reservation {
-  id: string
-  key: string
-  /** Bytes of key and value that the key will have. */
-  size: number
-}
-
-/** `busy`: it would fit if no node held room ahead of need. */
-export type ReservationOutcome = 'reserved' | 'full' | 'busy'
-
-/** `absent`: there is no such key. `busy`: another delete of it is under way, or a change is being applied. */
-export type DeleteOutcome = 'begun' | 'absent' | 'busy'
-
-/** What a node says of the room that it holds, all in bytes. */
-export interface RoomRenewal {
-  id: string
-  /** There is no such room yet. */
-  opening: boolean
-  /** Of writes that have been applied since the last renewal. */
-  settled: number
-  /** Of writes of which nobody knows whether they will be. */
-  lost: number
-  /** What it does not give back. */
-  kept: number
-  wanted: number
+/** Keys in byte order, and how many have the prefix in all. */
+export interface StatePage {
+  keys: Buffer[]
+  total: number
 }
 
 export interface StoredUsage {
+  /** Bytes of all keys and values. */
   usedBytes: number
   keyCount: number
 }
 
-/** Calls of one kind that wait for the database at most. */
-const MAX_WAITING = 20_000
-/** For so long a delete keeps the others of its key waiting; later it is not acknowledged any more (`DELETE_USABLE_MS`). */
-const DELETE_MS = 3_000
-/** Values that one answer of the database holds at most: 32 MiB of the largest. */
-const FOUND_AT_ONCE = 32
+/** The write would take the store over its capacity. */
+export class StoreFull extends Error {
+  override name = 'StoreFull'
+}
 
-export class StateStore {
-  readonly #database: Database
-  readonly #capacityBytes: number
-  /** Takes room for a write, exactly. */
-  readonly reserve: (reservation: Reservation) => Promise<ReservationOutcome>
-  /** Finds the key for a delete, which has until `DELETE_MS` later to be applied: so long no other begins. */
-  readonly beginDelete: (key: string) => Promise<DeleteOutcome>
-  /** The entry of a key; undefined if absent. */
-  readonly find: (key: string) => Promise<StateEntry | undefined>
-  readonly usage: () => Promise<StoredUsage>
+/** There is no such key. */
+export class UnknownKey extends Error {
+  override name = 'UnknownKey'
+}
 
-  constructor(database: Database, capacityBytes: number) {
-    this.#database = database
-    this.#capacityBytes = capacityBytes
-    this.reserve = batched((reservations) => this.#reserve(reservations), { maxItems: 500, maxWaiting: MAX_WAITING })
-    this.beginDelete = batched((keys) => this.#beginDeletes(keys), { maxItems: 500, maxWaiting: MAX_WAITING })
-    this.find = batched((keys) => this.#find(keys), { maxItems: FOUND_AT_ONCE, maxWaiting: MAX_WAITING })
-    this.usage = shared(() => this.#usage())
-  }
+/** Others change the same, or hold the room that is left; this change waited too long for its turn. */
+export class StateBusy extends Error {
+  override name = 'StateBusy'
+}
 
-  async #reserve(reservations: Reservation[]): Promise<ReservationOutcome[]> {
-    const requests = JSON.stringify(
-      reservations.map((reservation) => ({ ...reservation, key: toBase64(reservation.key) })),
-    )
-    const { rows } = await roundTrip(this.#database, 'reserve_state', () =>
-      sql<{ outcome: ReservationOutcome }>`
-        select outcome from reserve_state_writes(${requests}::json, ${this.#capacityBytes})`.execute(this.#database),
-    )
-    return rows.map(({ outcome }) => outcome)
-  }
+/** Any of its methods throws `Unavailable` when a part is out. */
+export interface StateStore {
+  /** The entry of a key; undefined if absent. Never older than what was acknowledged. */
+  find(key: string): Promise<StateEntry | undefined>
 
-  async #beginDeletes(keys: string[]): Promise<DeleteOutcome[]> {
-    const distinct = JSON.stringify([...new Set(keys)].map(toBase64))
-    const { rows } = await roundTrip(this.#database, 'begin_deletes', () =>
-      // It waits for no lock, so it cannot wait for what waits for it.
-      sql<{ key: Buffer; begun: boolean }>`
-        with wanted as (
-          select array(select decode(item, 'base64') from json_array_elements_text(${distinct}::json) item) as keys
-        ), ahead as (
-          -- Further ahead than it is ever set, as the clock was set back: it is as long from now as it was, and no longer.
-          update state set delete_until = clock_timestamp() + ${DELETE_MS} * interval '1 millisecond'
-          where key in (
-            select key from state
-            where key = any ((select keys from wanted)::bytea[])
-              and delete_until > clock_timestamp() + ${DELETE_MS} * interval '1 millisecond'
-            for update skip locked
-          )
-        ), begun as (
-          update state set delete_until = clock_timestamp() + ${DELETE_MS} * interval '1 millisecond'
-          where key in (
-            select key from state
-            where key = any ((select keys from wanted)::bytea[])
-              and (delete_until is null or delete_until < clock_timestamp())
-            for update skip locked
-          )
-          returning key
-        )
-        select key, begun.key is not null as begun from state left join begun using (key)
-        where key = any ((select keys from wanted)::bytea[])`.execute(this.#database),
-    )
-    const found = new Map(rows.map(({ key, begun }) => [key.toString('utf8'), begun]))
-    return keys.map((key) => {
-      const isFree = found.get(key)
-      if (isFree === undefined) return 'absent'
-      // Of those that came together the first.
-      found.set(key, false)
-      return isFree ? 'begun' : 'busy'
-    })
-  }
+  /** Keys that begin with `prefix`, after the key `after` in byte order, at most `limit`. */
+  page(prefix: string, after: Buffer | undefined, limit: number): Promise<StatePage>
 
-  /** Opens or renews a room, as `hold_state_room` says. Returns the bytes that it has now; undefined if it is there no more. */
-  async holdRoom({ id, opening, settled, lost, kept, wanted }: RoomRenewal): Promise<number | undefined> {
-    const { rows } = await roundTrip(this.#database, 'hold_state_room', () =>
-      sql<{ bytes: number | null }>`
-        select hold_state_room(${id}, ${opening}, ${settled}, ${lost}, ${kept}, ${wanted}, ${this.#capacityBytes}) as bytes`.execute(
-        this.#database,
-      ),
-    )
-    return rows[0]?.bytes ?? undefined
-  }
-
-  async #find(keys: string[]): Promise<(StateEntry | undefined)[]> {
-    const distinct = JSON.stringify([...new Set(keys)].map(toBase64))
-    const { rows } = await roundTrip(this.#database, 'find_state', () =>
-      sql<{ key: Buffer; value: Buffer; modified_by: string; modified_at: Date }>`
-        select key, value, modified_by, modified_at from state
-        where key = any (array(select decode(wanted, 'base64') from json_array_elements_text(${distinct}::json) wanted))`.execute(
-        this.#database,
-      ),
-    )
-    const found = new Map(
-      rows.map((row) => [
-        row.key.toString('utf8'),
-        { value: row.value.toString('utf8'), modifiedBy: row.modified_by, modifiedAt: row.modified_at.toISOString() },
-      ]),
-    )
-    return keys.map((key) => {
-      const entry = found.get(key)
-      return entry && { key, ...entry }
-    })
-  }
+  usage(): Promise<StoredUsage>
 
   /**
-   * Keys with a prefix after `after` in byte order, at most `limit`, and how many have the prefix in all: one snapshot. They come as one
-   * row, which costs the driver a fraction of a row each.
+   * Appends the event of a write if the store has room for it. Resolves when it can be read. Throws `StoreFull`, `StateBusy`: then there is no
+   * event; `ProjectionBehind` or `Unavailable`: then the write may still take effect, whole.
    */
-  async page(prefix: string, after: Buffer | undefined, limit: number): Promise<{ keys: Buffer[]; total: number }> {
-    const low = Buffer.from(prefix)
-    const high = endOfPrefix(low)
-    const { rows } = await roundTrip(this.#database, 'state_page', () =>
-      sql<{ total: number; keys: string | null }>`
-        select count_state_keys(${low}, ${high}) as total, (
-          select string_agg(encode(key, 'hex'), ' ' order by key) from (
-            select key from state
-            where key >= ${low} and key > ${after ?? NO_KEY} and key < ${high ?? NO_UTF8}
-            order by key limit ${limit}
-          ) as page
-        ) as keys`.execute(this.#database),
-    )
-    const [{ total, keys } = { total: 0, keys: null }] = rows
-    return { keys: keys === null ? [] : keys.split(' ').map((key) => Buffer.from(key, 'hex')), total }
-  }
-
-  async #usage(): Promise<StoredUsage> {
-    return roundTrip(this.#database, 'state_usage', () =>
-      this.#database
-        .selectFrom('state_usage')
-        .select(['used_bytes as usedBytes', 'key_count as keyCount'])
-        .executeTakeFirstOrThrow(),
-    )
-  }
+  write(event: EventOf<'state_written'>): Promise<void>
 
   /**
-   * Gives back what was reserved or held before `before` and never used, when all events that it was for have been applied. Returns how
-   * many reservations and rooms there were.
+   * Appends the event of a delete if there is such a key; of deletes at once just one finds it. Resolves when the key is gone. Throws
+   * `UnknownKey`, `StateBusy`: then there is no event; `ProjectionBehind` or `Unavailable` as `write` does.
    */
-  async releaseAbandoned(before: Date): Promise<number> {
-    // Begun at a time that is yet to come, as the clock was set back: their age counts from now.
-    await sql`
-      with reservations as (
-        update state_reservations set reserved_at = clock_timestamp()
-        where reserved_at > clock_timestamp() + interval '1 minute'
-      )
-      update state_rooms set renewed_at = clock_timestamp()
-      where renewed_at > clock_timestamp() + interval '1 minute'`.execute(this.#database)
-    const rows = await this.#database
-      .selectFrom('state_reservations')
-      .select('id')
-      .where('reserved_at', '<', before)
-      .limit(1_000)
-      .execute()
-    if (rows.length > 0) {
-      const ids = JSON.stringify(rows.map(({ id }) => id))
-      await sql`select release_state(array(select json_array_elements_text(${ids}::json)::uuid))`.execute(
-        this.#database,
-      )
-    }
-    const released = await sql<{ rooms: number }>`select release_state_rooms(${before}) as rooms`.execute(
-      this.#database,
-    )
-    return rows.length + (released.rows[0]?.rooms ?? 0)
-  }
-}
+  delete(event: EventOf<'state_deleted'>): Promise<void>
 
-/** What becomes of a key by a batch of events, as the function `project_state` takes it. */
-interface Final {
-  /** Base64, as the value. */
-  key: string
-  /** Null: the key is gone. */
-  value: string | null
-  /** The batch deletes the key, whether or not it writes it again. */
-  deleted: boolean
-  seq: number
-  by: string
-  at: string
-}
-
-/** What a batch of events does to the state: to each key, and which reservations its writes were made on. */
-export function stateChanges(events: readonly LoggedEvent[]): { finals: Final[]; reservations: string[] } {
-  const finals = new Map<string, Final>()
-  const reservations: string[] = []
-  for (const { seq, ts, type, data, reservation } of events) {
-    if (type !== 'state_written' && type !== 'state_deleted') continue
-    const key = toBase64(data.key)
-    const isWrite = type === 'state_written'
-    finals.set(key, {
-      key,
-      value: isWrite ? toBase64(data.value) : null,
-      deleted: !isWrite || finals.get(key)?.deleted === true,
-      seq,
-      by: isWrite ? data.written_by : data.deleted_by,
-      at: ts,
-    })
-    if (reservation !== undefined) reservations.push(reservation)
-  }
-  return { finals: [...finals.values()], reservations }
-}
-
-/** Before every key. */
-const NO_KEY = Buffer.of()
-/** After every key: no UTF-8 has this byte. */
-const NO_UTF8 = Buffer.of(0xff)
-
-/** The first byte string after all that begin with `prefix`; null if there is none. */
-function endOfPrefix(prefix: Buffer): Buffer | null {
-  // UTF-8 has no byte 0xff, so the last byte can always be increased.
-  const last = prefix.at(-1)
-  return last === undefined ? null : Buffer.concat([prefix.subarray(0, -1), Buffer.of(last + 1)])
-}
-
-function toBase64(text: string): string {
-  return Buffer.from(text).toString('base64')
+  /** For an orderly stop, when nothing is under way any more. */
+  close(): Promise<void>
 }

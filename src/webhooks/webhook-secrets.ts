@@ -1,6 +1,5 @@
 /** What deliveries are signed and authorized with: made and given at registration, kept encrypted in the database. */
-import { sql } from 'kysely'
-import { type Database, roundTrip } from '../platform/database.ts'
+import type { SigningKeys } from '../platform/signing-keys.ts'
 import { createSecretBox, type SecretBox, SecretNotOpened } from './secret-box.ts'
 import { newWebhookSecret } from './signature.ts'
 
@@ -12,32 +11,51 @@ export interface WebhookSecret {
   readonly authorization: string | undefined
 }
 
+export interface SealedSecret {
+  readonly address: string
+  readonly sealed: string
+}
+
+export interface SecretChange {
+  readonly address: string
+  readonly before: string
+  readonly after: string
+}
+
+/** The port of the secrets that are stored, one of each agent that has a webhook. Throws `Unavailable`. */
+export interface SealedSecrets {
+  /** Those of agents after the address `after`, in order of the addresses, at most `limit`. */
+  page(after: string, limit: number): Promise<SealedSecret[]>
+
+  /** Changes each that is still what it was: another process may be at the same. Returns how many. */
+  change(changes: readonly SecretChange[]): Promise<number>
+}
+
 /** Secrets that are sealed anew in one round trip. */
 const PAGE = 500
 
 export class WebhookSecrets {
-  readonly #database: Database
+  readonly #secrets: SealedSecrets
   /** The first seals; the others open what was sealed before. */
   readonly #boxes: readonly SecretBox[]
 
-  private constructor(database: Database, boxes: readonly SecretBox[]) {
-    this.#database = database
+  private constructor(secrets: SealedSecrets, boxes: readonly SecretBox[]) {
+    this.#secrets = secrets
     this.#boxes = boxes
   }
 
   /**
-   * Seals under the first of `keys` (32 bytes each), or under one that the database itself keeps where there are none. What was sealed
-   * under any of them, or under the database's own, opens.
+   * Seals under the first of `sealingKeys` (32 bytes each), or under one that the database itself
+   * keeps where there are none. What was sealed under any of them, or under the database's own, opens.
    */
-  static async load(database: Database, keys: readonly Uint8Array[]): Promise<WebhookSecrets> {
-    const { key: shared } = await database
-      .selectFrom('signing_keys')
-      .select('key')
-      .where('name', '=', 'webhook_secrets')
-      .executeTakeFirstOrThrow()
+  static async load(
+    { secrets, keys }: { secrets: SealedSecrets; keys: SigningKeys },
+    sealingKeys: readonly Uint8Array[],
+  ): Promise<WebhookSecrets> {
+    const shared = await keys.signingKey('webhook_secrets')
     return new WebhookSecrets(
-      database,
-      [...keys, shared].map((key) => createSecretBox(key)),
+      secrets,
+      [...sealingKeys, shared].map((key) => createSecretBox(key)),
     )
   }
 
@@ -55,15 +73,15 @@ export class WebhookSecrets {
   /**
    * Seals all that is not sealed under the first key under that, so that the others can be thrown away. May be broken off and begun
    * again, and run in several processes at once. Returns how many it sealed, and how many it found that no key opens. Throws
-   * `DatabaseUnavailable`.
+   * `Unavailable`.
    */
   async sealAnew(signal: AbortSignal): Promise<{ sealed: number; notOpened: number }> {
     const done = { sealed: 0, notOpened: 0 }
     let last: string | undefined = ''
     while (last !== undefined && !signal.aborted) {
-      const page = await this.#page(last)
+      const page = await this.#secrets.page(last, PAGE)
       last = page.at(-1)?.address
-      const changes = page.flatMap(({ address, before }) => {
+      const changes = page.flatMap(({ address, sealed: before }) => {
         try {
           const { text, isCurrent } = this.#open(before, address)
           return isCurrent ? [] : [{ address, before, after: this.#seal(text, address) }]
@@ -73,7 +91,7 @@ export class WebhookSecrets {
           return []
         }
       })
-      if (changes.length > 0) done.sealed += await this.#change(changes)
+      if (changes.length > 0) done.sealed += await this.#secrets.change(changes)
     }
     return done
   }
@@ -95,26 +113,6 @@ export class WebhookSecrets {
       }
     }
     throw failure
-  }
-
-  async #page(after: string): Promise<{ address: string; before: string }[]> {
-    const { rows } = await roundTrip(this.#database, 'read_webhook_secrets', () =>
-      sql<{ address: string; before: string }>`
-        select address, webhook_secret as before from agents
-        where address > ${after} and webhook_secret is not null order by address limit ${PAGE}`.execute(this.#database),
-    )
-    return rows
-  }
-
-  /** Where it is still what it was: another process may be at the same. */
-  async #change(changes: readonly { address: string; before: string; after: string }[]): Promise<number> {
-    const { numAffectedRows } = await roundTrip(this.#database, 'seal_webhook_secrets', () =>
-      sql`
-        update agents set webhook_secret = change.after
-        from json_to_recordset(${JSON.stringify(changes)}::json) as change (address text, before text, after text)
-        where agents.address = change.address and agents.webhook_secret = change.before`.execute(this.#database),
-    )
-    return Number(numAffectedRows ?? 0)
   }
 }
 

@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { type Allowance, takeFrom } from '../access/admission.ts'
 import type { NewEvent, QueuedReason } from '../events/event.ts'
 import { type AppendOptions, type EventLog, LogUnavailable } from '../events/event-log.ts'
-import { type Progress, ProjectionBehind } from '../events/progress.ts'
+import { type Applied, PROJECTOR_SILENCE_MS, ProjectionBehind } from '../events/progress.ts'
 import type { Message } from '../messaging/message-queue.ts'
 import { toLeasedMessage } from '../messaging/messages-of-log.ts'
 import { inBackground } from '../platform/background.ts'
@@ -54,20 +54,18 @@ const PROMPT_MS = 1_000
 const OUTAGE_MS = 250
 /** Before the next turn of a lane that met a defect. */
 const DEFECT_MS = 10_000
-/** A projector that has been silent for so long may be behind: what was delivered meanwhile is still in the lanes. */
-const PROJECTOR_SILENCE_MS = 2_000
 /** And is waited for so long at a time: it says where it is every 250 ms. */
-const PROJECTOR_PATIENCE_MS = 750
+const CATCH_UP_MS = 750
 const BACKLOG_EVERY_MS = 5_000
 const USER_AGENT = 'Tabulum-Webhooks/1'
 
 export interface WebhookWorkerOptions {
-  lanes: Pick<WebhookLanes, 'claim' | 'due' | 'renew' | 'release' | 'backlog'>
+  lanes: WebhookLanes
   log: EventLog
   client: Pick<WebhookClient, 'post'>
   secrets: Pick<WebhookSecrets, 'open'>
   /** Of the projection that fills the lanes. */
-  progress: Progress
+  progress: Applied
   /** Rings when there is something new in them. */
   pushes: Doorbell
   logger: Logger
@@ -172,7 +170,7 @@ class WebhookWorker {
     if (progress.silenceMs() > PROJECTOR_SILENCE_MS) this.#isBehind = true
     if (!this.#isBehind) return true
     try {
-      await this.#untilCaughtUp(PROJECTOR_PATIENCE_MS)
+      await this.#untilCaughtUp(CATCH_UP_MS)
     } catch (error) {
       if (error instanceof ProjectionBehind) return false
       throw error

@@ -5,37 +5,22 @@ import { RedisAdmission } from '../../src/access/redis-admission.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { Progress } from '../../src/events/progress.ts'
 import { RedisMessageQueue } from '../../src/messaging/redis-message-queue.ts'
-import { openPostgres } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
-import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
 import { connectNats } from '../../src/platform/nats.ts'
 import { RedisClient } from '../../src/platform/redis.ts'
+import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { runProjector } from '../../src/projector/projector.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
+import { PostgresStateStore } from '../../src/state/postgres-state-store.ts'
+import { StateTables } from '../../src/state/postgres-state-tables.ts'
 import { describeAdmission } from '../conformance/admission.ts'
 import { describeEventLog } from '../conformance/event-log.ts'
 import { describeMessageQueue } from '../conformance/message-queue.ts'
-import { describeRegistryStore } from '../conformance/registry-store.ts'
 import { describeStateStore } from '../conformance/state-store.ts'
-import type { DatabaseHarness } from '../conformance/support.ts'
-import { describeWebhookLanes } from '../conformance/webhook-lanes.ts'
-import { startNats, startPostgres, startRedis, startRedisCluster } from '../support/servers.ts'
+import { startNats, startRedis, startRedisCluster } from '../support/servers.ts'
+import { openFreshPostgres } from './support.ts'
 
 const logger = createLogger('warn', 'test')
-
-async function createDatabase(): Promise<DatabaseHarness> {
-  const postgres = await startPostgres({ migrated: true })
-  // One connection, as the suites make temporary tables.
-  const database = openPostgres({ url: postgres.ownerUrl, poolMode: 'session', maxConnections: 1 })
-  await migrate(database, POSTGRES)
-  return {
-    database,
-    async [Symbol.asyncDispose]() {
-      await database.destroy()
-      await postgres[Symbol.asyncDispose]()
-    },
-  }
-}
 
 async function createLog() {
   const nats = await startNats()
@@ -59,7 +44,7 @@ const FORMS = [
 
 for (const [name, start, mode] of FORMS) {
   describeMessageQueue(name, async ({ maxQueue }) => {
-    const [{ log, ...logHarness }, redis, database] = await Promise.all([createLog(), start(), createDatabase()])
+    const [{ log, ...logHarness }, redis, database] = await Promise.all([createLog(), start(), openFreshPostgres()])
     const clients = await Promise.all([1, 2, 3].map(() => RedisClient.open(redis.url, mode, logger)))
     const [one, two, three] = clients as [RedisClient, RedisClient, RedisClient]
     const projection = new QueueProjection(three, database.database, { maxQueue })
@@ -100,6 +85,27 @@ for (const [name, start, mode] of FORMS) {
   })
 }
 
-describeStateStore('Postgres', createDatabase, { large: true })
-describeRegistryStore('Postgres', createDatabase)
-describeWebhookLanes('Postgres', createDatabase)
+describeStateStore('Postgres', async ({ capacityBytes }) => {
+  const [{ log, ...logHarness }, { database, ...databaseHarness }] = await Promise.all([
+    createLog(),
+    openFreshPostgres(),
+  ])
+  const tables = [1, 2].map(() => new StateTables(database, capacityBytes))
+  const [one, two] = tables as [StateTables, StateTables]
+  const progress = new Progress()
+  const stop = new AbortController()
+  const projection = new DatabaseProjection(database, { maxQueue: 1_000 })
+  const projecting = runProjector({ projection, log, progress, logger, holder: randomUUID() }, stop.signal)
+  const nodes = [new PostgresStateStore(one, log, progress), new PostgresStateStore(two, log, progress)] as const
+  return {
+    nodes,
+    log,
+    async [Symbol.asyncDispose]() {
+      await Promise.all(nodes.map((node) => node.close()))
+      stop.abort()
+      await projecting
+      await logHarness[Symbol.asyncDispose]()
+      await databaseHarness[Symbol.asyncDispose]()
+    },
+  }
+})

@@ -4,8 +4,6 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vites
 import { type Database, openPostgres } from '../../src/platform/database.ts'
 import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { LeaseLost } from '../../src/projector/projector.ts'
-import { RegistryStore } from '../../src/registry/registry-store.ts'
-import { StateStore } from '../../src/state/state-store.ts'
 import { type PostgresServer, startPostgres } from '../support/servers.ts'
 
 const LEASE_MS = 1_000
@@ -17,8 +15,7 @@ let projection: DatabaseProjection
 beforeAll(async () => {
   postgres = await startPostgres({ migrated: true })
   database = openPostgres({ url: postgres.ownerUrl, poolMode: 'session', maxConnections: 4 })
-  const stores = { registry: new RegistryStore(database), state: new StateStore(database, 1_000_000) }
-  projection = new DatabaseProjection(database, stores, { maxQueue: 10, exclusive: false })
+  projection = new DatabaseProjection(database, { maxQueue: 10 })
 })
 afterAll(async () => {
   await database?.destroy()

@@ -75,7 +75,10 @@ describe.each([
 
 it('clients that do not read what they asked for take no memory from the others', { timeout: 300_000 }, async () => {
   const [first, second, other] = agents as [Agent, Agent, Agent]
-  await vi.waitFor(async () => expect((await first.tryWrite('largest', '\0'.repeat(MEBIBYTE))).status).toBe(200))
+  await vi.waitFor(async () => expect((await first.tryWrite('largest', '\0'.repeat(MEBIBYTE))).status).toBe(200), {
+    timeout: 60_000,
+    interval: 100,
+  })
   const { hostname, port } = new URL(node().url)
   const sockets: Socket[] = []
   const statuses = await Promise.all(

@@ -4,7 +4,7 @@ import postgres from 'postgres'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import type { LoggedEvent } from '../../src/events/event.ts'
 import type { EventLog } from '../../src/events/event-log.ts'
-import { verify } from '../../src/maintenance/verify.ts'
+import { verifyPostgres } from '../../src/maintenance/verify-postgres.ts'
 import { openPostgresSession } from '../../src/platform/database.ts'
 import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
 import { type PostgresServer, startPostgres } from '../support/servers.ts'
@@ -97,7 +97,9 @@ it('verify of a long log holds no transaction but for the last stretch, while th
   const database = open(server.appUrl)
   try {
     const differences: string[] = []
-    const result = await verify(database, { read } as Partial<EventLog> as EventLog, (each) => differences.push(each))
+    const result = await verifyPostgres(database, { read } as Partial<EventLog> as EventLog, (each) =>
+      differences.push(each),
+    )
     expect(differences).toEqual([])
     expect(result.seq).toBeGreaterThan(PAGES * PAGE)
     expect(result.events).toBe(result.seq)

@@ -258,10 +258,12 @@ describe('a node with a network of its own', { timeout: TEST_MS }, () => {
       await using stack = new AsyncDisposableStack()
       const proxies = await network(stack)
       proxies.postgres.cut()
+      const waits = () => cluster.output().split('cannot start yet').length
+      const before = waits()
       const starting = cluster.startNode(proxies.settings)
-      const heal = setTimeout(() => proxies.postgres.heal(), 5_000)
+      await vi.waitFor(() => expect(waits()).toBeGreaterThan(before), { timeout: START_MS, interval: 50 })
+      proxies.postgres.heal()
       const node = await starting
-      clearTimeout(heal)
       expect(node.output()).toMatch(/cannot start yet, trying again/)
       // It waited, and was not started again.
       expect(node.output()).not.toMatch(/^DATABASE_URL: cannot use/m)

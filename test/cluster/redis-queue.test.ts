@@ -4,6 +4,7 @@ import { promisify } from 'node:util'
 import { expect, it, vi } from 'vitest'
 import type { EventLog } from '../../src/events/event-log.ts'
 import { LEASE_MS, QueueUnavailable } from '../../src/messaging/message-queue.ts'
+import { POSITION_KEY, removeOldGenerations } from '../../src/messaging/queue-generations.ts'
 import {
   changeQueues,
   EMPTY_QUEUE_TTL_MS,
@@ -14,7 +15,7 @@ import {
 } from '../../src/messaging/redis-message-queue.ts'
 import type { Database } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
-import { COMMAND_TIMEOUT_MS, loadScript, RedisClient } from '../../src/platform/redis.ts'
+import { COMMAND_TIMEOUT_MS, callScript, loadScript, RedisClient, type Script } from '../../src/platform/redis.ts'
 import { LeaseLost } from '../../src/projector/projector.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
 import { holdUp } from '../support/hold-up.ts'
@@ -138,38 +139,192 @@ it('queues that Redis has lost do not come back with what is new alone, which wo
   }
 })
 
-it('queues of an earlier generation are removed by whoever leads, and by nobody who leads no more', async () => {
+/** Queues of some generations, as many agents have one in each. */
+function generationsOn(redis: RedisClient, count: number) {
+  const agents = Array.from({ length: count }, (_, index) => `agent ${index}`)
+  const messages = (to: readonly string[]) =>
+    to.map((recipient) => ({ recipient, added: [[1, ''] as [number, string]], removed: [] }))
+  return {
+    agents,
+    fill: (generation: string) => vi.waitFor(() => changeQueues(redis, generation, messages(agents)), BACK),
+    left: async (generation: string) =>
+      (await Promise.all(agents.map((to) => redis.connection.exists(queueKey(generation, to))))).filter(Boolean).length,
+    position: (fields: Record<string, string>) =>
+      redis.connection.hset(POSITION_KEY, { incarnation: redis.incarnation ?? '', position: '1', ...fields }),
+  }
+}
+
+/** Removes old generations until there is nothing left to look at; `beforeEach` runs before each step. Where Redis is late, from the beginning. */
+async function sweep(redis: RedisClient, beforeEach = async () => {}): Promise<number> {
+  let removed = 0
+  await vi.waitFor(async () => {
+    const steps = removeOldGenerations(redis)
+    for (;;) {
+      await beforeEach()
+      const { value, done } = await steps.next()
+      if (done) return
+      removed += value
+    }
+  }, BACK)
+  return removed
+}
+
+it('queues of generations that were given up are removed by a process that leads nothing; of the current one and the next, none', async () => {
   await using server = await startRedis()
   const redis = await open(server.url)
   try {
-    const agents = Array.from({ length: 3_000 }, (_, index) => `agent ${index}`)
-    const fill = (generation: string) =>
-      changeQueues(
-        redis,
-        generation,
-        agents.map((recipient) => ({ recipient, added: [[1, '']], removed: [] })),
-      )
-    const left = async (generation: string) =>
-      (await Promise.all(agents.map((to) => redis.connection.exists(queueKey(generation, to))))).filter(Boolean).length
-    await fill('earlier')
+    const { agents, fill, left, position } = generationsOn(redis, 3_000)
+    for (const generation of ['earlier', 'abandoned', 'next', GENERATION]) await fill(generation)
+    // Nobody knows which are needed.
+    expect(await sweep(redis)).toBe(0)
+    await position({ generation: GENERATION, building: 'next' })
+    expect(await sweep(redis)).toBe(2 * agents.length)
+    for (const [generation, kept] of [
+      ['earlier', 0],
+      ['abandoned', 0],
+      ['next', agents.length],
+      [GENERATION, agents.length],
+    ] as const)
+      expect(await left(generation), generation).toBe(kept)
+    expect(await sweep(redis)).toBe(0)
+  } finally {
+    await redis.close()
+  }
+})
+
+it('the position moves past what is for others, by the leader and from where it is', async () => {
+  await using server = await startRedis()
+  const redis = await open(server.url)
+  try {
+    await redis.connection.hset(POSITION_KEY, {
+      generation: GENERATION,
+      incarnation: redis.incarnation ?? '',
+      position: '1',
+    })
+    // There is nothing to ask the database for.
+    const [first, next] = [1, 2].map(() => new QueueProjection(redis, {} as Database, { maxQueue: 10 })) as [
+      QueueProjection,
+      QueueProjection,
+    ]
+    const signal = new AbortController().signal
+    expect(await first.acquire('first', 60_000, signal)).toBe(1)
+    await first.pass('first', 1, 3)
+    await expect(first.pass('first', 1, 4)).rejects.toThrow('the queues are not at 1 any more')
+    await first.release('first')
+    expect(await next.acquire('next', 60_000, signal)).toBe(3)
+    await expect(first.pass('first', 3, 4)).rejects.toBeInstanceOf(LeaseLost)
+  } finally {
+    await redis.close()
+  }
+})
+
+it('a sweep while generations are built, made current and given up never removes a key that is needed', {
+  timeout: TEST_MS,
+}, async () => {
+  await using server = await startRedis()
+  const redis = await open(server.url)
+  try {
+    const { agents, fill, left, position } = generationsOn(redis, 1_500)
+    const advance = loadScript('advance', new URL('../../src/projector/lua/advance.lua', import.meta.url), 2)
+    const build = loadScript('build_generation', new URL('../../src/projector/lua/build.lua', import.meta.url), 2)
+    // Answered however late.
+    const run = (script: Script, ...args: (string | number)[]) =>
+      callScript(redis.connection, script, ['{queues}:lease', POSITION_KEY], ['leader', ...args])
+    await fill('0')
+    await position({ generation: '0' })
+    await redis.connection.set('{queues}:lease', 'leader')
+    let isOver = false
+    const sweeping = (async () => {
+      while (!isOver) await sweep(redis)
+    })()
+    for (let generation = 1; generation <= 12; generation++) {
+      expect(await run(build, generation, 600_000)).toBe(1)
+      await fill(String(generation))
+      expect(await left(String(generation))).toBe(agents.length)
+      // Every third one is given up half way: its leader has died.
+      if (generation % 3 === 0) continue
+      expect(await run(advance, generation, 'i', '', 1, 600_000)).toBe(1)
+      expect(await left(String(generation))).toBe(agents.length)
+    }
+    isOver = true
+    await sweeping
+    await sweep(redis)
+    expect(await left('11')).toBe(agents.length)
+    expect(await left('12')).toBe(agents.length)
+    for (let generation = 0; generation <= 10; generation++) expect(await left(String(generation))).toBe(0)
+  } finally {
+    await redis.close()
+  }
+})
+
+it('what was found before a generation was begun does not end it: the position is asked after each look', async () => {
+  await using server = await startRedis()
+  const redis = await open(server.url)
+  try {
+    const { agents, fill, left, position } = generationsOn(redis, 3_000)
     await fill(GENERATION)
-    const position = { generation: GENERATION, incarnation: redis.incarnation ?? '', position: '1' }
-    await redis.connection.hset('{queues}:position', position)
-    // This one has replaced nothing itself: the leader that did is gone. There is nothing to ask the database for.
-    const projection = new QueueProjection(redis, {} as Database, { maxQueue: 10 })
-    expect(await projection.acquire('late', 60_000, new AbortController().signal)).toBe(1)
-    await projection.pass('late', 1, 3)
-    await expect(projection.pass('late', 1, 4)).rejects.toThrow('the queues are not at 1 any more')
-    await projection.release('late')
-    const next = new QueueProjection(redis, {} as Database, { maxQueue: 10 })
-    expect(await next.acquire('next', 60_000, new AbortController().signal)).toBe(3)
-    await expect(projection.pass('late', 3, 4)).rejects.toBeInstanceOf(LeaseLost)
-    // What it finds may be a generation that the other one builds.
-    await projection.tidy(new AbortController().signal)
-    expect(await left('earlier')).toBe(agents.length)
-    await next.tidy(new AbortController().signal)
-    expect(await left('earlier')).toBe(0)
-    expect(await left(GENERATION)).toBe(agents.length)
+    await position({ generation: GENERATION })
+    let steps = 0
+    await sweep(redis, async () => {
+      if (steps++ !== 1) return
+      await position({ building: 'next' })
+      await fill('next')
+    })
+    expect(steps).toBeGreaterThan(2)
+    expect(await left('next')).toBe(agents.length)
+  } finally {
+    await redis.close()
+  }
+})
+
+it('a leader that was away while another began to build makes nothing current: its queues may have been removed', async () => {
+  await using server = await startRedis()
+  const redis = await open(server.url)
+  try {
+    const { position } = generationsOn(redis, 0)
+    /** A database that waits for `goOn` before it gives the page that a rebuild asks for, which is empty. */
+    const databaseWith = (goOn: Promise<void>): Database => {
+      const query: unknown = new Proxy(
+        {},
+        {
+          get: (_, name) => {
+            if (name === 'executeTakeFirstOrThrow') return async () => ({ applied_seq: 7 })
+            if (name === 'execute') return async () => goOn.then(() => [])
+            return () => query
+          },
+        },
+      )
+      return query as Database
+    }
+    const building = async () => redis.connection.hget(POSITION_KEY, 'building')
+    const signal = new AbortController().signal
+    await position({ generation: GENERATION, incarnation: 'another' })
+    const first = Promise.withResolvers<void>()
+    const away = new QueueProjection(redis, databaseWith(first.promise), { maxQueue: 10 })
+    const acquiring = away.acquire('first', 60_000, signal)
+    acquiring.catch(() => {})
+    const begun = await vi.waitFor(async () => {
+      const generation = await building()
+      expect(generation).toBeTruthy()
+      return generation
+    }, BACK)
+    // Frozen for longer than its lease. Another leads, and finds what it has begun: even what was complete is built anew.
+    await redis.connection.del('{queues}:lease')
+    await position({ incarnation: redis.incarnation ?? '' })
+    const second = Promise.withResolvers<void>()
+    const next = new QueueProjection(redis, databaseWith(second.promise), { maxQueue: 10 })
+    const taking = next.acquire('second', 60_000, signal)
+    await vi.waitFor(async () => expect(await building()).not.toBe(begun), BACK)
+    // By chance it has the lease again.
+    await redis.connection.set('{queues}:lease', 'first')
+    first.resolve()
+    await expect(acquiring).rejects.toThrow(LeaseLost)
+    expect(await redis.connection.hget(POSITION_KEY, 'generation')).toBe(GENERATION)
+    await redis.connection.set('{queues}:lease', 'second')
+    second.resolve()
+    expect(await taking).toBe(7)
+    expect(await redis.connection.hget(POSITION_KEY, 'generation')).not.toBe(GENERATION)
+    expect(await building()).toBeNull()
   } finally {
     await redis.close()
   }

@@ -1,65 +1,75 @@
-/** The conformance suite of the registry's tables. */
+/** The conformance suite of the registry's port. */
 import { randomBytes, randomUUID } from 'node:crypto'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { newAddress } from '../../src/access/tokens.ts'
-import type { LoggedEvent } from '../../src/events/event.ts'
-import type { Database } from '../../src/platform/database.ts'
-import { MAX_OPEN_CHALLENGES, RegistryStore } from '../../src/registry/registry-store.ts'
-import { applyEvents, type DatabaseHarness, inParallel, inSequence } from './support.ts'
+import { type Level, newAddress } from '../../src/access/tokens.ts'
+import type { EventLog } from '../../src/events/event-log.ts'
+import { MAX_OPEN_CHALLENGES, type RegistryStore } from '../../src/registry/registry-store.ts'
+import { inParallel, inSequence } from './support.ts'
 
-export function describeRegistryStore(name: string, create: () => Promise<DatabaseHarness>): void {
+export interface RegistryHarness extends AsyncDisposable {
+  readonly store: RegistryStore
+  /** That the store appends to. */
+  readonly log: Pick<EventLog, 'read' | 'lastSeq'>
+  /** Revokes as the command does, beside the store. Returns whether there is such a holder. */
+  revoke(level: Level, identity: string): Promise<boolean>
+}
+
+export const TS = '2026-01-02T03:04:05.678Z'
+
+/** What an agent is registered with, and as who. */
+export function newAgent({
+  lookup = randomBytes(8),
+  webhook,
+  ts = TS,
+}: {
+  lookup?: Buffer
+  webhook?: { url: string; sealedSecret: string }
+  ts?: string
+} = {}) {
+  const [address, operatorId] = [newAddress(), randomUUID()]
+  const data = { address, operator_id: operatorId, has_webhook: webhook !== undefined }
+  return {
+    address,
+    operatorId,
+    secrets: { lookup, tokenHash: `hash ${randomUUID()}`, webhook },
+    event: { ts, type: 'agent_registered', agent: address, data } as const,
+  }
+}
+
+export function newOperator() {
+  const operatorId = randomUUID()
+  const data = { operator_id: operatorId, contact_hash: 'x', accepted_terms: true } as const
+  return {
+    operatorId,
+    token: { lookup: randomBytes(8), tokenHash: `hash ${randomUUID()}` },
+    event: { ts: TS, type: 'operator_created', data } as const,
+  }
+}
+
+export function describeRegistryStore(name: string, create: () => Promise<RegistryHarness>): void {
   describe(`registry store: ${name}`, () => {
-    let harness: DatabaseHarness
-    let database: Database
+    let harness: RegistryHarness
     let store: RegistryStore
-    let seq = 0
     beforeAll(async () => {
       harness = await create()
-      database = harness.database
-      store = new RegistryStore(database)
+      store = harness.store
     })
-    afterAll(() => harness[Symbol.asyncDispose]())
+    afterAll(() => harness?.[Symbol.asyncDispose]())
 
-    async function stageAgent(more: { lookup?: Buffer; webhook?: { url: string; sealedSecret: string } } = {}) {
-      const { lookup = randomBytes(8), webhook } = more
-      const row = {
-        address: newAddress(),
-        operatorId: randomUUID(),
-        lookup,
-        tokenHash: `hash ${randomUUID()}`,
-        webhook,
-      }
-      await store.stageAgent(row)
-      return row
+    async function registerAgent(options: Parameters<typeof newAgent>[0] = {}) {
+      const agent = newAgent(options)
+      await store.registerAgent(agent.secrets, agent.event)
+      return agent
     }
 
-    async function stageOperator(lookup = randomBytes(8)) {
-      const row = { operatorId: randomUUID(), lookup, tokenHash: `hash ${randomUUID()}` }
-      await store.stageOperator(row)
-      return row
+    async function registerOperator() {
+      const operator = newOperator()
+      await store.registerOperator(operator.token, operator.event)
+      return operator
     }
 
-    /** The event that registers an agent, in the next place of the log. */
-    function agentRegistered(
-      { address, operatorId }: { address: string; operatorId: string },
-      ts = '2026-01-02T03:04:05.678Z',
-    ): LoggedEvent {
-      const data = { address, operator_id: operatorId, has_webhook: false }
-      return { seq: ++seq, ts, type: 'agent_registered', agent: address, data }
-    }
-
-    function operatorCreated(operatorId: string): LoggedEvent {
-      const data = { operator_id: operatorId, contact_hash: 'x', accepted_terms: true } as const
-      return { seq: ++seq, ts: '2026-01-02T03:04:05.678Z', type: 'operator_created', data }
-    }
-
-    const project = (...events: LoggedEvent[]) => applyEvents(database, events)
-
-    async function registerAgent(more: Parameters<typeof stageAgent>[0] = {}) {
-      const row = await stageAgent(more)
-      await project(agentRegistered(row))
-      return row
-    }
+    const end = () => harness.log.lastSeq()
+    const total = async () => (await store.page(0, 1)).total
 
     /** Every agent, page by page. */
     async function all(limit: number, since = 0): Promise<string[]> {
@@ -73,58 +83,51 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
       }
     }
 
-    const total = async () => (await store.page(0, 1)).total
-
-    describe('staging and activating', () => {
-      it('an agent is nobody until its event is applied', async () => {
+    describe('registering', () => {
+      it('an agent: it is found as soon as that is answered, and was nobody before', async () => {
         const before = await total()
-        const row = await stageAgent()
-        expect(await store.findByToken('agent', row.lookup)).toEqual([])
-        expect(await store.findAgent(row.address)).toBeUndefined()
-        expect(await all(100)).not.toContain(row.address)
-        expect(await total()).toBe(before)
-        await project(agentRegistered(row, '2026-01-02T03:04:05.678Z'))
-        expect(await store.findByToken('agent', row.lookup)).toEqual([
-          { identity: row.address, tokenHash: row.tokenHash, operatorId: row.operatorId },
+        const { address, operatorId, secrets, event } = newAgent()
+        expect(await store.findByToken('agent', secrets.lookup)).toEqual([])
+        expect(await store.findAgent(address)).toBeUndefined()
+        await store.registerAgent(secrets, event)
+        expect(await store.findByToken('agent', secrets.lookup)).toEqual([
+          { identity: address, tokenHash: secrets.tokenHash, operatorId },
         ])
-        expect(await store.findAgent(row.address)).toEqual({
-          address: row.address,
-          registeredAt: '2026-01-02T03:04:05.678Z',
-          hasWebhook: false,
-        })
+        expect(await store.findAgent(address)).toEqual({ address, registeredAt: TS, hasWebhook: false })
         expect(await total()).toBe(before + 1)
-        expect((await all(100)).at(-1)).toBe(row.address)
+        expect(await store.total()).toBe(before + 1)
+        expect((await all(100)).at(-1)).toBe(address)
       })
 
-      it('an operator is nobody until its event is applied', async () => {
-        const row = await stageOperator()
-        expect(await store.findByToken('operator', row.lookup)).toEqual([])
-        await project(operatorCreated(row.operatorId))
-        expect(await store.findByToken('operator', row.lookup)).toEqual([
-          { identity: row.operatorId, tokenHash: row.tokenHash, operatorId: row.operatorId },
+      it('an operator: its token is known as soon as that is answered', async () => {
+        const { operatorId, token, event } = newOperator()
+        expect(await store.findByToken('operator', token.lookup)).toEqual([])
+        await store.registerOperator(token, event)
+        expect(await store.findByToken('operator', token.lookup)).toEqual([
+          { identity: operatorId, tokenHash: token.tokenHash, operatorId },
         ])
       })
 
-      it('many are activated by one batch, each in its place', async () => {
-        const before = await total()
-        const rows = await inParallel(12, () => stageAgent())
-        const operator = await stageOperator()
-        const since = seq
-        await project(...rows.map((row) => agentRegistered(row)), operatorCreated(operator.operatorId))
+      it('many at once: each is found, in the order of their events', async () => {
+        const [before, since] = [await total(), await end()]
+        const [agents, operator] = await Promise.all([inParallel(12, () => registerAgent()), registerOperator()])
         expect(await total()).toBe(before + 12)
-        expect(await all(5, since)).toEqual(rows.map(({ address }) => address))
-        expect(await store.findByToken('operator', operator.lookup)).toHaveLength(1)
+        const events = await harness.log.read(since, 100)
+        const inLog = events.flatMap(({ type, data }) => (type === 'agent_registered' ? [data.address] : []))
+        expect(inLog.toSorted()).toEqual(agents.map(({ address }) => address).toSorted())
+        expect(await all(5, since)).toEqual(inLog)
+        expect(await store.findByToken('operator', operator.token.lookup)).toHaveLength(1)
       })
 
-      it('an event whose row is not there, or was activated before, changes nothing', async () => {
-        const row = await registerAgent()
-        const before = await total()
-        await project(
-          agentRegistered(row, '2030-01-01T00:00:00.000Z'),
-          agentRegistered({ address: newAddress(), operatorId: randomUUID() }),
-        )
-        expect(await total()).toBe(before)
-        expect((await store.findAgent(row.address))?.registeredAt).toBe('2026-01-02T03:04:05.678Z')
+      it('is in the log as it was given, at the place that the agent has in the pages', async () => {
+        const since = await end()
+        const [operator, agent] = [await registerOperator(), await registerAgent()]
+        const [first, second, ...more] = await harness.log.read(since, 10)
+        expect(first).toMatchObject(operator.event)
+        expect(second).toMatchObject(agent.event)
+        expect(more).toEqual([])
+        const { agents } = await store.page(since, 10)
+        expect(agents).toEqual([{ address: agent.address, registeredAt: TS, seq: second?.seq }])
       })
 
       it('knows who has a webhook', async () => {
@@ -137,8 +140,8 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
 
     describe('finding by token', () => {
       it('tells the levels apart', async () => {
-        const { lookup } = await registerAgent()
-        expect(await store.findByToken('operator', lookup)).toEqual([])
+        const { secrets } = await registerAgent()
+        expect(await store.findByToken('operator', secrets.lookup)).toEqual([])
       })
 
       it('returns all whose look-up is the same, and nobody for one that nobody has', async () => {
@@ -152,50 +155,47 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
 
     describe('revoking', () => {
       it('an agent: its token is unknown from then on, its address is not', async () => {
-        const row = await registerAgent()
+        const { address, secrets } = await registerAgent()
         const before = await total()
-        expect(await store.revoke('agent', row.address)).toEqual(row.lookup)
-        expect(await store.findByToken('agent', row.lookup)).toEqual([])
-        expect(await store.findAgent(row.address)).toBeDefined()
+        expect(await harness.revoke('agent', address)).toBe(true)
+        expect(await store.findByToken('agent', secrets.lookup)).toEqual([])
+        expect(await store.findAgent(address)).toBeDefined()
         expect(await total()).toBe(before)
-        expect(await store.revoke('agent', row.address)).toEqual(row.lookup)
+        expect(await harness.revoke('agent', address)).toBe(true)
       })
 
       it('an operator: its token is unknown from then on', async () => {
-        const row = await stageOperator()
-        await project(operatorCreated(row.operatorId))
-        expect(await store.revoke('operator', row.operatorId)).toEqual(row.lookup)
-        expect(await store.findByToken('operator', row.lookup)).toEqual([])
+        const { operatorId, token } = await registerOperator()
+        expect(await harness.revoke('operator', operatorId)).toBe(true)
+        expect(await store.findByToken('operator', token.lookup)).toEqual([])
       })
 
-      it('of one that is staged holds when it is activated', async () => {
-        const row = await stageAgent()
-        await store.revoke('agent', row.address)
-        await project(agentRegistered(row))
-        expect(await store.findByToken('agent', row.lookup)).toEqual([])
+      it('leaves others alone', async () => {
+        const [revoked, other] = [await registerAgent(), await registerAgent()]
+        await harness.revoke('agent', revoked.address)
+        expect(await store.findByToken('agent', other.secrets.lookup)).toHaveLength(1)
       })
 
-      it.each(['agent', 'operator'] as const)('an %s that there is not returns nothing', async (level) => {
+      it.each(['agent', 'operator'] as const)('an %s that there is not is told', async (level) => {
         for (const identity of [newAddress(), randomUUID(), '', "'; drop table agents"]) {
-          expect(await store.revoke(level, identity)).toBeUndefined()
+          expect(await harness.revoke(level, identity)).toBe(false)
         }
       })
     })
 
     describe('pages', () => {
       it('are oldest first and end where the agents do, whatever the limit', async () => {
-        const since = seq
-        const rows = await inSequence(11, () => registerAgent())
-        const addresses = rows.map(({ address }) => address)
+        const since = await end()
+        const addresses = (await inSequence(11, () => registerAgent())).map(({ address }) => address)
         for (const limit of [1, 3, 11, 12, 1_000]) expect(await all(limit, since)).toEqual(addresses)
-        expect(await store.page(seq, 10)).toEqual({ agents: [], total: await total() })
+        expect(await store.page(await end(), 10)).toEqual({ agents: [], total: await total() })
         const { agents } = await store.page(since, 4)
         expect(agents).toHaveLength(4)
-        expect(agents[0]).toMatchObject({ address: addresses[0], registeredAt: '2026-01-02T03:04:05.678Z' })
+        expect(agents[0]).toMatchObject({ address: addresses[0], registeredAt: TS })
       })
 
       it('neither overlap nor skip while others register', async () => {
-        const since = seq
+        const since = await end()
         const there = (await inSequence(20, () => registerAgent())).map(({ address }) => address)
         let done = false
         const late: string[] = []
@@ -207,6 +207,8 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
           const { agents } = await store.page(position, 3)
           seen.push(...agents.map(({ address }) => address))
           position = agents.at(-1)?.seq ?? position
+          // Lets the registrations on.
+          await new Promise((resolve) => setImmediate(resolve))
         }
         done = true
         await registering
@@ -215,10 +217,22 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
         expect(await all(7, since)).toEqual([...there, ...late])
       })
 
-      it('carry the number of all agents, staged ones not counted', async () => {
-        await stageAgent()
+      it('carry the number of all agents', async () => {
+        await registerOperator()
         const addresses = await all(1_000)
-        for (const since of [0, seq - 1, seq]) expect((await store.page(since, 1)).total).toBe(addresses.length)
+        const last = await end()
+        for (const since of [0, last - 1, last]) expect((await store.page(since, 1)).total).toBe(addresses.length)
+      })
+
+      it('have times that never go backwards, though the clock was set back', async () => {
+        const since = await end()
+        const times = ['2031-01-01T00:00:00.001Z', '2030-01-01T00:00:00.000Z', '2031-01-01T00:00:00.002Z', TS]
+        const agents = await inSequence(times.length, (index) => registerAgent({ ts: times[index] ?? TS }))
+        const kept = [times[0], times[0], times[2], times[2]]
+        const page = await store.page(since, 10)
+        expect(page.agents.map(({ registeredAt }) => registeredAt)).toEqual(kept)
+        const found = await inSequence(4, (index) => store.findAgent(agents[index]?.address ?? ''))
+        expect(found.map((agent) => agent?.registeredAt)).toEqual(kept)
       })
     })
 
@@ -232,10 +246,11 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
 
       it('are taken once', async () => {
         const row = challenge({ answerHash: randomBytes(32) })
-        await store.saveChallenge(row)
+        const expiresAt = await store.saveChallenge(row)
+        expect(Math.abs(expiresAt.getTime() - (Date.now() + row.ttlMs))).toBeLessThan(30_000)
         expect(await store.takeChallenge(row.challengeId, row.operatorId)).toEqual({
-          answer_hash: row.answerHash,
-          is_expired: false,
+          answerHash: row.answerHash,
+          isExpired: false,
         })
         expect(await store.takeChallenge(row.challengeId, row.operatorId)).toBeUndefined()
       })
@@ -244,7 +259,8 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
         const row = challenge()
         await store.saveChallenge(row)
         const taken = await inParallel(20, () => store.takeChallenge(row.challengeId, row.operatorId))
-        expect(taken.filter((found) => found !== undefined)).toEqual([{ answer_hash: null, is_expired: false }])
+        const found = taken.filter((challenge) => challenge !== undefined)
+        expect(found).toEqual([{ answerHash: undefined, isExpired: false }])
       })
 
       it('are not taken, nor used up, by another operator', async () => {
@@ -254,10 +270,10 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
         expect(await store.takeChallenge(row.challengeId, row.operatorId)).toBeDefined()
       })
 
-      it('are expired by the clock of the database, not of the node', async () => {
+      it('are expired by the clock of the storage, not of the node', async () => {
         const row = challenge({ ttlMs: -1 })
         await store.saveChallenge(row)
-        expect(await store.takeChallenge(row.challengeId, row.operatorId)).toMatchObject({ is_expired: true })
+        expect(await store.takeChallenge(row.challengeId, row.operatorId)).toMatchObject({ isExpired: true })
       })
 
       it('that there are not are not found', async () => {
@@ -265,7 +281,7 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
       })
 
       it('of one operator are bounded: the oldest go, those of others stay', async () => {
-        const other = challenge({ ttlMs: 60_000 })
+        const other = challenge()
         await store.saveChallenge(other)
         const { operatorId } = challenge()
         const rows = Array.from({ length: MAX_OPEN_CHALLENGES + 3 }, (_, index) =>
@@ -278,35 +294,6 @@ export function describeRegistryStore(name: string, create: () => Promise<Databa
           taken.push((await store.takeChallenge(row.challengeId, operatorId)) !== undefined)
         expect(taken).toEqual([false, false, false, true, true, true, true])
         expect(await store.takeChallenge(other.challengeId, other.operatorId)).toBeDefined()
-      })
-
-      it('go when they have expired, the others stay', async () => {
-        const expired = challenge({ ttlMs: -1 })
-        const valid = challenge({ ttlMs: 60_000 })
-        const expiresAt = await store.saveChallenge(expired)
-        await store.saveChallenge(valid)
-        expect(await store.removeAbandoned(new Date(expiresAt.getTime() + 1_000), new Date(0))).toBeGreaterThanOrEqual(
-          1,
-        )
-        expect(await store.takeChallenge(expired.challengeId, expired.operatorId)).toBeUndefined()
-        expect(await store.takeChallenge(valid.challengeId, valid.operatorId)).toBeDefined()
-      })
-    })
-
-    describe('what was abandoned', () => {
-      it('goes when it was staged before a time and has no event; what has one stays', async () => {
-        const [agent, operator] = [await stageAgent(), await stageOperator()]
-        const [activeAgent, activeOperator] = [await registerAgent(), await stageOperator()]
-        await project(operatorCreated(activeOperator.operatorId))
-        expect(await store.removeAbandoned(new Date(0), new Date(Date.now() - 600_000))).toBe(0)
-        const before = await total()
-        expect(await store.removeAbandoned(new Date(0), new Date(Date.now() + 600_000))).toBeGreaterThanOrEqual(2)
-        await project(agentRegistered(agent), operatorCreated(operator.operatorId))
-        expect(await store.findAgent(agent.address)).toBeUndefined()
-        expect(await store.findByToken('operator', operator.lookup)).toEqual([])
-        expect(await store.findAgent(activeAgent.address)).toBeDefined()
-        expect(await store.findByToken('operator', activeOperator.lookup)).toHaveLength(1)
-        expect(await total()).toBe(before)
       })
     })
   })

@@ -1,24 +1,7 @@
 /** What the conformance suites share. */
 import { randomUUID } from 'node:crypto'
 import { newAddress } from '../../src/access/tokens.ts'
-import type { LoggedEvent, NewEvent } from '../../src/events/event.ts'
-import type { Database } from '../../src/platform/database.ts'
-import { DatabaseProjection } from '../../src/projector/database-projection.ts'
-import { RegistryStore } from '../../src/registry/registry-store.ts'
-import { StateStore } from '../../src/state/state-store.ts'
-
-/** A migrated database that nothing else uses. For the suites of what is the same code on Postgres and on PGlite. */
-export interface DatabaseHarness extends AsyncDisposable {
-  readonly database: Database
-}
-
-/** Applies events as the projector does, wherever the projection stands. */
-export async function applyEvents(database: Database, events: readonly LoggedEvent[]): Promise<void> {
-  const stores = { registry: new RegistryStore(database), state: new StateStore(database, 1) }
-  const projection = new DatabaseProjection(database, stores, { maxQueue: 10_000, exclusive: true })
-  const position = (await projection.acquire('test', 60_000)) ?? 0
-  await projection.apply('test', position, events)
-}
+import type { NewEvent } from '../../src/events/event.ts'
 
 export function now(): string {
   return new Date().toISOString()

@@ -1,44 +1,74 @@
-/** The conformance suite of the webhook lanes: the projector fills them, workers share them. */
+/** The conformance suite of the `WebhookLanes` port: the projection of the log fills them, workers share them. */
 import { randomUUID } from 'node:crypto'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import fc from 'fast-check'
-import { sql } from 'kysely'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { newAddress } from '../../src/access/tokens.ts'
-import type { LoggedEvent } from '../../src/events/event.ts'
-import { type ClaimedLane, type LaneTurn, type Room, WebhookLanes } from '../../src/webhooks/webhook-lanes.ts'
-import { applyEvents, type DatabaseHarness, inParallel, now, sent } from './support.ts'
+import type { LoggedEvent, NewEvent, Routing } from '../../src/events/event.ts'
+import type {
+  ClaimedLane,
+  LaneTurn,
+  Room,
+  Standing,
+  WebhookLanes,
+  WebhookLanesOptions,
+} from '../../src/webhooks/webhook-lanes.ts'
+import { inParallel, now, sent } from './support.ts'
+
+/** What is stored of a lane, where a test says or asks it. Times in ms from now. */
+export interface StoredLane {
+  operatorId: string
+  lastSeq: number
+  doneSeq: number
+  standing: Standing
+  holder: string | null
+  nextMs: number | null
+  restMs: number | null
+}
+
+export interface WebhookLanesHarness extends AsyncDisposable {
+  /** Lanes as one more worker has them: one that has looked at no times yet. */
+  open(options?: WebhookLanesOptions): WebhookLanes
+  /** Appends events, and applies them. */
+  append(events: readonly (NewEvent & Routing)[]): Promise<LoggedEvent[]>
+  register(agent: { address: string; operatorId: string; url: string; sealedSecret: string }): Promise<void>
+  /** Changes what is stored of these lanes, as time or a fault may have left it. */
+  alter(
+    recipients: readonly string[],
+    changes: Partial<Pick<StoredLane, 'standing' | 'holder' | 'nextMs' | 'restMs'>>,
+  ): Promise<void>
+  stored(): Promise<({ recipient: string } & StoredLane)[]>
+  /** Forgets all lanes and what is in them. */
+  clear(): Promise<void>
+}
 
 const LEASE_MS = 10_000
 const TURN_MESSAGES = 3
 const ROOM: Room = { total: 100, unproven: 100, doubtful: 100, ofOneOperator: 100 }
 
-export function describeWebhookLanes(name: string, create: () => Promise<DatabaseHarness>): void {
+export function describeWebhookLanes(name: string, create: () => Promise<WebhookLanesHarness>): void {
   describe(`webhook lanes: ${name}`, () => {
-    let harness: DatabaseHarness
+    let harness: WebhookLanesHarness
     let lanes: WebhookLanes
-    let seq = 0
     beforeAll(async () => {
       harness = await create()
-      lanes = new WebhookLanes(harness.database)
+      lanes = harness.open()
     })
     afterAll(() => harness[Symbol.asyncDispose]())
-    beforeEach(() => sql`delete from webhook_lanes`.execute(harness.database))
+    beforeEach(() => harness.clear())
 
-    /** Messages to be pushed, applied as the projector does. */
-    async function push(to: string, count = 1): Promise<LoggedEvent[]> {
-      const events = Array.from({ length: count }, () => ({ seq: ++seq, via: 'webhook' as const, ...sent(to, 'x') }))
-      await applyEvents(harness.database, events)
-      return events
-    }
+    /** Messages to be pushed. */
+    const push = (to: string, count = 1): Promise<LoggedEvent[]> =>
+      harness.append(Array.from({ length: count }, () => ({ via: 'webhook' as const, ...sent(to, 'x') })))
 
     async function settle(event: LoggedEvent, how: 'delivered' | 'queued'): Promise<void> {
       if (event.type !== 'message_sent') throw new TypeError(event.type)
       const { message_id, to } = event.data
-      const about = { seq: ++seq, ts: now(), agent: to, about: event.seq }
-      await applyEvents(harness.database, [
+      const about = { ts: now(), agent: to, about: event.seq }
+      await harness.append([
         how === 'delivered'
-          ? { ...about, type: 'message_delivered', data: { message_id, to, delivery_method: 'push' } }
-          : { ...about, type: 'message_queued', data: { message_id, to, reason: 'undeliverable' } },
+          ? { ...about, via: 'push', type: 'message_delivered', data: { message_id, to, delivery_method: 'push' } }
+          : { ...about, via: 'queue', type: 'message_queued', data: { message_id, to, reason: 'undeliverable' } },
       ])
     }
 
@@ -81,7 +111,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
 
     it('there are none where nothing is to be pushed', async () => {
       const to = newAddress()
-      await applyEvents(harness.database, [{ seq: ++seq, via: 'queue', ...sent(to, 'pulled') }])
+      await harness.append([{ via: 'queue', ...sent(to, 'pulled') }])
       expect(await claim()).toEqual([])
       expect(await lanes.backlog()).toMatchObject({ openCircuits: 0 })
     })
@@ -188,9 +218,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
       await lanes.claim('worker', 0, ROOM, TURN_MESSAGES)
       await push(newAddress())
       const claimed = (await claim()).filter(({ recipient }) => recipient !== to)
-      await sql`update webhook_lanes set next_at = clock_timestamp(), holder = 'worker' where recipient = ${to}`.execute(
-        harness.database,
-      )
+      await harness.alter([to], { nextMs: 0, holder: 'worker' })
       await lanes.renew('worker', claimed, LEASE_MS)
       expect((await claimOne('another')).recipient).toBe(to)
     })
@@ -217,22 +245,12 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
           fc.constantFrom('unknown' as const, 'prompt' as const, 'doubtful' as const, 'open' as const),
           fc.constantFrom(null, 'a worker'),
           async (nextMs, restMs, standing, holder) => {
-            await sql`delete from webhook_lanes`.execute(harness.database)
-            await push(newAddress())
-            await sql`
-              update webhook_lanes set standing = ${standing}, holder = ${holder},
-                next_at = clock_timestamp() + ${nextMs} * interval '1 millisecond',
-                open_until = clock_timestamp() + ${restMs} * interval '1 millisecond'`.execute(harness.database)
-            const times = async () => {
-              const { rows } = await sql<{ next: number; rest: number }>`
-                select extract(epoch from next_at - clock_timestamp())::float8 * 1000 as next,
-                       extract(epoch from open_until - clock_timestamp())::float8 * 1000 as rest
-                from webhook_lanes`.execute(harness.database)
-              return rows[0] as { next: number; rest: number }
-            }
-            // One that has looked at no times yet.
-            const claimed = await new WebhookLanes(harness.database).claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
-            const { next, rest } = await times()
+            await harness.clear()
+            const to = newAddress()
+            await push(to)
+            await harness.alter([to], { standing, holder, nextMs, restMs })
+            const claimed = await harness.open().claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
+            const { nextMs: next, restMs: rest } = (await harness.stored())[0] as { nextMs: number; restMs: number }
             if (claimed.length === 0) {
               expect(nextMs).toBeGreaterThan(0)
               expect(next).toBeLessThanOrEqual(120_000)
@@ -252,12 +270,11 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
     it('rest as long as the circuit is set to, be it for hours', async () => {
       const REST_MS = 6 * 3_600_000
       await push(newAddress())
-      const resting = new WebhookLanes(harness.database, { circuitMs: REST_MS })
+      const resting = harness.open({ circuitMs: REST_MS })
       const [lane] = await resting.claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
       const openUntil = (lane?.now ?? 0) + REST_MS
       await resting.release(turnOf(lane as ClaimedLane, { standing: 'open', openUntil }))
-      // One that has looked at no times yet.
-      const again = new WebhookLanes(harness.database, { circuitMs: REST_MS })
+      const again = harness.open({ circuitMs: REST_MS })
       const [claimed] = await again.claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
       expect(claimed?.openUntil).toBeCloseTo(openUntil, -1)
     })
@@ -291,9 +308,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
       // A doubtful one first, then a probe, and so on by turns.
       for (const [index, recipient] of Object.entries(Object.keys(kinds))) {
         const waiting = kinds[recipient] === 'probe' ? 59 - 2 * (Number(index) % 2) : 60 - 2 * (Number(index) % 4)
-        await sql`
-          update webhook_lanes set next_at = clock_timestamp() - ${waiting} * interval '1 second'
-          where recipient = ${recipient}`.execute(harness.database)
+        await harness.alter([recipient], { nextMs: -1_000 * waiting })
       }
       const claimedKinds = async (room: Partial<Room>) =>
         Object.entries(
@@ -327,9 +342,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
         )
       }
       for (const [index, to] of waiting.entries()) {
-        await sql`
-          update webhook_lanes set next_at = clock_timestamp() - ${10 - index} * interval '1 second'
-          where recipient = ${to}`.execute(harness.database)
+        await harness.alter([to], { nextMs: -1_000 * (10 - index) })
       }
       const claimed: string[] = []
       for (const _ of waiting) claimed.push(...(await claim({ doubtful: 1 })).map(({ recipient }) => recipient))
@@ -339,10 +352,8 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
     /** Agents of one operator, each with a message that waits. */
     async function dueOf(operatorId: string, count: number): Promise<string[]> {
       const agents = Array.from({ length: count }, () => newAddress())
-      for (const agent of agents) await push(agent)
-      await sql`update webhook_lanes set operator_id = ${operatorId} where recipient in (${sql.join(agents)})`.execute(
-        harness.database,
-      )
+      for (const address of agents) await harness.register({ address, operatorId, url: '', sealedSecret: '' })
+      await harness.append(agents.map((agent) => ({ via: 'webhook' as const, ...sent(agent, 'x') })))
       return agents
     }
     const of = (agents: readonly string[], claimed: readonly ClaimedLane[]) =>
@@ -407,16 +418,80 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
       expect(claimed.toSorted()).toEqual(agents.toSorted())
     })
 
-    it('know whose they are', async () => {
-      const operatorId = randomUUID()
-      const to = newAddress()
-      await sql`insert into agents (address, operator_id, token_lookup, token_hash)
-        values (${to}, ${operatorId}, ${Buffer.from(to)}, '')`.execute(harness.database)
-      await push(to)
-      const { rows } = await sql`select operator_id from webhook_lanes where recipient = ${to}`.execute(
-        harness.database,
+    it('know whose they are, and where and with what to push', async () => {
+      const agent = {
+        address: newAddress(),
+        operatorId: randomUUID(),
+        url: 'https://a.example/hook',
+        sealedSecret: 'sealed',
+      }
+      await harness.register(agent)
+      await push(agent.address)
+      expect(await harness.stored()).toMatchObject([{ recipient: agent.address, operatorId: agent.operatorId }])
+      const { url, sealedSecret } = agent
+      expect(await claimOne()).toMatchObject({ recipient: agent.address, url, sealedSecret })
+    })
+
+    it('of an agent that nobody knows have no endpoint', async () => {
+      await push(newAddress())
+      expect(await claimOne()).toMatchObject({ url: null, sealedSecret: null })
+    })
+
+    it('whatever waits and whatever room there is: no more of a kind than fits, and no fewer', async () => {
+      const operators = Array.from({ length: 3 }, () => randomUUID())
+      const agents = Array.from({ length: 14 }, (_, index) => ({
+        address: newAddress(),
+        operatorId: operators[index % operators.length] as string,
+      }))
+      for (const agent of agents) await harness.register({ ...agent, url: '', sealedSecret: '' })
+      const operatorOf = (address: string) => agents.find((agent) => agent.address === address)?.operatorId ?? ''
+      const kind = fc.constantFrom('unknown', 'prompt', 'doubtful', 'probe', 'resting')
+      const room = fc.record({
+        total: fc.integer({ min: 0, max: 12 }),
+        // With one slot for two kinds, chance decides.
+        unproven: fc.integer({ min: 0, max: 10 }).filter((slots) => slots !== 1),
+        doubtful: fc.integer({ min: 0, max: 8 }),
+        ofOneOperator: fc.integer({ min: 1, max: 6 }),
+      })
+      await fc.assert(
+        fc.asyncProperty(
+          fc.array(fc.record({ kind, isReady: fc.boolean() }), { maxLength: agents.length }),
+          room,
+          async (kinds, room) => {
+            await harness.clear()
+            const waiting = kinds.map((lane, index) => ({ ...lane, address: agents[index]?.address ?? '' }))
+            await harness.append(waiting.map(({ address }) => ({ via: 'webhook' as const, ...sent(address, 'x') })))
+            for (const lane of waiting) {
+              const standing = (lane.kind === 'probe' || lane.kind === 'resting' ? 'open' : lane.kind) as Standing
+              const restMs = lane.kind === 'resting' ? 60_000 : -60_000
+              await harness.alter([lane.address], { standing, restMs, nextMs: lane.isReady ? -1_000 : 60_000 })
+            }
+            const claimed = new Set((await claim(room)).map(({ recipient }) => recipient))
+            expect(waiting.filter(({ address, isReady }) => claimed.has(address) && !isReady)).toEqual([])
+            const ready = (...wanted: string[]) => waiting.filter((lane) => lane.isReady && wanted.includes(lane.kind))
+            const taken = (...wanted: string[]) => ready(...wanted).filter(({ address }) => claimed.has(address)).length
+            const ofOperator = (id: string) => ready('unknown').filter(({ address }) => operatorOf(address) === id)
+            const untried = operators.map((id) => Math.min(room.ofOneOperator, ofOperator(id).length))
+            let left = room.total
+            const expected = (most: number) => {
+              const count = Math.min(most, left)
+              left -= count
+              return count
+            }
+            expect(taken('resting')).toBe(expected(ready('resting').length))
+            const slow = expected(Math.min(room.doubtful, room.unproven, ready('doubtful', 'probe').length))
+            expect(taken('doubtful', 'probe')).toBe(slow)
+            const all = untried.reduce((sum, count) => sum + count, 0)
+            expect(taken('unknown')).toBe(expected(Math.min(room.unproven - slow, all)))
+            for (const id of operators) {
+              const had = ofOperator(id).filter(({ address }) => claimed.has(address)).length
+              expect(had).toBeLessThanOrEqual(room.ofOneOperator)
+            }
+            expect(taken('prompt')).toBe(expected(ready('prompt').length))
+          },
+        ),
+        { numRuns: 60 },
       )
-      expect(rows).toEqual([{ operator_id: operatorId }])
     })
 
     it('count what waits, until it is delivered or in the pull queue', async () => {
@@ -440,14 +515,15 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
       const working = inParallel(4, async (index) => {
         while (!stop) {
           const claimed = await claim({ total: 4 }, `${index} ${randomUUID()}`)
+          // Lanes in the process answer at once, and must not keep it from all else.
+          if (claimed.length === 0) await nextTurn()
           await Promise.all(
             claimed.map((lane) => lanes.release(turnOf(lane, { doneSeq: lane.messages.at(-1)?.seq ?? lane.lastSeq }))),
           )
         }
       })
       for (let round = 0; round < 20; round++) {
-        const events = agents.map((agent) => ({ seq: ++seq, via: 'webhook' as const, ...sent(agent, 'x') }))
-        await applyEvents(harness.database, events)
+        await harness.append(agents.map((agent) => ({ via: 'webhook' as const, ...sent(agent, 'x') })))
       }
       stop = true
       await working
@@ -458,12 +534,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Databas
           claimed.map((lane) => lanes.release(turnOf(lane, { doneSeq: lane.messages.at(-1)?.seq ?? lane.lastSeq }))),
         )
       }
-      const { rows } = await sql<{
-        done_seq: number
-        last_seq: number
-      }>`select done_seq, last_seq from webhook_lanes`.execute(harness.database)
-      expect(rows.every((row) => row.done_seq === row.last_seq)).toBe(true)
-      expect(rows).toHaveLength(agents.length)
+      const stored = await harness.stored()
+      expect(stored.every(({ doneSeq, lastSeq }) => doneSeq === lastSeq)).toBe(true)
+      expect(stored).toHaveLength(agents.length)
     })
   })
 }

@@ -129,6 +129,8 @@ export async function startCluster({
   }
   const nodes: ClusterNode[] = []
   const workers: ClusterProcess[] = []
+  /** Members that are not ready yet. */
+  const starting = new Set<Pick<ClusterProcess, 'name' | 'output'>>()
   const commands: Process[] = []
   const run = async (command: string, args: readonly string[] = [], overrides: Settings = {}) => {
     const directory = makeDirectory(command)
@@ -163,7 +165,8 @@ export async function startCluster({
       releasePorts(ports)
     })
     const started = kernelProcess(name, command, directory, { ...environment, ...addresses, ...own })
-    await started.restart()
+    starting.add(started)
+    await started.restart().finally(() => starting.delete(started))
     return Object.assign(started, { url: `http://127.0.0.1:${port}`, internalUrl: `http://127.0.0.1:${internalPort}` })
   }
   const counted = (count: number) => Array.from({ length: count }, (_, index) => index + 1)
@@ -204,7 +207,9 @@ export async function startCluster({
       return readEvents(node.internalUrl, since)
     },
     output: () =>
-      [...nodes, ...workers, ...commands].map((member) => `--- ${member.name}\n${member.output()}`).join('\n'),
+      [...nodes, ...workers, ...starting, ...commands]
+        .map((member) => `--- ${member.name}\n${member.output()}`)
+        .join('\n'),
     [Symbol.asyncDispose]: () => owner.disposeAsync(),
   }
 }

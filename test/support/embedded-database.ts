@@ -1,23 +1,39 @@
 /** The embedded database with the kernel's schema, opened in the test process. */
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { type Database, openEmbedded } from '../../src/platform/database.ts'
-import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
+import { pathToFileURL } from 'node:url'
+import { openSqlite, type Sqlite } from '../../src/platform/sqlite.ts'
+import { SqliteWriter } from '../../src/platform/sqlite-writer.ts'
+import type { EmbeddedWriterOptions, EmbeddedWrites } from '../../src/storage/embedded-writer.ts'
 import { freshDataDirectory } from './kernel.ts'
 
-export interface EmbeddedDatabase extends AsyncDisposable {
-  readonly database: Database
+const WRITER_THREAD = pathToFileURL(join(import.meta.dirname, '../../src/storage/embedded-writer.ts'))
+
+export interface FreshSqlite extends AsyncDisposable {
+  readonly file: string
+  /** A connection that only reads. */
+  readonly reader: Sqlite
+  readonly writer: SqliteWriter<EmbeddedWrites>
 }
 
-/** Opens one with nothing in it; it is gone when disposed of. */
-export async function openFreshDatabase(): Promise<EmbeddedDatabase> {
+/** Opens one with nothing in it, with the thread that writes to it in `serve`; it is gone when disposed of. */
+export async function openFreshSqlite(
+  options: Partial<Omit<EmbeddedWriterOptions, 'file'>> = {},
+): Promise<FreshSqlite> {
   const directory = await freshDataDirectory()
-  const database = await openEmbedded(join(directory, 'database'))
-  await migrate(database, POSTGRES)
+  const file = join(directory, 'tabulum.sqlite')
+  const data: EmbeddedWriterOptions = { capacityBytes: 1_000_000, maxQueue: 10_000, ...options, file }
+  // Each write says so from then on, which no test takes for a success.
+  const onRuin = () => {}
+  const writer = await SqliteWriter.open<EmbeddedWrites>({ thread: WRITER_THREAD, data, onRuin })
+  const reader = openSqlite(file, { readOnly: true })
   return {
-    database,
+    file,
+    reader,
+    writer,
     async [Symbol.asyncDispose]() {
-      await database.destroy()
+      await writer.close()
+      reader.connection.close()
       await rm(directory, { recursive: true, force: true })
     },
   }

@@ -3,7 +3,6 @@
  * over HTTP.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { cp } from 'node:fs/promises'
 import { get } from 'node:http'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -11,7 +10,7 @@ import { z } from 'zod'
 import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './servers/directory.ts'
 
 const MAIN = join(import.meta.dirname, '..', '..', 'src', 'main.ts')
-/** A first start takes some 5 s of CPU, most of it to set up the embedded database, and other tests want the CPU too. */
+/** Other tests want the CPU too. */
 const START_DEADLINE_MS = 180_000
 /** A little over the default of SHUTDOWN_TIMEOUT. */
 const STOP_DEADLINE_MS = 30_000
@@ -50,11 +49,11 @@ export interface Kernel extends AsyncDisposable {
 /**
  * Starts a kernel and waits until it answers. `settings` become its environment, over these defaults: free ports on
  * 127.0.0.1, a fresh data directory, warnings only, the cheapest bcrypt. A data directory that is passed in is left alone
- * at the end; one made here is removed.
+ * at the end; one made here is removed. `under`: a program, with its arguments, that runs it.
  */
 export async function startKernel(
   settings: Readonly<Record<string, string>> = {},
-  options: { dataDir?: string } = {},
+  options: { dataDir?: string; under?: readonly string[] } = {},
 ): Promise<Kernel> {
   const givenDir = options.dataDir
   const temporaryDir = givenDir === undefined ? await freshDataDirectory() : undefined
@@ -64,6 +63,8 @@ export async function startKernel(
     PATH: process.env.PATH ?? '',
     HOME: process.env.HOME ?? '',
     NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? '',
+    // As `npm start` has it.
+    MALLOC_ARENA_MAX: '2',
     HOST: '127.0.0.1',
     PORT: String(port),
     INTERNAL_PORT: String(internalPort),
@@ -73,7 +74,8 @@ export async function startKernel(
     BCRYPT_COST: '4',
     ...settings,
   }
-  const child = spawn(process.execPath, [MAIN, 'serve'], {
+  const [program = '', ...rest] = [...(options.under ?? []), process.execPath, MAIN, 'serve']
+  const child = spawn(program, rest, {
     // Whatever works there is gone with it.
     cwd: environment.DATA_DIR,
     env: environment,
@@ -107,12 +109,9 @@ export async function startKernel(
   }
 }
 
-/** A data directory that holds nothing yet, set up already where vitest's global set-up has prepared one; gone with this process at the latest. */
+/** A data directory that holds nothing yet; gone with this process at the latest. */
 export async function freshDataDirectory(): Promise<string> {
-  const directory = makeDirectory('data')
-  const prepared = process.env.TABULUM_TEST_PREPARED_DATA
-  if (prepared !== undefined) await cp(prepared, directory, { recursive: true })
-  return directory
+  return makeDirectory('data')
 }
 
 interface Running {

@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest'
 import { lockDirectory } from '../../src/platform/directory-lock.ts'
 import { Client } from '../support/client.ts'
 import { freshDataDirectory, startKernel } from '../support/kernel.ts'
@@ -115,6 +115,11 @@ describe('what is wrong is said in one message, without a stack trace, with exit
       ['serve'],
       { PROT: '80', RATE_LIMIT_MESSAGES_PER_MIN: '1', DATA_DIR: '/proc/nope' },
       'PROT is not a setting, and changes nothing: is PORT meant?\nRATE_LIMIT_MESSAGES_PER_MIN is not',
+    ],
+    [
+      ['maintain', 'rooms', 'generations'],
+      {},
+      'embedded storage has no job "generations": there are challenges, registrations, reservations, rooms, idempotency',
     ],
     [['serve'], { DATABASE_URL: 'postgres://localhost/x' }, 'REDIS_URL and NATS_URL missing'],
     [
@@ -236,7 +241,7 @@ describe('serve', () => {
   it(
     'opens the data directory of a process that was killed, at whatever point of its first start',
     async () => {
-      const points = ['lock', 'database', 'database/base/5', 'database/postmaster.pid']
+      const points = ['lock', 'tabulum.db', 'tabulum.db-wal', 'tabulum.db-shm']
       for (const [index, point] of points.entries()) {
         const dataDir = join(directory, `killed-${index}`)
         const first = start(['serve'], { DATA_DIR: dataDir })
@@ -262,6 +267,26 @@ describe('serve', () => {
     TIMEOUT_MS,
   )
 })
+
+it(
+  'maintenance is done by serve, and by hand beside it or where it does not run',
+  async () => {
+    await using kernel = await startKernel()
+    const done = async () => {
+      const metrics = await (await fetch(`${kernel.internalUrl}/metrics`)).text()
+      return Number(/^tabulum_maintenance_runs_total\{task="challenges",outcome="done"\} (\d+)$/m.exec(metrics)?.[1])
+    }
+    await vi.waitFor(async () => expect(await done()).toBeGreaterThan(0), { timeout: 120_000, interval: 200 })
+    const settings = { DATA_DIR: kernel.dataDir }
+    for (const isRunning of [true, false]) {
+      if (!isRunning) expect(await kernel.stop()).toBe(0)
+      const { code, out, err } = await run(['maintain', 'idempotency', 'challenges'], settings)
+      expect({ code, err }).toEqual({ code: 0, err: '' })
+      expect(out).toMatch(/^challenges: done \(0 rows, [\d.]+ s\)\nidempotency: done \(0 rows, [\d.]+ s\)\n$/)
+    }
+  },
+  TIMEOUT_MS,
+)
 
 /** Resolves when there is something at the path, or the process has ended. */
 async function appearance(path: string, ended: Promise<unknown>): Promise<void> {

@@ -16,6 +16,7 @@ const admission = new MemoryAdmission({
   },
   // Stands still, so that nothing runs out and no bucket fills up however long it takes to make so many.
   now: () => 0,
+  elapsed: () => 0,
 })
 const MAX_SESSIONS = 100_000
 

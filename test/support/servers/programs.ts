@@ -24,6 +24,7 @@ const PACKAGES = {
   haproxy: 'haproxy',
   promtool: 'prometheus',
   kubectl: 'kubernetes-client',
+  strace: 'strace',
 } as const
 
 export type Program = keyof typeof PACKAGES

@@ -9,12 +9,7 @@ import { type Kysely, sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, readEvents } from '../events/event-log.ts'
 import type { Database, Schema } from '../platform/database.ts'
-
-export interface Verification {
-  /** Place of the last event that the snapshot reflects. */
-  seq: number
-  events: number
-}
+import type { Verification } from './verification.ts'
 
 const PAGE = 1_000
 
@@ -23,9 +18,9 @@ const LAST_STRETCH = 5_000
 
 /**
  * Replays the log up to where the database projection stands, and calls `report` with each difference. `database` has to be one session: of
- * `openPostgresSession`, or the embedded one.
+ * `openPostgresSession`.
  */
-export async function verify(
+export async function verifyPostgres(
   database: Database,
   log: EventLog,
   report: (difference: string) => void,

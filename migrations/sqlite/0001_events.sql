@@ -1,0 +1,31 @@
+-- The event log of embedded storage: append-only, one total order.
+
+create table events (
+  seq   integer primary key,
+  -- RFC 3339, in UTC.
+  ts    text not null,
+  type  text not null,
+  agent text,
+  -- JSON.
+  data  text not null,
+  -- How a message leaves or left, and the place of the event that this one is about: for the projections, not part of the public event.
+  via   text,
+  about integer
+) strict;
+
+-- Ids of appends, so that a retry is stored once. Those that are too old to be asked for are removed.
+create table event_ids (
+  id         text primary key,
+  seq        integer not null,
+  -- Milliseconds since 1970.
+  expires_at integer not null
+) strict, without rowid;
+create index event_ids_expiry on event_ids (expires_at);
+
+-- One row, so that nobody looks through the log for it.
+create table log_end (
+  only_row        integer primary key default 1 check (only_row = 1),
+  -- The last event that changes something; after it there are only such as record that somebody looked.
+  last_change_seq integer not null default 0
+) strict;
+insert into log_end default values;

@@ -1,0 +1,5 @@
+export interface Verification {
+  /** Place of the last event that was compared. */
+  readonly seq: number
+  readonly events: number
+}

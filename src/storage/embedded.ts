@@ -1,0 +1,163 @@
+/** Storage on one machine: a SQLite database in `DATA_DIR`, and what lives in the process. */
+import { stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { MemoryAdmission } from '../access/memory-admission.ts'
+import type { Config } from '../config.ts'
+import { APPLIED_AT_ONCE } from '../events/progress.ts'
+import { tidyEventIds } from '../events/sqlite-append.ts'
+import { SqliteEventLog } from '../events/sqlite-event-log.ts'
+import type { Job } from '../maintenance/job.ts'
+import { embeddedJobs } from '../maintenance/jobs.ts'
+import { isToBePushed } from '../messaging/messages-of-log.ts'
+import { SqliteMessageQueue } from '../messaging/sqlite-message-queue.ts'
+import { inBackground } from '../platform/background.ts'
+import { lockDirectory } from '../platform/directory-lock.ts'
+import type { Logger } from '../platform/logger.ts'
+import { SqliteSigningKeys } from '../platform/signing-keys.ts'
+import { forServing, openSqlite, type Sqlite, schemaVersion, transaction, verdictOn } from '../platform/sqlite.ts'
+import { SqliteWriter } from '../platform/sqlite-writer.ts'
+import { StartupError } from '../platform/startup-error.ts'
+import { SqliteRegistryStore } from '../registry/sqlite-registry-store.ts'
+import { tidyChallenges } from '../registry/sqlite-registry-writes.ts'
+import { SqliteStateStore } from '../state/sqlite-state-store.ts'
+import { Doorbell } from '../webhooks/doorbell.ts'
+import { SqliteSealedSecrets } from '../webhooks/sqlite-sealed-secrets.ts'
+import { SqliteWebhookLanes } from '../webhooks/sqlite-webhook-lanes.ts'
+import type { EmbeddedWriterOptions, EmbeddedWrites } from './embedded-writer.ts'
+import { allowances, type Storage } from './storage.ts'
+
+const WRITER = new URL('./embedded-writer.ts', import.meta.url)
+
+/** The database of a data directory. */
+export function databaseFile(config: Config): string {
+  return join(config.DATA_DIR, 'tabulum.db')
+}
+
+/**
+ * Opens the data directory, which it creates, for this process alone. Throws `DirectoryInUse`, and `StartupError` where nothing can be
+ * kept in it. A database that cannot be relied on any more ends the process.
+ */
+export async function openEmbedded(config: Config, logger: Logger): Promise<Storage> {
+  await refuseOldData(config.DATA_DIR)
+  const unlock = await lockDirectory(config.DATA_DIR)
+  const file = databaseFile(config)
+  const onRuin = (error: Error) => {
+    logger.fatal({ err: error, file }, 'the database cannot be used any more: the process ends')
+    process.exit(1)
+  }
+  const data: EmbeddedWriterOptions = {
+    file,
+    capacityBytes: config.STATE_CAPACITY_BYTES,
+    maxQueue: config.MESSAGE_MAX_QUEUE_PER_AGENT,
+  }
+  const writer = await SqliteWriter.open<EmbeddedWrites>({ thread: WRITER, data, onRuin }).catch((error: unknown) => {
+    throw unusable(file, error)
+  })
+  const reader = forServing(openSqlite(file, { readOnly: true }), onRuin)
+
+  const pushes = new Doorbell()
+  const log = new SqliteEventLog(reader, writer, (event) => {
+    if (isToBePushed(event)) pushes.ring()
+  })
+  const registry = new SqliteRegistryStore(reader, writer)
+  const admission = new MemoryAdmission({ sessionTtlMs: config.SESSION_TTL, allowances: allowances(config) })
+  writer.onWrittenElsewhere(() => {
+    const revoking = registry
+      .recentlyRevoked()
+      .then((lookups) => Promise.all(lookups.map((lookup) => admission.revoke(lookup))))
+    inBackground('revoke', revoking)
+  })
+  return {
+    log,
+    registry,
+    state: new SqliteStateStore(reader, writer),
+    queue: new SqliteMessageQueue(reader, log, { maxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES }),
+    queueProgress: APPLIED_AT_ONCE,
+    admission,
+    lanes: new SqliteWebhookLanes(reader, writer, { circuitMs: config.WEBHOOK_CIRCUIT_DURATION }),
+    laneProgress: APPLIED_AT_ONCE,
+    pushes,
+    secrets: new SqliteSealedSecrets(reader, writer),
+    keys: new SqliteSigningKeys(reader),
+    jobs: embeddedJobs({
+      challenges: (limit) => writer.run('tidyChallenges', limit),
+      idempotency: (limit) => writer.run('tidyEventIds', limit),
+    }),
+    checks: { servers: {}, work: {}, room: { storage: async () => writer.outage } },
+    close: async () => {
+      await log.close()
+      // The writer last: it copies the write-ahead log into the database, and leaves one file.
+      reader.connection.close()
+      await writer.close()
+      unlock()
+    },
+  }
+}
+
+/** Does something with the jobs of maintenance alone, beside a kernel that may be running. */
+export function withEmbeddedJobs(config: Config, work: (jobs: readonly Job[]) => Promise<void>): Promise<void> {
+  return changeDatabase(config, (sqlite) => {
+    const batch = (tidy: (sqlite: Sqlite, limit: number) => number) => async (limit: number) =>
+      transaction(sqlite.connection, () => tidy(sqlite, limit))
+    return work(
+      embeddedJobs({
+        challenges: batch(tidyChallenges),
+        idempotency: batch((sqlite, limit) => tidyEventIds(sqlite, Date.now(), limit)),
+      }),
+    )
+  })
+}
+
+/**
+ * Does something with the database of a data directory, which a kernel may be using, and which is not written to. Throws
+ * `StartupError` where there is none, or where it cannot be used.
+ */
+export function readDatabase<T>(config: Config, work: (sqlite: Sqlite) => T | Promise<T>): Promise<T> {
+  return withDatabase(config, { readOnly: true }, work)
+}
+
+/** As `readDatabase`, to write something small: a kernel waits meanwhile. */
+export function changeDatabase<T>(config: Config, work: (sqlite: Sqlite) => T | Promise<T>): Promise<T> {
+  return withDatabase(config, { readOnly: false }, work)
+}
+
+async function withDatabase<T>(
+  config: Config,
+  options: { readOnly: boolean },
+  work: (sqlite: Sqlite) => T | Promise<T>,
+): Promise<T> {
+  const file = databaseFile(config)
+  await refuseOldData(config.DATA_DIR)
+  const missing = `there is no database in ${config.DATA_DIR}: set DATA_DIR to the directory of a kernel`
+  if (!(await exists(file))) throw new StartupError(missing)
+  let sqlite: Sqlite | undefined
+  try {
+    sqlite = openSqlite(file, options)
+    // It was made by a kernel that ended at once.
+    if (schemaVersion(sqlite.connection) === 0) throw new StartupError(missing)
+    return await work(sqlite)
+  } catch (error) {
+    throw verdictOn(error) === 'defect' ? error : unusable(file, error)
+  } finally {
+    sqlite?.connection.close()
+  }
+}
+
+function unusable(file: string, cause: unknown): StartupError {
+  const reason = cause instanceof Error ? cause.message : String(cause)
+  return new StartupError(`the database ${file} cannot be used: ${reason}`, { cause })
+}
+
+/** What development versions before 0.1.0 kept. */
+async function refuseOldData(directory: string): Promise<void> {
+  const old = join(directory, 'database')
+  if (await exists(join(old, 'PG_VERSION'))) {
+    throw new StartupError(
+      `${old} holds data of an earlier kind of embedded storage (PGlite), which this version cannot read: set DATA_DIR to another directory`,
+    )
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  return (await stat(path).catch(() => undefined)) !== undefined
+}
