@@ -7,7 +7,7 @@ import { type Ask, CONNECTIONS, type Figures, figuresOf, load, median, type Pids
 const AGENTS = 64
 const KEYS = 1_000
 /** Of keys that are there only to be deleted: more than are in the time. */
-const DELETED_KEYS = 15_000
+const DELETED_KEYS = 40_000
 const CONTENT = 'x'.repeat(200)
 const VALUE = 'x'.repeat(1_000)
 /** Challenges solved ahead for the registering of agents. */

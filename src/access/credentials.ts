@@ -52,6 +52,8 @@ export class Credentials {
     maxQueue: MAX_UNDER_WAY.compare.all + MAX_UNDER_WAY.hash.all,
     taskQueue: new FairQueue(),
     idleTimeout: 30_000,
+    // A hash makes little that has to be kept; left alone, each thread would hold on to tens of megabytes.
+    resourceLimits: { maxYoungGenerationSizeMb: 4 },
   })
   readonly #underWay = { compare: new Shares(MAX_UNDER_WAY.compare), hash: new Shares(MAX_UNDER_WAY.hash) }
 
