@@ -49,16 +49,19 @@ export function openSqlite(file: string, { readOnly = false }: { readOnly?: bool
   }
 }
 
-/** Brings the schema up to date: applies the files of `migrations/sqlite` that it lacks, each once, in a transaction. */
+/**
+ * Brings the schema up to date: applies the files of `migrations/sqlite` that it lacks, each once, in a transaction. Throws where it has been given
+ * more than those, by a later version.
+ */
 export function migrateSqlite({ connection }: Sqlite): void {
   const steps = readdirSync(MIGRATIONS)
     .filter((file) => file.endsWith('.sql'))
     .sort()
   transaction(connection, () => {
-    for (const step of steps.slice(schemaVersion(connection))) {
-      connection.exec(readFileSync(join(MIGRATIONS, step), 'utf8'))
-    }
-    connection.exec(`pragma user_version = ${Math.max(steps.length, schemaVersion(connection))}`)
+    const version = schemaVersion(connection)
+    if (version > steps.length) throw new Error('a later version of the kernel has used it')
+    for (const step of steps.slice(version)) connection.exec(readFileSync(join(MIGRATIONS, step), 'utf8'))
+    connection.exec(`pragma user_version = ${steps.length}`)
   })
 }
 

@@ -1,5 +1,5 @@
 /** Storage on one machine: a SQLite database in `DATA_DIR`, and what lives in the process. */
-import { stat } from 'node:fs/promises'
+import { appendFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { MemoryAdmission } from '../access/memory-admission.ts'
 import type { Config } from '../config.ts'
@@ -11,7 +11,7 @@ import { embeddedJobs } from '../maintenance/jobs.ts'
 import { isToBePushed } from '../messaging/messages-of-log.ts'
 import { SqliteMessageQueue } from '../messaging/sqlite-message-queue.ts'
 import { inBackground } from '../platform/background.ts'
-import { lockDirectory } from '../platform/directory-lock.ts'
+import { inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import type { Logger } from '../platform/logger.ts'
 import { SqliteSigningKeys } from '../platform/signing-keys.ts'
 import { forServing, openSqlite, type Sqlite, schemaVersion, transaction, verdictOn } from '../platform/sqlite.ts'
@@ -50,6 +50,8 @@ export async function openEmbedded(config: Config, logger: Logger): Promise<Stor
     capacityBytes: config.STATE_CAPACITY_BYTES,
     maxQueue: config.MESSAGE_MAX_QUEUE_PER_AGENT,
   }
+  // For this user alone, as are the files that SQLite makes beside it.
+  await inDirectory(config.DATA_DIR, () => appendFile(file, '', { mode: 0o600 }))
   const writer = await SqliteWriter.open<EmbeddedWrites>({ thread: WRITER, data, onRuin }).catch((error: unknown) => {
     throw unusable(file, error)
   })

@@ -1,6 +1,6 @@
 /** The operator's commands on embedded storage: beside a kernel that runs, and without one. */
 import { execFileSync } from 'node:child_process'
-import { copyFile, cp, mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises'
+import { chmod, copyFile, cp, mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { describe, expect, it } from 'vitest'
@@ -309,6 +309,16 @@ describe('maintain', () => {
 
 const COMMANDS = [['serve'], ['verify'], ['tail'], ['revoke', 'tab_x'], ['maintain'], ['backup', '/tmp']] as const
 
+it('what a kernel keeps is for its own user to read, whatever the directory allows', async () => {
+  const dataDir = await freshDataDirectory()
+  await chmod(dataDir, 0o755)
+  await using kernel = await startKernel({}, { dataDir })
+  for (const name of (await readdir(dataDir)).filter((file) => file.startsWith('tabulum.db'))) {
+    expect(((await stat(join(dataDir, name))).mode & 0o777).toString(8), name).toBe('600')
+  }
+  expect(await kernel.stop()).toBe(0)
+})
+
 describe('a data directory that cannot be used is refused by every command, and nothing in it is changed', () => {
   it('one of the old kind', async () => {
     const dataDir = await freshDataDirectory()
@@ -340,6 +350,18 @@ describe('a data directory that cannot be used is refused by every command, and 
     }
     await using kernel = await startKernel({}, { dataDir })
     expect(await kernel.stop()).toBe(0)
+  })
+
+  it('a database that a later version has used, by serve', async () => {
+    const dataDir = await freshDataDirectory()
+    {
+      await using kernel = await startKernel({}, { dataDir })
+      expect(await kernel.stop()).toBe(0)
+    }
+    const later = new DatabaseSync(database(dataDir))
+    later.exec('pragma user_version = 1000')
+    later.close()
+    expectRefusal(await runCommand(dataDir, 'serve'), 'cannot be used: a later version of the kernel has used it')
   })
 
   it('a database with damaged pages', async () => {
