@@ -60,18 +60,20 @@ export class SqliteMessageQueue implements MessageQueue {
   /** The places of the oldest messages that are not leased, and how many such there are in all. Looks at these and at those that are leased. */
   #read(recipient: string, limit: number): { oldest: number[]; free: number } {
     const sql = this.#sql
+    const lengthOf = () => (sql.get`select length from queues where recipient = ${recipient}`?.length ?? 0) as number
+    // As most are that are asked for.
+    if (!this.#leased.has(recipient) && lengthOf() === 0) return { oldest: [], free: 0 }
     // One snapshot, though the other thread writes.
     sql.run`begin`
     try {
       // Some may have been dropped.
       this.#forgetGone(recipient, [...(this.#leased.get(recipient) ?? [])])
       const leased = this.#leased.get(recipient)
-      const length = sql.get`select length from queues where recipient = ${recipient}`?.length ?? 0
       const rows = sql.all`
         select seq from queued_messages where recipient = ${recipient} and pushed = 0
         order by seq limit ${limit + (leased?.size ?? 0)}`
       const unleased = rows.map((row) => row.seq as number).filter((seq) => !leased?.has(seq))
-      return { oldest: unleased.slice(0, limit), free: (length as number) - (leased?.size ?? 0) }
+      return { oldest: unleased.slice(0, limit), free: lengthOf() - (leased?.size ?? 0) }
     } finally {
       sql.run`commit`
     }

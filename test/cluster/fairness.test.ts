@@ -53,6 +53,9 @@ it('tokens that nobody has cost no bcrypt, and one that somebody has does', { ti
   // Who has just registered has a session.
   await cluster.redis.wipe()
   for (const node of cluster.nodes) await node.restart()
+  const stranger = new Agent(client, address, `at_live_${randomBytes(32).toString('hex')}`)
+  const isServed = async () => expect((await stranger.request('GET', '/v1/agents/me')).status).toBe(401)
+  await vi.waitFor(isServed, { timeout: 60_000 })
   const before = await compared()
   const unknown = Array.from({ length: UNKNOWN }, (_, index) => {
     const secret = randomBytes(32).toString('hex')

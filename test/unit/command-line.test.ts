@@ -110,16 +110,16 @@ describe('what is wrong is said in one message, without a stack trace, with exit
     [['serve'], { AUTH_VERIFIER: 'hmac' }, 'AUTH_HMAC_KEY is missing'],
     [['serve'], { PORT: '9090', INTERNAL_PORT: '9090' }, 'PORT and INTERNAL_PORT are both 9090'],
     [['serve'], { DATA_DIR: '/proc/nope' }, 'cannot keep data in /proc/nope (ENOENT'],
-    [['verify'], { DATA_DIR: '/proc/nope' }, 'cannot keep data in /proc/nope (ENOENT'],
+    [['verify'], { DATA_DIR: '/proc/nope' }, 'there is no database in /proc/nope: set DATA_DIR'],
     [
       ['serve'],
       { PROT: '80', RATE_LIMIT_MESSAGES_PER_MIN: '1', DATA_DIR: '/proc/nope' },
       'PROT is not a setting, and changes nothing: is PORT meant?\nRATE_LIMIT_MESSAGES_PER_MIN is not',
     ],
     [
-      ['maintain', 'rooms', 'generations'],
+      ['maintain', 'idempotency', 'rooms'],
       {},
-      'embedded storage has no job "generations": there are challenges, registrations, reservations, rooms, idempotency',
+      'embedded storage has no job "rooms": there are challenges, idempotency',
     ],
     [['serve'], { DATABASE_URL: 'postgres://localhost/x' }, 'REDIS_URL and NATS_URL missing'],
     [
