@@ -218,7 +218,7 @@ const OUR_PREFIXES = ['RATE_LIMIT_', 'WEBHOOK_', 'STATE_', 'MESSAGE_', 'DATABASE
  * deploy/), programs of the tests, what Kubernetes says of services and systemd of directories.
  */
 const OF_OTHERS =
-  /_(PASSWORD|BIN|PORT|DIR)$|_(SERVICE|SERVER|PORT)_|^NATS_(HOST|ROUTES|MAX_FILE_STORE)$|^DATABASE_URL_OF_THE_OWNER$|^STATE_DIRECTORY$/
+  /_(PASSWORD|BIN|PORT|DIR)$|_(SERVICE|SERVER|PORT)_|^NATS_(HOST|ROUTES|MAX_FILE_STORE|USER)$|^DATABASE_URL_OF_THE_OWNER$|^STATE_DIRECTORY$/
 /** Letters of a setting for each that may be mistyped: one in `HOST`, as `HOME` is two from it. */
 const LETTERS_A_TYPO = 5
 
