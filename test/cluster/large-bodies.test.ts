@@ -9,9 +9,9 @@ import { type Cluster, startCluster } from '../support/cluster.ts'
 const MEBIBYTE = 1_048_576
 /** Of a container (docker-compose.yml). */
 const MEMORY_LIMIT = 512 * MEBIBYTE
-/** As the image has it: V8's heap has a third of the memory, and glibc gives back what buffers took. */
+/** As the image has it: V8's heap has a third of the memory and little for what is new, and glibc gives back what buffers took. */
 const CONTAINER = {
-  NODE_OPTIONS: '--max-old-space-size=170',
+  NODE_OPTIONS: '--max-old-space-size=170 --max-semi-space-size=8',
   MALLOC_ARENA_MAX: '2',
   MALLOC_MMAP_THRESHOLD_: '131072',
   MALLOC_TRIM_THRESHOLD_: '131072',

@@ -103,7 +103,9 @@ describe('Dockerfile', () => {
   })
 
   test('runs the program itself, as nobody in particular, without development dependencies', () => {
-    expect(dockerfile).toMatch(/^ENTRYPOINT \["node", "--max-old-space-size-percentage=33", "src\/main\.ts"\]$/m)
+    expect(dockerfile).toMatch(
+      /^ENTRYPOINT \["node", "--max-old-space-size-percentage=33", "--max-semi-space-size=8", "src\/main\.ts"\]$/m,
+    )
     expect(dockerfile).toMatch(/^USER 1000:1000$/m)
     expect(dockerfile).toContain('npm ci --omit=dev --ignore-scripts')
     expect(dockerfile).toContain(`EXPOSE ${loadConfig({}).PORT} ${loadConfig({}).INTERNAL_PORT}`)
