@@ -3,6 +3,7 @@ import { unlinkSync } from 'node:fs'
 import { open, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Config, ConfigError } from '../config.ts'
+import { exists } from '../platform/directory-lock.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { readDatabase } from '../storage/embedded.ts'
 
@@ -53,8 +54,4 @@ function timestamp(): string {
 
 async function isDirectory(path: string): Promise<boolean> {
   return (await stat(path).catch(() => undefined))?.isDirectory() ?? false
-}
-
-async function exists(path: string): Promise<boolean> {
-  return (await stat(path).catch(() => undefined)) !== undefined
 }

@@ -3,7 +3,7 @@ import { sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
 import { batched, shared } from '../platform/batch.ts'
 import { type Database, MAINTENANCE_TIMEOUT_MS, roundTrip } from '../platform/database.ts'
-import { endOfPrefix } from './prefix.ts'
+import { AFTER_ALL, BEFORE_ALL, endOfPrefix } from './key-order.ts'
 import type { StateEntry, StatePage, StoredUsage } from './state-store.ts'
 
 /** Room for one write. */
@@ -155,7 +155,7 @@ export class StateTables {
         select count_state_keys(${low}, ${high}) as total, (
           select string_agg(encode(key, 'hex'), ' ' order by key) from (
             select key from state
-            where key >= ${low} and key > ${after ?? NO_KEY} and key < ${high ?? NO_UTF8}
+            where key >= ${low} and key > ${after ?? BEFORE_ALL} and key < ${high ?? AFTER_ALL}
             order by key limit ${limit}
           ) as page
         ) as keys`.execute(this.#database),
@@ -258,11 +258,6 @@ export function stateChanges(events: readonly LoggedEvent[]): { finals: Final[];
   }
   return { finals: [...finals.values()], reservations }
 }
-
-/** Before every key. */
-const NO_KEY = Buffer.of()
-/** After every key: no UTF-8 has this byte. */
-const NO_UTF8 = Buffer.of(0xff)
 
 function toBase64(text: string): string {
   return Buffer.from(text).toString('base64')

@@ -3,12 +3,11 @@
  * with its number of keys. A block begins at its first key and ends where the next one begins.
  */
 import type { Sqlite } from '../platform/sqlite.ts'
+import { AFTER_ALL } from './key-order.ts'
 
 /** A block with more is cut in two. */
 const MAX_KEYS = 256
 const MAX_BLOCKS = 128
-/** No UTF-8 has this byte. */
-const AFTER_ALL = Buffer.of(0xff)
 
 type Sql = Sqlite['sql']
 

@@ -3,7 +3,7 @@ import type { EventOf } from '../events/event.ts'
 import { sizeOf } from '../events/event.ts'
 import type { Sqlite } from '../platform/sqlite.ts'
 import type { SqliteWriter } from '../platform/sqlite-writer.ts'
-import { endOfPrefix } from './prefix.ts'
+import { AFTER_ALL, BEFORE_ALL, endOfPrefix } from './key-order.ts'
 import { countStateKeys } from './sqlite-state-blocks.ts'
 import type { StateWrites } from './sqlite-state-writes.ts'
 import {
@@ -41,7 +41,7 @@ export class SqliteStateStore implements StateStore {
     try {
       const rows = sql.all`
         select key from state
-        where key >= ${low} and key > ${after ?? NO_KEY} and key < ${high ?? NO_UTF8} order by key limit ${limit}`
+        where key >= ${low} and key > ${after ?? BEFORE_ALL} and key < ${high ?? AFTER_ALL} order by key limit ${limit}`
       const keys = rows.map((row) => Buffer.from(row.key as Uint8Array))
       return { keys, total: countStateKeys(sql, low, high ?? undefined) }
     } finally {
@@ -68,8 +68,3 @@ export class SqliteStateStore implements StateStore {
 function textOf(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('utf8')
 }
-
-/** Before every key. Not the empty one, which no key is. */
-const NO_KEY = Buffer.of()
-/** After every key: no UTF-8 has this byte. */
-const NO_UTF8 = Buffer.of(0xff)

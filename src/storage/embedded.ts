@@ -1,5 +1,5 @@
 /** Storage on one machine: a SQLite database in `DATA_DIR`, and what lives in the process. */
-import { appendFile, stat } from 'node:fs/promises'
+import { appendFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { MemoryAdmission } from '../access/memory-admission.ts'
 import type { Config } from '../config.ts'
@@ -11,7 +11,7 @@ import { embeddedJobs } from '../maintenance/jobs.ts'
 import { isToBePushed } from '../messaging/messages-of-log.ts'
 import { SqliteMessageQueue } from '../messaging/sqlite-message-queue.ts'
 import { inBackground } from '../platform/background.ts'
-import { inDirectory, lockDirectory } from '../platform/directory-lock.ts'
+import { exists, inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import type { Logger } from '../platform/logger.ts'
 import { SqliteSigningKeys } from '../platform/signing-keys.ts'
 import { forServing, openSqlite, type Sqlite, schemaVersion, transaction, verdictOn } from '../platform/sqlite.ts'
@@ -158,8 +158,4 @@ async function refuseOldData(directory: string): Promise<void> {
       `${old} holds data of an earlier kind of embedded storage (PGlite), which this version cannot read: set DATA_DIR to another directory`,
     )
   }
-}
-
-async function exists(path: string): Promise<boolean> {
-  return (await stat(path).catch(() => undefined)) !== undefined
 }

@@ -64,7 +64,6 @@ it('what was acknowledged is on the disk', { timeout: TIMEOUT_MS }, async () => 
     expect(await kernel.stop()).toBe(0)
   }
   const operations = await readTrace(trace, pid, dataDir)
-  expect(operations.filter(({ kind }) => kind === 'flush').length).toBeGreaterThan(ROUNDS)
   const ended = acknowledged.at(-1)?.at ?? 0
   const moments = Array.from({ length: FAILURES }, () => began + random() * (ended - began)).concat(ended)
 
@@ -90,6 +89,8 @@ it('what was acknowledged is on the disk', { timeout: TIMEOUT_MS }, async () => 
       sqlite.connection.close()
     }
   }
+  // A run in which little was flushed proves little.
+  expect(operations.filter(({ kind }) => kind === 'flush').length).toBeGreaterThan(ROUNDS)
 })
 
 function describe(type: unknown, json: unknown): string | undefined {
