@@ -48,9 +48,14 @@ export async function readJson<T>(
   if (context.req.header('content-encoding') !== undefined)
     throw new ApiError('unsupported_media_type', 'the body must be sent as it is, without a Content-Encoding')
   const chunks = await readBody(context.env.incoming, maxBytes, hold)
-  hold.resize((1 + MADE_OF_A_BYTE) * hold.bytes)
-  const parse = () => parseJson(Buffer.concat(chunks), schema)
-  return hold.bytes < LARGE_BYTES ? parse() : large.pass(() => sparingly(parse))
+  try {
+    hold.resize((1 + MADE_OF_A_BYTE) * hold.bytes)
+    const parse = () => parseJson(Buffer.concat(chunks.splice(0)), schema)
+    return hold.bytes < LARGE_BYTES ? parse() : await large.pass(() => sparingly(parse))
+  } finally {
+    // Node keeps a request, with whatever listens to it, until the next one on its connection.
+    chunks.length = 0
+  }
 }
 
 function parseJson<T>(bytes: Buffer, schema: z.ZodType<T>): T {

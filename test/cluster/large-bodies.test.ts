@@ -9,6 +9,8 @@ import { type Cluster, startCluster } from '../support/cluster.ts'
 const MEBIBYTE = 1_048_576
 /** Of a container (docker-compose.yml). */
 const MEMORY_LIMIT = 512 * MEBIBYTE
+/** A machine that is slower to free what was used needs room, too. */
+const PEAK = 0.75 * MEMORY_LIMIT
 /** As the image has it: V8's heap has a third of the memory and little for what is new, and glibc gives back what buffers took. */
 const CONTAINER = {
   NODE_OPTIONS: '--max-old-space-size=170 --max-semi-space-size=8',
@@ -67,7 +69,7 @@ describe.each([
     }
     expect(answers.filter(({ status }) => status === 200).length).toBeGreaterThan(0)
     expect(answers.filter(({ status }) => status === 503).length).toBeGreaterThan(0)
-    expect(peak()).toBeLessThan(MEMORY_LIMIT)
+    expect(peak()).toBeLessThan(PEAK)
     await vi.waitFor(async () => expect(await heldBytes()).toBe(0), { timeout: 30_000, interval: 100 })
     expect(node().process.crashed).toBe(false)
   })
@@ -93,7 +95,7 @@ it('clients that do not read what they asked for take no memory from the others'
     }),
   )
   expect(new Set(statuses)).toEqual(new Set([200, 503]))
-  expect(peak()).toBeLessThan(MEMORY_LIMIT)
+  expect(peak()).toBeLessThan(PEAK)
   expect((await other.read('largest')).value).toHaveLength(MEBIBYTE)
   for (const socket of sockets) socket.destroy()
   await vi.waitFor(async () => expect(await heldBytes()).toBe(0), { timeout: 60_000, interval: 200 })
