@@ -5,8 +5,8 @@
 import { randomBytes } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
-import { Agent, Client, Operator, solvePipeline } from '../test/support/client.ts'
-import { type ClusterNode, startCluster } from '../test/support/cluster.ts'
+import { Agent, Client, Operator, solvePipeline } from '../lab/client.ts'
+import { type ClusterNode, startCluster } from '../lab/cluster.ts'
 import { median } from './load.ts'
 
 const AGENTS = 500

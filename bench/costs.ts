@@ -4,9 +4,9 @@ import bcrypt from 'bcryptjs'
 import { Redis } from 'ioredis'
 import { connect } from 'nats'
 import postgres from 'postgres'
+import { startCluster } from '../lab/cluster.ts'
+import { natsOptions } from '../lab/servers.ts'
 import { loadConfig } from '../src/config.ts'
-import { startCluster } from '../test/support/cluster.ts'
-import { natsOptions } from '../test/support/servers.ts'
 
 const AT_ONCE = 32
 const { BCRYPT_COST } = loadConfig({})

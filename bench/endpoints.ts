@@ -1,6 +1,6 @@
 /** Every endpoint of the agent API under load, one after the other. */
 import { randomUUID } from 'node:crypto'
-import { Client, keyPath, type Operator, solvePipeline } from '../test/support/client.ts'
+import { Client, keyPath, type Operator, solvePipeline } from '../lab/client.ts'
 import { type Ask, CONNECTIONS, type Figures, figuresOf, load, median, type Pids, type Stretch } from './load.ts'
 
 /** Agents that share the load, so that no row of the database and no queue is the bottleneck. */

@@ -19,7 +19,7 @@ import { type ChainableCommander, Redis } from 'ioredis'
 import { AckPolicy, connect, DeliverPolicy } from 'nats'
 import postgres from 'postgres'
 import { z } from 'zod'
-import { natsOptions } from '../test/support/servers.ts'
+import { natsOptions } from '../lab/servers.ts'
 
 const { FLOOR_DATABASE_URL, FLOOR_REDIS_URL, FLOOR_NATS_URL, FLOOR_BCRYPT_COST, FLOOR_IN_LOG_ORDER } = z
   .object({

@@ -4,14 +4,14 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
+import { Client, percentEncode } from '../lab/client.ts'
+import { startCluster } from '../lab/cluster.ts'
 import { changeQueues, type QueueChange } from '../src/messaging/redis-message-queue.ts'
 import { CursorSeal } from '../src/platform/cursor.ts'
 import { type Database, openPostgres } from '../src/platform/database.ts'
 import { createLogger } from '../src/platform/logger.ts'
 import { RedisClient } from '../src/platform/redis.ts'
 import { PostgresSigningKeys } from '../src/platform/signing-keys.ts'
-import { Client, percentEncode } from '../test/support/client.ts'
-import { startCluster } from '../test/support/cluster.ts'
 import { cpuTimes, median, type Pids, serverPids } from './load.ts'
 
 /** Far above the places that the log gives out meanwhile. */

@@ -1,7 +1,7 @@
 /** A closed loop of requests against one server: so many connections, each asking again as soon as it is answered. */
 import { readFileSync } from 'node:fs'
 import { Pool } from 'undici'
-import type { Cluster } from '../test/support/cluster.ts'
+import type { Cluster } from '../lab/cluster.ts'
 
 /** Connections, and so requests under way. More than one process has threads for, few enough that latency is not all queueing. */
 export const CONNECTIONS = 32

@@ -1,7 +1,7 @@
 /** Resident memory of the embedded kernel. */
 import { readFile } from 'node:fs/promises'
-import { Client } from '../test/support/client.ts'
-import { startKernel } from '../test/support/kernel.ts'
+import { Client } from '../lab/client.ts'
+import { startKernel } from '../lab/kernel.ts'
 
 const AT_ONCE = 32
 

@@ -3,8 +3,8 @@
  * in the same number for all nodes together. (The more a process has to do at once, the less each thing costs: it reads and writes once for all.)
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type Agent, Client } from '../test/support/client.ts'
-import { startCluster } from '../test/support/cluster.ts'
+import { type Agent, Client } from '../lab/client.ts'
+import { startCluster } from '../lab/cluster.ts'
 import { cpuTimes } from './load.ts'
 
 /** All of them below what one node can do on one processor. */

@@ -1,9 +1,9 @@
 /** What things take: Redis bytes a queued message, and bytes of the log an event. */
 import { Redis } from 'ioredis'
 import { connect } from 'nats'
-import { type Agent, Client } from '../test/support/client.ts'
-import { startCluster } from '../test/support/cluster.ts'
-import { natsOptions } from '../test/support/servers.ts'
+import { type Agent, Client } from '../lab/client.ts'
+import { startCluster } from '../lab/cluster.ts'
+import { natsOptions } from '../lab/servers.ts'
 
 const MESSAGES = 1_000
 const AT_ONCE = 16

@@ -8,9 +8,9 @@
  * circuits stay closed throughout, as five messages to the same black hole take minutes to fail. The median over all turns counts.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type Agent, Client, message } from '../test/support/client.ts'
-import { type Cluster, startCluster } from '../test/support/cluster.ts'
-import { createTestAuthority, startReceiver, type TestAuthority } from '../test/support/receiver.ts'
+import { type Agent, Client, message } from '../lab/client.ts'
+import { type Cluster, startCluster } from '../lab/cluster.ts'
+import { createTestAuthority, startReceiver, type TestAuthority } from '../lab/receiver.ts'
 import { cpuTimes } from './load.ts'
 
 const HEALTHY = 450

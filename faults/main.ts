@@ -8,13 +8,13 @@
 import { randomInt } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
-import { seededRandom } from '../test/contract/support.ts'
-import { check, type Violation } from './checker.ts'
-import { FAULTS } from './faults.ts'
-import type { History, Operation } from './history.ts'
-import { reportOf } from './report.ts'
-import { RunFailed, run } from './run.ts'
-import { planFaults } from './schedule.ts'
+import { check, type Violation } from '../lab/faults/checker.ts'
+import { FAULTS } from '../lab/faults/faults.ts'
+import type { History, Operation } from '../lab/faults/history.ts'
+import { reportOf } from '../lab/faults/report.ts'
+import { RunFailed, run } from '../lab/faults/run.ts'
+import { planFaults } from '../lab/faults/schedule.ts'
+import { seededRandom } from '../lab/random.ts'
 
 /** Of each violation, so many operations before and after it; and so many violations. */
 const SHOWN_AROUND = 12

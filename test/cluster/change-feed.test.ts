@@ -3,13 +3,13 @@ import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { connect, type JetStreamManager, type NatsConnection } from 'nats'
 import { afterAll, beforeAll, beforeEach, expect, it, vi } from 'vitest'
+import { type NatsCluster, natsOptions, startNats } from '../../lab/servers.ts'
 import type { LoggedEvent } from '../../src/events/event.ts'
 import { type FollowOptions, LogUnavailable } from '../../src/events/event-log.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { connectNats } from '../../src/platform/nats.ts'
 import { inParallel, inSequence, read, sent, written } from '../conformance/support.ts'
-import { type NatsCluster, natsOptions, startNats } from '../support/servers.ts'
 
 const WAIT = { timeout: 45_000, interval: 20 }
 const START_MS = 180_000

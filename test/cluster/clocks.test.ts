@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
+import { type RedisServer, startRedis } from '../../lab/servers.ts'
 import type { Allowance } from '../../src/access/admission.ts'
 import { RedisAdmission } from '../../src/access/redis-admission.ts'
 import { newAddress, newToken, type PresentedToken } from '../../src/access/tokens.ts'
@@ -12,7 +13,6 @@ import type { Database } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { RedisClient } from '../../src/platform/redis.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
-import { type RedisServer, startRedis } from '../support/servers.ts'
 
 const HOUR_MS = 3_600_000
 const SESSION_TTL_MS = 30_000

@@ -9,11 +9,11 @@ import { promisify } from 'node:util'
 import { Redis } from 'ioredis'
 import postgres from 'postgres'
 import { describe, expect, test, vi } from 'vitest'
-import { DEPLOY } from '../support/servers/deploy.ts'
-import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../support/servers/directory.ts'
-import { Process } from '../support/servers/process.ts'
-import { findProgram } from '../support/servers/programs.ts'
-import { startNats, startPostgres, startRedis } from '../support/servers.ts'
+import { DEPLOY } from '../../lab/servers/deploy.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../../lab/servers/directory.ts'
+import { Process } from '../../lab/servers/process.ts'
+import { findProgram } from '../../lab/servers/programs.ts'
+import { startNats, startPostgres, startRedis } from '../../lab/servers.ts'
 
 const run = promisify(execFile)
 const START_TIMEOUT_MS = 180_000

@@ -1,6 +1,7 @@
 /** The conformance suites on a cluster's storage: real Postgres, Redis and NATS, two API nodes' worth of adapters on each. */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { startNats, startRedis, startRedisCluster } from '../../lab/servers.ts'
 import { RedisAdmission } from '../../src/access/redis-admission.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { Progress } from '../../src/events/progress.ts'
@@ -17,7 +18,6 @@ import { describeAdmission } from '../conformance/admission.ts'
 import { describeEventLog } from '../conformance/event-log.ts'
 import { describeMessageQueue } from '../conformance/message-queue.ts'
 import { describeStateStore } from '../conformance/state-store.ts'
-import { startNats, startRedis, startRedisCluster } from '../support/servers.ts'
 import { openFreshPostgres } from './support.ts'
 
 const logger = createLogger('warn', 'test')

@@ -1,12 +1,12 @@
 /** Replicas of the log that lack an event: it is had from another, or nothing is read behind it. */
 import { connect, type JetStreamManager, type NatsConnection } from 'nats'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { type NatsCluster, type NatsServer, natsOptions, startNats } from '../../lab/servers.ts'
 import { EventLost, LogUnavailable, readEvents } from '../../src/events/event-log.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { connectNats } from '../../src/platform/nats.ts'
 import { inParallel, sent, written } from '../conformance/support.ts'
-import { type NatsCluster, type NatsServer, natsOptions, startNats } from '../support/servers.ts'
 
 const START_MS = 180_000
 const TEST_MS = 300_000

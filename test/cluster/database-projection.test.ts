@@ -1,10 +1,10 @@
 /** The lease on the projection in Postgres. */
 import { sql } from 'kysely'
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
+import { type PostgresServer, startPostgres } from '../../lab/servers.ts'
 import { type Database, openPostgres } from '../../src/platform/database.ts'
 import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { LeaseLost } from '../../src/projector/projector.ts'
-import { type PostgresServer, startPostgres } from '../support/servers.ts'
 
 const LEASE_MS = 1_000
 

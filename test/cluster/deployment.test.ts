@@ -7,10 +7,10 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { describe, expect, test } from 'vitest'
+import { DEPLOY } from '../../lab/servers/deploy.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../../lab/servers/directory.ts'
+import { findProgram } from '../../lab/servers/programs.ts'
 import { dashboardQueries } from '../support/dashboard.ts'
-import { DEPLOY } from '../support/servers/deploy.ts'
-import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../support/servers/directory.ts'
-import { findProgram } from '../support/servers/programs.ts'
 import { startNameServer } from '../unit/webhooks/name-server.ts'
 
 const run = promisify(execFile)

@@ -2,9 +2,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { connect } from 'nats'
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
-import { Agent, Client, messagesPage } from '../support/client.ts'
-import { type Cluster, startCluster } from '../support/cluster.ts'
-import { type NatsServer, natsOptions, redisAdmin } from '../support/servers.ts'
+import { Agent, Client, messagesPage } from '../../lab/client.ts'
+import { type Cluster, startCluster } from '../../lab/cluster.ts'
+import { type NatsServer, natsOptions, redisAdmin } from '../../lab/servers.ts'
 
 /** A part that is out costs a request so long at most. Of some requests the quickest counts: the machine may be busy. */
 const OUTAGE_ANSWER_MS = 2_500

@@ -1,9 +1,9 @@
 /** What strangers and other operators do, an operator's agents do not pay for. */
 import { randomBytes } from 'node:crypto'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
-import { Agent, Client, message, type Operator } from '../support/client.ts'
-import { type Cluster, startCluster } from '../support/cluster.ts'
-import { createTestAuthority, startReceiver, type TestAuthority } from '../support/receiver.ts'
+import { Agent, Client, message, type Operator } from '../../lab/client.ts'
+import { type Cluster, startCluster } from '../../lab/cluster.ts'
+import { createTestAuthority, startReceiver, type TestAuthority } from '../../lab/receiver.ts'
 
 const TEST_MS = 300_000
 const UNKNOWN = 300

@@ -1,13 +1,14 @@
 /** The whole cluster on the other forms of its servers: Redis Cluster, and Postgres behind a pooler that shares connections by transaction. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { check } from '../../faults/checker.ts'
-import { observe } from '../../faults/run.ts'
-import { WORKLOAD_SETTINGS } from '../../faults/workload.ts'
-import { receiveSoon, seededRandom } from '../contract/support.ts'
-import { Client } from '../support/client.ts'
-import { type Cluster, startCluster } from '../support/cluster.ts'
-import { type RedisCluster, startPgBouncer, startRedisCluster } from '../support/servers.ts'
+import { Client } from '../../lab/client.ts'
+import { type Cluster, startCluster } from '../../lab/cluster.ts'
+import { check } from '../../lab/faults/checker.ts'
+import { observe } from '../../lab/faults/run.ts'
+import { WORKLOAD_SETTINGS } from '../../lab/faults/workload.ts'
+import { seededRandom } from '../../lab/random.ts'
+import { type RedisCluster, startPgBouncer, startRedisCluster } from '../../lab/servers.ts'
+import { receiveSoon } from '../contract/support.ts'
 
 const START_MS = 300_000
 const WORKLOAD_MS = 300_000

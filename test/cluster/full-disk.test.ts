@@ -1,11 +1,11 @@
 /** NATS servers whose disks are full: appends work again once there is room, by what `deploy/nats/start.sh` does. */
 import { connect } from 'nats'
 import { describe, expect, it, vi } from 'vitest'
+import { natsOptions, startNats } from '../../lab/servers.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { connectNats } from '../../src/platform/nats.ts'
 import { written } from '../conformance/support.ts'
-import { natsOptions, startNats } from '../support/servers.ts'
 
 const DISK_MIB = 64
 const TEST_MS = 400_000

@@ -3,8 +3,8 @@ import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { Agent, Client } from '../support/client.ts'
-import { type Cluster, startCluster } from '../support/cluster.ts'
+import { Agent, Client } from '../../lab/client.ts'
+import { type Cluster, startCluster } from '../../lab/cluster.ts'
 
 const MEBIBYTE = 1_048_576
 /** Of a container (docker-compose.yml). */

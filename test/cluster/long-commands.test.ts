@@ -2,12 +2,12 @@
 import { sql } from 'kysely'
 import postgres from 'postgres'
 import { afterAll, beforeAll, expect, it } from 'vitest'
+import { type PostgresServer, startPostgres } from '../../lab/servers.ts'
 import type { LoggedEvent } from '../../src/events/event.ts'
 import type { EventLog } from '../../src/events/event-log.ts'
 import { verifyPostgres } from '../../src/maintenance/verify-postgres.ts'
 import { openPostgresSession } from '../../src/platform/database.ts'
 import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
-import { type PostgresServer, startPostgres } from '../support/servers.ts'
 
 const START_MS = 120_000
 const TEST_MS = 120_000

@@ -3,14 +3,14 @@ import { randomUUID } from 'node:crypto'
 import fc from 'fast-check'
 import postgres from 'postgres'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { type Agent, Client } from '../../lab/client.ts'
+import { type Cluster, type ClusterProcess, startCluster } from '../../lab/cluster.ts'
+import { type PostgresServer, startPostgres } from '../../lab/servers.ts'
 import { type Database, DatabaseUnavailable, openPostgres, roundTrip } from '../../src/platform/database.ts'
 import { Lease } from '../../src/platform/lease.ts'
 import { standing } from '../../src/projector/database-projection.ts'
 import { RegistryTables } from '../../src/registry/postgres-registry-tables.ts'
 import { StateTables } from '../../src/state/postgres-state-tables.ts'
-import { type Agent, Client } from '../support/client.ts'
-import { type Cluster, type ClusterProcess, startCluster } from '../support/cluster.ts'
-import { type PostgresServer, startPostgres } from '../support/servers.ts'
 
 const START_MS = 180_000
 const TEST_MS = 300_000

@@ -5,9 +5,9 @@ import { basename, join } from 'node:path'
 import { sql } from 'kysely'
 import postgres from 'postgres'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { type PostgresServer, startPostgres } from '../../lab/servers.ts'
 import { type Database, openPostgres, openPostgresSession } from '../../src/platform/database.ts'
 import { checkSchema, migrate, POSTGRES, SchemaDiffers, type SchemaFiles } from '../../src/platform/migrate.ts'
-import { type PostgresServer, startPostgres } from '../support/servers.ts'
 
 const START_MS = 120_000
 const NOTHING = { steps: [], installed: [], dropped: [] }

@@ -5,8 +5,6 @@ import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { leaderOf } from '../../faults/faults.ts'
-import { LEASE_MS } from '../../src/messaging/message-queue.ts'
 import {
   type Agent,
   type Answer,
@@ -15,8 +13,10 @@ import {
   messagesPage,
   solvePipeline,
   stateValue,
-} from '../support/client.ts'
-import { type Cluster, type ClusterNode, type ClusterProcess, startCluster } from '../support/cluster.ts'
+} from '../../lab/client.ts'
+import { type Cluster, type ClusterNode, type ClusterProcess, startCluster } from '../../lab/cluster.ts'
+import { leaderOf } from '../../lab/faults/faults.ts'
+import { LEASE_MS } from '../../src/messaging/message-queue.ts'
 
 const START_MS = 240_000
 /** Of a test that waits for what a busy machine may take long over. */

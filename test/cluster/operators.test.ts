@@ -4,11 +4,11 @@ import { join } from 'node:path'
 import { Redis } from 'ioredis'
 import postgres from 'postgres'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { Client } from '../support/client.ts'
-import { type Cluster, startCluster } from '../support/cluster.ts'
-import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../support/servers/directory.ts'
-import { Process } from '../support/servers/process.ts'
-import { findProgram } from '../support/servers/programs.ts'
+import { Client } from '../../lab/client.ts'
+import { type Cluster, startCluster } from '../../lab/cluster.ts'
+import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../../lab/servers/directory.ts'
+import { Process } from '../../lab/servers/process.ts'
+import { findProgram } from '../../lab/servers/programs.ts'
 
 const START_MS = 240_000
 /** Commands are processes, some of which wait for servers that they cannot use. */

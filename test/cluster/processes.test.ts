@@ -2,9 +2,9 @@
 import { Redis } from 'ioredis'
 import postgres from 'postgres'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { Agent, Client } from '../support/client.ts'
-import { type Cluster, type ClusterProcess, startCluster } from '../support/cluster.ts'
-import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts'
+import { Agent, Client } from '../../lab/client.ts'
+import { type Cluster, type ClusterProcess, startCluster } from '../../lab/cluster.ts'
+import { startTcpProxy, type TcpProxy } from '../../lab/tcp-proxy.ts'
 
 const START_MS = 120_000
 const TEST_MS = 180_000

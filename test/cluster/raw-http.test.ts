@@ -1,6 +1,6 @@
 /** What an api node answers itself, and every internal port: `test/contract/raw-http.test.ts` asks through the load balancer. */
 import { afterAll, describe, expect, it } from 'vitest'
-import { startCluster } from '../support/cluster.ts'
+import { startCluster } from '../../lab/cluster.ts'
 import { sendRaw } from '../support/raw-http.ts'
 import { expectAnswers, MENDED, RAW_CASES } from '../support/raw-requests.ts'
 

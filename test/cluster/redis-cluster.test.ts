@@ -2,8 +2,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import pino from 'pino'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
+import { type RedisCluster, startRedisCluster } from '../../lab/servers.ts'
 import { RedisClient, RedisUnavailable } from '../../src/platform/redis.ts'
-import { type RedisCluster, startRedisCluster } from '../support/servers.ts'
 
 const WAIT = { timeout: 60_000, interval: 50 }
 

@@ -2,6 +2,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { expect, it, vi } from 'vitest'
+import { startRedis } from '../../lab/servers.ts'
+import { startTcpProxy } from '../../lab/tcp-proxy.ts'
 import type { EventLog } from '../../src/events/event-log.ts'
 import { LEASE_MS, QueueUnavailable } from '../../src/messaging/message-queue.ts'
 import { POSITION_KEY, removeOldGenerations } from '../../src/messaging/queue-generations.ts'
@@ -19,8 +21,6 @@ import { COMMAND_TIMEOUT_MS, callScript, loadScript, RedisClient, type Script } 
 import { LeaseLost } from '../../src/projector/projector.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
 import { holdUp } from '../support/hold-up.ts'
-import { startRedis } from '../support/servers.ts'
-import { startTcpProxy } from '../support/tcp-proxy.ts'
 
 const GENERATION = 'test'
 /** Until a node notices that Redis is back, and some for a busy machine; less than a lease lasts. */

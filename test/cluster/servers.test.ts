@@ -11,11 +11,9 @@ import { Redis } from 'ioredis'
 import { AckPolicy, connect, DeliverPolicy, Events, type NatsConnection, StringCodec } from 'nats'
 import postgres from 'postgres'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { REFUSALS, type Refusal } from '../../src/platform/http-refusals.ts'
-import { errorBody } from '../support/client.ts'
-import { sendRaw } from '../support/raw-http.ts'
-import { DEPLOY } from '../support/servers/deploy.ts'
-import { pidsIn } from '../support/servers/process.ts'
+import { errorBody } from '../../lab/client.ts'
+import { DEPLOY } from '../../lab/servers/deploy.ts'
+import { pidsIn } from '../../lab/servers/process.ts'
 import {
   type HaproxyServer,
   type NatsCluster,
@@ -27,8 +25,10 @@ import {
   startNats,
   startPostgres,
   startRedis,
-} from '../support/servers.ts'
-import { startTcpProxy } from '../support/tcp-proxy.ts'
+} from '../../lab/servers.ts'
+import { startTcpProxy } from '../../lab/tcp-proxy.ts'
+import { REFUSALS, type Refusal } from '../../src/platform/http-refusals.ts'
+import { sendRaw } from '../support/raw-http.ts'
 
 const run = promisify(execFile)
 const START_TIMEOUT_MS = 180_000
@@ -824,7 +824,7 @@ describe('nothing is left behind', () => {
       import { dirname } from 'node:path'
       import { readFileSync, readlinkSync } from 'node:fs'
       import postgres from 'postgres'
-      import { startHaproxy, startNats, startPostgres, startRedis, pidsIn } from ${JSON.stringify(join(import.meta.dirname, '../support/servers.ts'))}
+      import { startHaproxy, startNats, startPostgres, startRedis, pidsIn } from ${JSON.stringify(join(import.meta.dirname, '../../lab/servers.ts'))}
       const servers = await Promise.all([startPostgres(), startRedis(), startNats(), startHaproxy({ nodes: [] })])
       const [database] = servers
       const sql = postgres(database.appUrl, { max: 3, onnotice: () => {} })

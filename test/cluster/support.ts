@@ -1,4 +1,6 @@
 /** What the tests of the tables in Postgres share. */
+
+import { startPostgres } from '../../lab/servers.ts'
 import type { LoggedEvent, NewEvent } from '../../src/events/event.ts'
 import type { Appended } from '../../src/events/event-log.ts'
 import { Progress } from '../../src/events/progress.ts'
@@ -8,7 +10,6 @@ import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
 import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { PostgresRegistryStore } from '../../src/registry/postgres-registry-store.ts'
 import { RegistryTables } from '../../src/registry/postgres-registry-tables.ts'
-import { startPostgres } from '../support/servers.ts'
 
 export interface FreshPostgres extends AsyncDisposable {
   readonly database: Database

@@ -3,9 +3,9 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
-import { type Agent, Client, message } from '../support/client.ts'
-import { type Cluster, type ClusterProcess, startCluster } from '../support/cluster.ts'
-import { createTestAuthority, type Receiver, startReceiver, type TestAuthority } from '../support/receiver.ts'
+import { type Agent, Client, message } from '../../lab/client.ts'
+import { type Cluster, type ClusterProcess, startCluster } from '../../lab/cluster.ts'
+import { createTestAuthority, type Receiver, startReceiver, type TestAuthority } from '../../lab/receiver.ts'
 import { type NameServer, startNameServer } from '../unit/webhooks/name-server.ts'
 
 const START_MS = 120_000

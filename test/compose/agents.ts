@@ -1,6 +1,6 @@
 /** Agents on the cluster: the requests of the README's tour, and load that notices what is lost. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type Agent, type Answer, Client, messageAccepted, messagesPage } from '../support/client.ts'
+import { type Agent, type Answer, Client, messageAccepted, messagesPage } from '../../lab/client.ts'
 import { delivered, expect, PORT, until, within } from './engine.ts'
 
 const client = new Client(`http://127.0.0.1:${PORT}`)

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { agentCreated, Client, solvePipeline } from '../support/client.ts'
+import { agentCreated, Client, solvePipeline } from '../../lab/client.ts'
 import { sharedTarget } from '../support/target.ts'
 import { expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
-import { agentCreated, Client, challengeIssued, pipelineData, solvePipeline } from '../support/client.ts'
+import { agentCreated, Client, challengeIssued, pipelineData, solvePipeline } from '../../lab/client.ts'
 import { ownTarget, sharedTarget } from '../support/target.ts'
 import { countStatuses, expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 

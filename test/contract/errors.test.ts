@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
-import { Client, type RequestOptions, solvePipeline } from '../support/client.ts'
+import { Client, type RequestOptions, solvePipeline } from '../../lab/client.ts'
 import { sharedTarget } from '../support/target.ts'
 import { expectRefusal, inParallel, receiveSoon } from './support.ts'
 

@@ -1,7 +1,8 @@
 import { createHash } from 'node:crypto'
 import { describe, expect, it } from 'vitest'
-import { type Agent, Client, solvePipeline, timestamp } from '../support/client.ts'
-import type { Event } from '../support/kernel.ts'
+import { type Agent, Client, solvePipeline, timestamp } from '../../lab/client.ts'
+import type { Event } from '../../lab/kernel.ts'
+import { seededRandom } from '../../lab/random.ts'
 import { ownTarget } from '../support/target.ts'
 import {
   byteLength,
@@ -12,7 +13,6 @@ import {
   ofType,
   queuesFilled,
   receiveSoon,
-  seededRandom,
 } from './support.ts'
 
 const target = await ownTarget()

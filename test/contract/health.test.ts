@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { z } from 'zod'
-import { Client } from '../support/client.ts'
+import { Client } from '../../lab/client.ts'
 import { sharedTarget } from '../support/target.ts'
 
 const target = await sharedTarget()

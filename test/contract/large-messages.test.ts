@@ -1,6 +1,6 @@
 /** Pages of messages that are large: bounded by their bytes, and each message comes once. */
 import { expect, it } from 'vitest'
-import { Client } from '../support/client.ts'
+import { Client } from '../../lab/client.ts'
 import { ownTarget } from '../support/target.ts'
 import { inParallel, queuesFilled } from './support.ts'
 

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { Client, message, messageAccepted } from '../support/client.ts'
-import type { Event } from '../support/kernel.ts'
+import { Client, message, messageAccepted } from '../../lab/client.ts'
+import type { Event } from '../../lab/kernel.ts'
 import { ownTarget, sharedTarget } from '../support/target.ts'
 import { byteLength, eventually, expectRefusal, inParallel, lastSeq, ofType, queuesFilled } from './support.ts'
 

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { Client, operatorCreated } from '../support/client.ts'
+import { Client, operatorCreated } from '../../lab/client.ts'
 import { ownTarget, sharedTarget } from '../support/target.ts'
 import { expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
-import { type Agent, type Answer, Client, messagesPage, type RequestOptions } from '../support/client.ts'
+import { type Agent, type Answer, Client, messagesPage, type RequestOptions } from '../../lab/client.ts'
 import { ownTarget } from '../support/target.ts'
 import { expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 

@@ -1,7 +1,7 @@
 /** What every door answers to bytes that no client sends. */
 import { describe, it } from 'vitest'
+import { haproxyVersion } from '../../lab/servers.ts'
 import { expectAnswers, RAW_CASES } from '../support/raw-requests.ts'
-import { haproxyVersion } from '../support/servers.ts'
 import { sharedTarget } from '../support/target.ts'
 
 const { baseUrl } = await sharedTarget()

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { type Agent, Client, percentEncode } from '../support/client.ts'
+import { type Agent, Client, percentEncode } from '../../lab/client.ts'
 import { ownTarget } from '../support/target.ts'
 import { expectRefusal } from './support.ts'
 

@@ -9,9 +9,10 @@ import {
   stateDeleted,
   stateValue,
   stateWritten,
-} from '../support/client.ts'
+} from '../../lab/client.ts'
+import { seededRandom } from '../../lab/random.ts'
 import { ownTarget, sharedTarget } from '../support/target.ts'
-import { byteLength, countStatuses, expectRefusal, inParallel, lastSeq, ofType, seededRandom } from './support.ts'
+import { byteLength, countStatuses, expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 
 const target = await sharedTarget()
 const client = new Client(target.baseUrl)

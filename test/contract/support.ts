@@ -1,7 +1,7 @@
 /** What the contract tests share. */
 import { expect, vi } from 'vitest'
-import { type Agent, type Answer, Client, type Message } from '../support/client.ts'
-import type { Event } from '../support/kernel.ts'
+import { type Agent, type Answer, Client, type Message } from '../../lab/client.ts'
+import type { Event } from '../../lab/kernel.ts'
 import type { Target } from '../support/target.ts'
 
 /** The code that belongs to each status. */
@@ -90,15 +90,4 @@ export function countStatuses(answers: readonly Answer[]): Record<number, number
 /** Calls it for 0 to count - 1 at the same time. */
 export function inParallel<T>(count: number, call: (index: number) => Promise<T>): Promise<T[]> {
   return Promise.all(Array.from({ length: count }, (_, index) => call(index)))
-}
-
-/** Mulberry32 (T. Ettinger, 2017): numbers from 0 to below 1, the same ones for the same seed. */
-export function seededRandom(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
 }

@@ -1,9 +1,9 @@
 /** A short run of the faults program (`npm run faults`), with a fixed seed: agents work on a cluster that is broken and mended all the time. */
 import { expect, it } from 'vitest'
-import { check } from '../../faults/checker.ts'
-import { run } from '../../faults/run.ts'
-import { planFaults } from '../../faults/schedule.ts'
-import { seededRandom } from '../contract/support.ts'
+import { check } from '../../lab/faults/checker.ts'
+import { run } from '../../lab/faults/run.ts'
+import { planFaults } from '../../lab/faults/schedule.ts'
+import { seededRandom } from '../../lab/random.ts'
 
 const SEED = 1
 /** Of each kind one, none that takes longer than a few seconds. */

@@ -3,9 +3,9 @@
  * the aim.
  */
 import { z } from 'zod'
-import type { Client, Message } from '../support/client.ts'
-import { me, message, percentEncode, registryPage, stateValue } from '../support/client.ts'
-import type { Event } from '../support/kernel.ts'
+import type { Client, Message } from '../../lab/client.ts'
+import { me, message, percentEncode, registryPage, stateValue } from '../../lab/client.ts'
+import type { Event } from '../../lab/kernel.ts'
 import type { Delete, History, Holder, Put, Receive, Send } from './crash-workload.ts'
 
 const sentData = message.omit({ timestamp: true }).extend({ content_length: z.int() })

@@ -15,7 +15,7 @@ import {
   stateDeleted,
   stateValue,
   stateWritten,
-} from '../support/client.ts'
+} from '../../lab/client.ts'
 
 /** An agent or operator whose registration was acknowledged. */
 export interface Holder {

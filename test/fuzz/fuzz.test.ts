@@ -9,8 +9,8 @@ import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { type Answer, Client, errorBody, percentEncode, type RequestOptions } from '../support/client.ts'
-import { type Kernel, startKernel } from '../support/kernel.ts'
+import { type Answer, Client, errorBody, percentEncode, type RequestOptions } from '../../lab/client.ts'
+import { type Kernel, startKernel } from '../../lab/kernel.ts'
 
 const SEED = Number(process.env.FUZZ_SEED ?? 20_260_101)
 const BATCH_SIZE = 50

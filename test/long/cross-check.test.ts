@@ -8,15 +8,15 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { z } from 'zod'
-import { check } from '../../faults/checker.ts'
-import { exportHistory } from '../../faults/export.ts'
-import type { History } from '../../faults/history.ts'
-import { run } from '../../faults/run.ts'
-import { planFaults } from '../../faults/schedule.ts'
-import { seededRandom } from '../contract/support.ts'
+import { check } from '../../lab/faults/checker.ts'
+import { exportHistory } from '../../lab/faults/export.ts'
+import type { History } from '../../lab/faults/history.ts'
+import { run } from '../../lab/faults/run.ts'
+import { planFaults } from '../../lab/faults/schedule.ts'
+import { seededRandom } from '../../lab/random.ts'
 import { BROKEN, SOUND, simulate } from './simulated-history.ts'
 
-const PORCUPINE = join(import.meta.dirname, '../../faults/porcupine')
+const PORCUPINE = join(import.meta.dirname, '../../lab/faults/porcupine')
 const GO = process.env.GO_BIN ?? 'go'
 const SIMULATIONS = 20
 const SEED = Number(process.env.LONG_SEED ?? 1)
@@ -48,7 +48,7 @@ async function judge(histories: readonly History[]): Promise<z.infer<typeof verd
   execFile(GO, ['run', '.', ...files], options, (error, stdout, stderr) => {
     // Its exit code says as well that a history is broken; without a line for each there is another reason.
     if (stdout.trim().split('\n').length === files.length) resolve(stdout)
-    else reject(new Error(`«go run» in faults/porcupine failed (Go is needed, or GO_BIN): ${error}\n${stderr}`))
+    else reject(new Error(`«go run» in lab/faults/porcupine failed (Go is needed, or GO_BIN): ${error}\n${stderr}`))
   })
   return (await promise)
     .trim()

@@ -1,6 +1,6 @@
 /** Histories of a simulated kernel that keeps every promise, and ways to go on that keep or break one. */
-import type { History, NodeView, Operation, ReceivedMessage } from '../../faults/history.ts'
-import type { Event } from '../support/kernel.ts'
+import type { History, NodeView, Operation, ReceivedMessage } from '../../lab/faults/history.ts'
+import type { Event } from '../../lab/kernel.ts'
 
 const [ANNA, BERT] = ['tab_anna', 'tab_bert'] as const
 const AGENTS = [ANNA, BERT, 'tab_cora']

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { DEPLOY } from './servers/deploy.ts'
+import { DEPLOY } from '../../lab/servers/deploy.ts'
 
 const panel = z.looseObject({ targets: z.array(z.looseObject({ expr: z.string() })).default([]) })
 const dashboard = z.looseObject({ panels: z.array(panel) })

@@ -2,10 +2,10 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { freshDataDirectory } from '../../lab/kernel.ts'
 import { openSqlite, type Sqlite } from '../../src/platform/sqlite.ts'
 import { SqliteWriter } from '../../src/platform/sqlite-writer.ts'
 import type { EmbeddedWriterOptions, EmbeddedWrites } from '../../src/storage/embedded-writer.ts'
-import { freshDataDirectory } from './kernel.ts'
 
 const WRITER_THREAD = pathToFileURL(join(import.meta.dirname, '../../src/storage/embedded-writer.ts'))
 

@@ -2,7 +2,7 @@
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { preparePostgres } from './servers/postgres.ts'
+import { preparePostgres } from '../../lab/servers/postgres.ts'
 
 const MAIN = join(import.meta.dirname, '..', '..', 'src', 'main.ts')
 const MIGRATE_DEADLINE_MS = 60_000

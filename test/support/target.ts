@@ -2,11 +2,9 @@
  * What the contract suite runs against: a kernel on embedded storage, or a cluster. Chosen by TABULUM_TEST_TARGET; the tests
  * cannot tell which.
  */
-import { existsSync } from 'node:fs'
-import { join } from 'node:path'
 import { afterAll, afterEach } from 'vitest'
-import { type Event, freshDataDirectory, type Kernel, startKernel } from './kernel.ts'
-import { removeDirectory } from './servers/directory.ts'
+import { type Event, freshDataDirectory, type Kernel, startKernel } from '../../lab/kernel.ts'
+import { removeDirectory } from '../../lab/servers/directory.ts'
 
 export interface Target extends AsyncDisposable {
   /** The agent API, without a path; for a cluster that of its load balancer. Stays the same over restarts. */
@@ -39,7 +37,7 @@ export async function startTarget(
   const all = limits === 'lifted' ? { ...LIFTED_LIMITS, ...settings } : { ...settings }
   const name = process.env.TABULUM_TEST_TARGET ?? 'embedded'
   if (name === 'embedded') return startEmbeddedTarget(all)
-  if (name === 'cluster') return (await clusterModule()).startClusterTarget(all)
+  if (name === 'cluster') return startClusterTarget(all)
   throw new Error(`TABULUM_TEST_TARGET=${name}: must be embedded or cluster`)
 }
 
@@ -95,15 +93,27 @@ async function startEmbeddedTarget(settings: Readonly<Record<string, string>>): 
   }
 }
 
-interface ClusterModule {
-  startClusterTarget(settings: Readonly<Record<string, string>>): Promise<Target>
-}
-
-/** Where it is: beside this file. The path is a variable so that this file stands without it. */
-async function clusterModule(): Promise<ClusterModule> {
-  const path = join(import.meta.dirname, 'cluster.ts')
-  if (!existsSync(path)) {
-    throw new Error('TABULUM_TEST_TARGET=cluster needs test/support/cluster.ts, which is not there')
+/** The cluster as a target of the contract suite, which must not be able to tell it from a single process. */
+async function startClusterTarget(settings: Readonly<Record<string, string>>): Promise<Target> {
+  // Loaded only here: it brings the clients of all servers with it.
+  const { balanced, startCluster } = await import('../../lab/cluster.ts')
+  // Two nodes: an answer of one is mostly about what the other has done.
+  const cluster = await startCluster({ nodes: 2, settings })
+  const members = [...cluster.nodes, ...cluster.workers]
+  return {
+    baseUrl: cluster.baseUrl,
+    events: (since) => cluster.events(since),
+    output: () => cluster.output(),
+    async restart() {
+      await Promise.all(
+        members.map(async (member) => {
+          const code = await member.stop()
+          if (code !== 0) throw new Error(`${member.name} ended with ${code}, not 0. It printed:\n${member.output()}`)
+        }),
+      )
+      await Promise.all(members.map((member) => member.restart()))
+      await balanced(cluster.haproxy)
+    },
+    [Symbol.asyncDispose]: () => cluster[Symbol.asyncDispose](),
   }
-  return (await import(path)) as ClusterModule
 }

@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
+import { solvePipeline } from '../../lab/client.ts'
 import { applyOperation, pipelineChallenge, stubChallenge } from '../../src/registry/challenge.ts'
-import { solvePipeline } from '../support/client.ts'
 
 describe('a pipeline challenge', () => {
   it('has a seed of 32 hex digits and 8 operations of the contract', () => {

@@ -5,9 +5,9 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest'
+import { Client } from '../../lab/client.ts'
+import { freshDataDirectory, startKernel } from '../../lab/kernel.ts'
 import { lockDirectory } from '../../src/platform/directory-lock.ts'
-import { Client } from '../support/client.ts'
-import { freshDataDirectory, startKernel } from '../support/kernel.ts'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 /** The promises, times what a busy machine may add: what is off by more is broken. */

@@ -13,11 +13,11 @@ import { collectDefaultMetrics, Registry } from 'prom-client'
 import { describe, expect, test } from 'vitest'
 import { parse, parseAllDocuments } from 'yaml'
 import { z } from 'zod'
+import { makeDirectory, removeDirectory } from '../../lab/servers/directory.ts'
+import { findProgram } from '../../lab/servers/programs.ts'
 import { loadConfig, settingNames } from '../../src/config.ts'
 import { createSecretBox } from '../../src/webhooks/secret-box.ts'
 import { dashboardQueries } from '../support/dashboard.ts'
-import { makeDirectory, removeDirectory } from '../support/servers/directory.ts'
-import { findProgram } from '../support/servers/programs.ts'
 
 const run = promisify(execFile)
 /** Here, because it may have to be installed first, which takes longer than a test may. */

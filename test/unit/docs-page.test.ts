@@ -1,8 +1,8 @@
 /** The page at /docs: whole, self-contained, and about every operation of the document. */
 import { afterAll, describe, expect, it } from 'vitest'
 import { z } from 'zod'
-import { Client } from '../support/client.ts'
-import { startKernel } from '../support/kernel.ts'
+import { Client } from '../../lab/client.ts'
+import { startKernel } from '../../lab/kernel.ts'
 
 const kernel = await startKernel()
 afterAll(() => kernel[Symbol.asyncDispose]())

@@ -4,9 +4,9 @@ import { chmod, copyFile, cp, mkdir, readdir, readFile, stat, writeFile } from '
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { describe, expect, it } from 'vitest'
-import { type Agent, Client } from '../support/client.ts'
+import { type Agent, Client } from '../../lab/client.ts'
+import { freshDataDirectory, type Kernel, startKernel } from '../../lab/kernel.ts'
 import { runCommand, startCommand } from '../support/command.ts'
-import { freshDataDirectory, type Kernel, startKernel } from '../support/kernel.ts'
 
 const UNLIMITED = {
   RATE_LIMIT_MESSAGE_PER_MIN: '1000000',

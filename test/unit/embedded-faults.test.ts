@@ -5,11 +5,11 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { describe, expect, it } from 'vitest'
+import { type Agent, type Answer, Client, keyPath } from '../../lab/client.ts'
+import { type Kernel, startKernel } from '../../lab/kernel.ts'
 import { SqliteUnavailable, verdictOn } from '../../src/platform/sqlite.ts'
 import { SqliteWriter } from '../../src/platform/sqlite-writer.ts'
-import { type Agent, type Answer, Client, keyPath } from '../support/client.ts'
 import { runCommand } from '../support/command.ts'
-import { type Kernel, startKernel } from '../support/kernel.ts'
 
 const UNLIMITED = {
   RATE_LIMIT_MESSAGE_PER_MIN: '1000000',

@@ -6,9 +6,9 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { afterAll, describe, expect, it, onTestFinished, vi } from 'vitest'
-import { type Agent, Client, type Message, type Operator, solvePipeline } from '../support/client.ts'
-import { type Event, startKernel } from '../support/kernel.ts'
-import { releasePorts, reservePorts } from '../support/servers/directory.ts'
+import { type Agent, Client, type Message, type Operator, solvePipeline } from '../../lab/client.ts'
+import { type Event, startKernel } from '../../lab/kernel.ts'
+import { releasePorts, reservePorts } from '../../lab/servers/directory.ts'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 /** Seconds that a program may take; less than a test may. */

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { expect, it } from 'vitest'
-import { Client, keyPath, percentEncode } from '../support/client.ts'
-import { startKernel } from '../support/kernel.ts'
+import { Client, keyPath, percentEncode } from '../../lab/client.ts'
+import { startKernel } from '../../lab/kernel.ts'
 
 /** A word that occurs nowhere by chance. */
 const secret = (what: string) => `secret-${what}-${randomUUID()}`

@@ -6,7 +6,7 @@ import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, onTestFinished, test, vi } from 'vitest'
-import { installNc } from '../support/servers.ts'
+import { installNc } from '../../lab/servers.ts'
 
 const START = join(import.meta.dirname, '../../deploy/nats/start.sh')
 /** Questions in a row that have to be answered no. */

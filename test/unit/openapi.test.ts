@@ -8,8 +8,8 @@ import {
   percentEncode,
   type RequestOptions,
   solvePipeline,
-} from '../support/client.ts'
-import { startKernel } from '../support/kernel.ts'
+} from '../../lab/client.ts'
+import { startKernel } from '../../lab/kernel.ts'
 
 const CAPACITY = 2_000
 /** Requests that an agent has of each kind, so few that a test can use them up. */

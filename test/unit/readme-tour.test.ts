@@ -7,9 +7,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { z } from 'zod'
+import { messageAccepted, messagesPage, registryPage, statePage, stateValue, stateWritten } from '../../lab/client.ts'
+import { type Event, startKernel } from '../../lab/kernel.ts'
 import { loadConfig, settingNames } from '../../src/config.ts'
-import { messageAccepted, messagesPage, registryPage, statePage, stateValue, stateWritten } from '../support/client.ts'
-import { type Event, startKernel } from '../support/kernel.ts'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 const readme = await readFile(join(ROOT, 'README.md'), 'utf8')

@@ -2,9 +2,9 @@ import type { IncomingMessage } from 'node:http'
 import type { HttpBindings } from '@hono/node-server'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
+import { percentEncode } from '../../lab/client.ts'
 import { ApiError } from '../../src/api/errors.ts'
 import { percentDecode, rawPath, readLimit, readQuery, readText } from '../../src/api/request.ts'
-import { percentEncode } from '../support/client.ts'
 
 const target = (url: string | undefined) => ({ incoming: { url } as IncomingMessage }) as HttpBindings
 /** As Node gives what is sent unescaped: a character for each byte. */

@@ -1,8 +1,8 @@
 /** The checker of the faults program: histories that keep every promise pass, and each way to break one is caught. */
 import { describe, expect, it } from 'vitest'
-import { check, RECOVERY_MS } from '../../../faults/checker.ts'
-import type { FaultRecord, History, NodeView, Operation, Part, Push } from '../../../faults/history.ts'
-import type { Event } from '../../support/kernel.ts'
+import { check, RECOVERY_MS } from '../../../lab/faults/checker.ts'
+import type { FaultRecord, History, NodeView, Operation, Part, Push } from '../../../lab/faults/history.ts'
+import type { Event } from '../../../lab/kernel.ts'
 
 const [ANNA, BERT] = ['tab_anna', 'tab_bert']
 const TS = '2026-01-01T00:00:00.000Z'

@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest'
-import type { FaultRecord, Operation } from '../../../faults/history.ts'
-import { reportOf } from '../../../faults/report.ts'
+import type { FaultRecord, Operation } from '../../../lab/faults/history.ts'
+import { reportOf } from '../../../lab/faults/report.ts'
 
 const fault = (name: string, began: number, repaired: number, more: Partial<FaultRecord> = {}): FaultRecord => ({
   name,

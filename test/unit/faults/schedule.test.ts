@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest'
-import { planFaults } from '../../../faults/schedule.ts'
-import { seededRandom } from '../../contract/support.ts'
+import { planFaults } from '../../../lab/faults/schedule.ts'
+import { seededRandom } from '../../../lab/random.ts'
 
 const NAMES = [
   { name: 'one', lastsMs: [500, 4_000] },

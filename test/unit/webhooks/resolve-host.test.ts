@@ -2,10 +2,10 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, onTestFinished, test } from 'vitest'
+import { createTestAuthority, startReceiver } from '../../../lab/receiver.ts'
 import { parseCidr } from '../../../src/webhooks/public-address.ts'
 import { createHostResolver, type ResolveHost } from '../../../src/webhooks/resolve-host.ts'
 import { createWebhookClient } from '../../../src/webhooks/webhook-client.ts'
-import { createTestAuthority, startReceiver } from '../../support/receiver.ts'
 import { type Answer, type NameServer, type RecordType, startNameServer } from './name-server.ts'
 
 const never = new AbortController().signal

@@ -1,14 +1,6 @@
 import { type AddressInfo, connect as connectTcp } from 'node:net'
 import { createServer as createTlsServer } from 'node:tls'
 import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest'
-import type { DeliveryOutcome } from '../../../src/webhooks/delivery-outcome.ts'
-import type { OpenSocket } from '../../../src/webhooks/guarded-connection.ts'
-import { parseCidr } from '../../../src/webhooks/public-address.ts'
-import {
-  createWebhookClient,
-  type WebhookClient,
-  type WebhookClientOptions,
-} from '../../../src/webhooks/webhook-client.ts'
 import {
   type Behaviour,
   createTestAuthority,
@@ -17,8 +9,16 @@ import {
   scriptedResolver,
   startReceiver,
   type TestAuthority,
-} from '../../support/receiver.ts'
-import { releasePorts, reservePorts } from '../../support/servers/directory.ts'
+} from '../../../lab/receiver.ts'
+import { releasePorts, reservePorts } from '../../../lab/servers/directory.ts'
+import type { DeliveryOutcome } from '../../../src/webhooks/delivery-outcome.ts'
+import type { OpenSocket } from '../../../src/webhooks/guarded-connection.ts'
+import { parseCidr } from '../../../src/webhooks/public-address.ts'
+import {
+  createWebhookClient,
+  type WebhookClient,
+  type WebhookClientOptions,
+} from '../../../src/webhooks/webhook-client.ts'
 
 /** For tests that wait for a time-out. Enough for what comes before what is slow, on a machine that is busy. */
 const CONNECT_MS = 2_000

@@ -1,5 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
+import { type LookUp, scriptedResolver } from '../../../lab/receiver.ts'
 import { parseCidr } from '../../../src/webhooks/public-address.ts'
 import { HostNotPublic, HostUnresolved } from '../../../src/webhooks/public-host.ts'
 import {
@@ -9,7 +10,6 @@ import {
   readWebhookUrl,
   WebhookUrlRefused,
 } from '../../../src/webhooks/webhook-url.ts'
-import { type LookUp, scriptedResolver } from '../../support/receiver.ts'
 
 describe('a webhook URL', () => {
   test.each([

@@ -1,5 +1,5 @@
-// Judges histories of the faults program with porcupine, a public checker of linearizability, so that faults/checker.ts
-// is not the only judge of its kind. faults/export.ts writes the histories and documents their format.
+// Judges histories of the faults program with porcupine, a public checker of linearizability, so that lab/faults/checker.ts
+// is not the only judge of its kind. lab/faults/export.ts writes the histories and documents their format.
 //
 //	go run . history.ndjson …
 //

@@ -19,9 +19,8 @@ import {
   startPostgres,
   startRedis,
 } from './servers.ts'
-import type { Target } from './target.ts'
 
-const MAIN = join(import.meta.dirname, '..', '..', 'src', 'main.ts')
+const MAIN = join(import.meta.dirname, '..', 'src', 'main.ts')
 /** Several processes start at once, on a machine that may be busy with other tests. */
 const START_DEADLINE_MS = 180_000
 const COMMAND_DEADLINE_MS = 120_000
@@ -214,29 +213,6 @@ export async function startCluster({
   }
 }
 
-/** The cluster as a target of the contract suite, which must not be able to tell it from a single process. */
-export async function startClusterTarget(settings: Settings): Promise<Target> {
-  // Two nodes: an answer of one is mostly about what the other has done.
-  const cluster = await startCluster({ nodes: 2, settings })
-  const members = [...cluster.nodes, ...cluster.workers]
-  return {
-    baseUrl: cluster.baseUrl,
-    events: (since) => cluster.events(since),
-    output: () => cluster.output(),
-    async restart() {
-      await Promise.all(
-        members.map(async (member) => {
-          const code = await member.stop()
-          if (code !== 0) throw new Error(`${member.name} ended with ${code}, not 0. It printed:\n${member.output()}`)
-        }),
-      )
-      await Promise.all(members.map((member) => member.restart()))
-      await balanced(cluster.haproxy)
-    },
-    [Symbol.asyncDispose]: () => cluster[Symbol.asyncDispose](),
-  }
-}
-
 function kernelProcess(
   name: string,
   command: string,
@@ -290,7 +266,7 @@ function backendOf(node: ClusterNode): BackendNode {
 }
 
 /** Resolves when the load balancer uses all its nodes, or the one that is given. */
-async function balanced(haproxy: HaproxyServer, wanted?: BackendNode): Promise<void> {
+export async function balanced(haproxy: HaproxyServer, wanted?: BackendNode): Promise<void> {
   await haproxy.process.ready(async () => {
     const nodes = (await haproxy.nodes()).filter((node) => wanted === undefined || node.port === wanted.port)
     return nodes.every((node) => node.status === 'UP') || undefined

@@ -1,8 +1,8 @@
 /** One event that one NATS server has lost without a word, and that server the one that leads. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { connect, type JetStreamManager, NatsError } from 'nats'
-import type { Cluster } from '../test/support/cluster.ts'
-import { type NatsServer, natsOptions } from '../test/support/servers.ts'
+import type { Cluster } from '../cluster.ts'
+import { type NatsServer, natsOptions } from '../servers.ts'
 
 const STREAM = 'EVENTS'
 const CURRENT_DEADLINE_MS = 60_000

@@ -16,8 +16,8 @@ import {
   solvePipeline,
   stateDeleted,
   stateValue,
-} from '../test/support/client.ts'
-import type { Receiver } from '../test/support/receiver.ts'
+} from '../client.ts'
+import type { Receiver } from '../receiver.ts'
 import type { Operation, Push } from './history.ts'
 
 /** Of the state: little enough that writes are refused now and then. */

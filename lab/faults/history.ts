@@ -1,5 +1,5 @@
 /** What a run of the faults program keeps: everything that agents asked and were told, everything that was broken, and how it all ended. */
-import type { Event } from '../test/support/kernel.ts'
+import type { Event } from '../kernel.ts'
 
 /** A request and its answer. Times are in ms on one clock that never goes back, the client's. */
 interface Asked {

@@ -1,8 +1,8 @@
 /** What can be broken, and how it is mended. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Cluster, ClusterProcess } from '../test/support/cluster.ts'
-import { type NatsCluster, type NatsServer, redisAdmin } from '../test/support/servers.ts'
-import type { TcpProxy } from '../test/support/tcp-proxy.ts'
+import type { Cluster, ClusterProcess } from '../cluster.ts'
+import { type NatsCluster, type NatsServer, redisAdmin } from '../servers.ts'
+import type { TcpProxy } from '../tcp-proxy.ts'
 import { sendLargeBodies } from './burst.ts'
 import { type Clocks, HOUR_MS, setStoredTimesBack } from './clock.ts'
 import { damageAndLead } from './damage.ts'

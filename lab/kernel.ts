@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
 import { makeDirectory, releasePorts, removeDirectory, reservePorts } from './servers/directory.ts'
 
-const MAIN = join(import.meta.dirname, '..', '..', 'src', 'main.ts')
+const MAIN = join(import.meta.dirname, '..', 'src', 'main.ts')
 /** Other tests want the CPU too. */
 const START_DEADLINE_MS = 180_000
 /** A little over the default of SHUTDOWN_TIMEOUT. */

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
 import postgres from 'postgres'
-import type { ClusterProcess } from '../test/support/cluster.ts'
+import type { ClusterProcess } from '../cluster.ts'
 
 /** More than any lease, session or time-out. */
 export const HOUR_MS = 3_600_000

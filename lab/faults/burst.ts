@@ -1,5 +1,5 @@
 /** Large bodies, many at once. */
-import { Agent, type Answer, Client } from '../test/support/client.ts'
+import { Agent, type Answer, Client } from '../client.ts'
 
 /** A value that is one byte too long, six bytes of JSON for each of its own: what is refused leaves nothing behind. */
 const BODY = Buffer.from(JSON.stringify({ value: '\0'.repeat(1_048_576 + 1) }))

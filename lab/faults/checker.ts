@@ -6,7 +6,7 @@
  * some moment between its beginning and its end. So an order need not be searched for, and the check takes time in proportion to the history
  * (but for sorting it).
  */
-import type { Event } from '../test/support/kernel.ts'
+import type { Event } from '../kernel.ts'
 import type { FaultRecord, History, Operation, Part, Read, ReceivedMessage, Remove, Send, Write } from './history.ts'
 
 /** Service is back so long after a part's repair. */
