@@ -1,0 +1,33 @@
+/** Who may stand on whom, among the directories of this repository. */
+import { globSync, readFileSync } from 'node:fs'
+import { dirname, join, relative } from 'node:path'
+import { expect, it } from 'vitest'
+
+const ROOT = join(import.meta.dirname, '..', '..')
+
+/** What tests, measurements and faults share is in `lab/`, so that each of the three can change without the others. */
+const STANDS_ON: Readonly<Record<string, readonly string[]>> = {
+  src: [],
+  lab: ['src'],
+  test: ['src', 'lab', 'examples', 'vitest.config.ts'],
+  bench: ['src', 'lab'],
+  faults: ['src', 'lab'],
+  examples: [],
+  'load-tests': [],
+}
+/** `import … from './x.ts'`, `export … from`, `import './x.ts'`, `import('./x.ts')`, and what `vi.mock` names. */
+const RELATIVE_IMPORT = /\b(?:from|import|import\(|mock\()\s*['"](\.[^'"]+)['"]/g
+
+const directoryOf = (path: string) => path.split('/')[0] ?? ''
+
+function importsOf(file: string): string[] {
+  const text = readFileSync(join(ROOT, file), 'utf8')
+  return [...text.matchAll(RELATIVE_IMPORT)].map(([, to = '']) => relative(ROOT, join(ROOT, dirname(file), to)))
+}
+
+it.each(Object.entries(STANDS_ON))('%s/ imports only from itself and [%s]', (directory, others) => {
+  const files = globSync(`${directory}/**/*.ts`, { cwd: ROOT })
+  expect(files).not.toEqual([])
+  const imports = files.flatMap((file) => importsOf(file).map((to) => ({ file, to })))
+  expect(imports.filter(({ to }) => ![directory, ...others].includes(directoryOf(to)))).toEqual([])
+})
