@@ -104,6 +104,7 @@ export class HttpConnection {
     this.#exchange = exchange
     const abort = () => exchange.end(new DeliveryFailure('timeout', 'no answer in time'))
     signal.addEventListener('abort', abort, { once: true })
+    let isFit = false
     try {
       if (signal.aborted) abort()
       else {
@@ -117,12 +118,15 @@ export class HttpConnection {
         exchange.follow(request)
         request.end(body)
       }
-      return await exchange.answer
+      const answer = await exchange.answer
+      isFit = exchange.isComplete
+      return answer
     } finally {
       signal.removeEventListener('abort', abort)
       exchange.stopClock()
       this.#exchange = undefined
-      if (!exchange.isComplete) this.destroy()
+      // Nor after a failure, though an answer may have been read to its end behind it.
+      if (!isFit) this.destroy()
     }
   }
 
