@@ -11,9 +11,15 @@ import { Process } from './servers/process.ts'
 import {
   type BackendNode,
   type HaproxyServer,
+  type NatsAccount,
   type NatsCluster,
+  type PostgresDatabase,
   type PostgresServer,
+  type RedisDatabase,
   type RedisServer,
+  sharedNats,
+  sharedPostgres,
+  sharedRedis,
   startHaproxy,
   startNats,
   startPostgres,
@@ -60,14 +66,15 @@ export interface CommandResult {
   readonly output: string
 }
 
-export interface Cluster extends AsyncDisposable {
+/** `S`: on servers of its own, or in places on those that several clusters use. */
+export interface Cluster<S extends Places = Servers> extends AsyncDisposable {
   /** The agent API through the load balancer, without a path. */
   readonly baseUrl: string
   readonly nodes: readonly ClusterNode[]
   readonly workers: readonly ClusterProcess[]
-  readonly postgres: PostgresServer
-  readonly redis: RedisServer
-  readonly nats: NatsCluster
+  readonly postgres: S['postgres']
+  readonly redis: S['redis']
+  readonly nats: S['nats']
   readonly haproxy: HaproxyServer
   /** One more node, which the load balancer uses when this resolves. */
   startNode(settings?: Settings): Promise<ClusterNode>
@@ -80,38 +87,61 @@ export interface Cluster extends AsyncDisposable {
   output(): string
 }
 
-export interface ClusterOptions {
+export interface ClusterOptions<S extends Places = Servers> {
   readonly nodes?: number
   readonly workers?: number
   /** For all kernel processes, over the defaults: warnings only, the cheapest bcrypt. */
   readonly settings?: Settings
-  /** Of a disk for each NATS server, in MiB: see `startNats`. */
-  readonly natsDiskMiB?: number
   /** Where they reach the servers instead of directly, such as through a TCP proxy: what to set, by the servers' urls. The stack ends with the cluster. */
-  readonly route?: (servers: Servers, stack: AsyncDisposableStack) => Promise<Settings>
+  readonly route?: (servers: S, stack: AsyncDisposableStack) => Promise<Settings>
 }
 
-export interface Servers {
+export interface Places {
+  readonly postgres: PostgresDatabase
+  readonly redis: RedisDatabase
+  readonly nats: NatsAccount
+}
+
+export interface Servers extends Places {
   readonly postgres: PostgresServer
   readonly redis: RedisServer
   readonly nats: NatsCluster
 }
 
-/** Starts a cluster and waits until every node is in use. */
-export async function startCluster({
-  nodes: nodeCount = 3,
-  workers: workerCount = 1,
-  settings = {},
+/**
+ * Starts a cluster with servers of its own, for those who stop, break or configure them, and waits until every node is in use. `natsDiskMiB`: of a
+ * disk for each NATS server, see `startNats`.
+ */
+export function startCluster({
   natsDiskMiB,
-  route = async () => ({}),
-}: ClusterOptions = {}): Promise<Cluster> {
+  ...options
+}: ClusterOptions & { readonly natsDiskMiB?: number } = {}): Promise<Cluster> {
+  return startOn(
+    {
+      postgres: () => startPostgres({ migrated: true }),
+      redis: startRedis,
+      nats: () => startNats({ diskMiB: natsDiskMiB }),
+    },
+    options,
+  )
+}
+
+/** The same on the servers that several share, where it has a database, a Redis and a log of its own. */
+export function startSharedCluster(options: ClusterOptions<Places> = {}): Promise<Cluster<Places>> {
+  return startOn({ postgres: sharedPostgres, redis: sharedRedis, nats: sharedNats }, options)
+}
+
+async function startOn<S extends Places>(
+  opening: { readonly [K in keyof S]: () => Promise<S[K]> },
+  { nodes: nodeCount = 3, workers: workerCount = 1, settings = {}, route = async () => ({}) }: ClusterOptions<S>,
+): Promise<Cluster<S>> {
   await using stack = new AsyncDisposableStack()
   let owner = stack
   const owned = async <T extends AsyncDisposable>(start: Promise<T>) => stack.use(await start)
   const [postgres, redis, nats] = await allOver([
-    owned(startPostgres({ migrated: true })),
-    owned(startRedis()),
-    owned(startNats({ diskMiB: natsDiskMiB })),
+    owned<S['postgres']>(opening.postgres()),
+    owned<S['redis']>(opening.redis()),
+    owned<S['nats']>(opening.nats()),
   ])
   const environment: Settings = {
     PATH: process.env.PATH ?? '',
@@ -123,7 +153,7 @@ export async function startCluster({
     REDIS_URL: redis.url,
     NATS_URL: nats.url,
     TRUSTED_PROXIES: '127.0.0.1/32',
-    ...(await route({ postgres, redis, nats }, stack)),
+    ...(await route({ postgres, redis, nats } as S, stack)),
     ...settings,
   }
   const nodes: ClusterNode[] = []

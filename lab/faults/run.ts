@@ -1,7 +1,7 @@
 /** One run: a cluster of real processes, agents at work, faults by a schedule; and the history of it all. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Agent, Answer, Client } from '../client.ts'
-import { type Cluster, type ClusterNode, type Settings, startCluster } from '../cluster.ts'
+import { type Cluster, type ClusterNode, type Places, type Settings, startCluster } from '../cluster.ts'
 import { createTestAuthority, startReceiver } from '../receiver.ts'
 import { makeDirectory, removeDirectory } from '../servers/directory.ts'
 import { startTcpProxy } from '../tcp-proxy.ts'
@@ -119,7 +119,7 @@ export async function observe(
     cluster,
     capacityBytes = SCARCE_BYTES,
     ...options
-  }: Omit<WorkloadOptions, 'client' | 'agents'> & { cluster: Cluster; capacityBytes?: number },
+  }: Omit<WorkloadOptions, 'client' | 'agents'> & { cluster: Cluster<Places>; capacityBytes?: number },
   during: (faults: FaultRecord[]) => Promise<void>,
 ): Promise<History> {
   const workload = new Workload({ ...options, client: new Client(cluster.baseUrl), agents: POLLING_AGENTS })
@@ -145,7 +145,7 @@ export async function observe(
 }
 
 /** Until the signal aborts: who has ended by itself. It is started again, so that the run goes on. */
-async function watchForCrashes({ nodes, workers }: Cluster, over: AbortSignal): Promise<Crash[]> {
+async function watchForCrashes({ nodes, workers }: Cluster<Places>, over: AbortSignal): Promise<Crash[]> {
   const crashes: Crash[] = []
   while (!over.aborted) {
     for (const member of [...nodes, ...workers]) {
@@ -217,7 +217,7 @@ async function setUp(settings: Settings): Promise<Stage> {
 }
 
 /** What the log says, and what each node and `verify` do, when deliveries are recorded and projections have caught up. */
-async function settle(cluster: Cluster, agents: readonly Agent[]) {
+async function settle(cluster: Cluster<Places>, agents: readonly Agent[]) {
   const deadline = performance.now() + SETTLE_DEADLINE_MS
   for (;;) {
     // Past a pooler, which keeps no temporary tables.

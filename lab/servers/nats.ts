@@ -48,15 +48,20 @@ export interface NatsServer {
   restart(): Promise<void>
 }
 
-export interface NatsCluster extends AsyncDisposable {
-  readonly servers: readonly NatsServer[]
+/** A log's place: an account with JetStream on three servers. */
+export interface NatsAccount extends AsyncDisposable {
   /** Comma-separated, each as the user of the kernel. */
   readonly url: string
   readonly observerUrl: string
   readonly adminUrl: string
-  readonly systemUrl: string
   /** Of the program that runs, like `2.9.10`. */
   readonly version: string
+}
+
+/** The one account on servers of its own. */
+export interface NatsCluster extends NatsAccount {
+  readonly servers: readonly NatsServer[]
+  readonly systemUrl: string
   /** The server that leads JetStream, or undefined while none does. */
   leader(): Promise<NatsServer | undefined>
   /** The server that leads a stream, or undefined while none does. */
@@ -79,6 +84,8 @@ export interface NatsOptions {
   readonly diskMiB?: number | undefined
   /** Run by `deploy/nats/start.sh`, which ends a server that only another start can mend; nobody starts it again. */
   readonly watched?: boolean
+  /** So many accounts more, each like the one of the kernel: see `numberedAccount`. */
+  readonly accounts?: number
 }
 
 /** Starts a NATS cluster of its own with the configuration of deploy/. */
@@ -86,6 +93,7 @@ export async function startNats({
   servers: count = 3,
   diskMiB,
   watched = false,
+  accounts = 0,
 }: NatsOptions = {}): Promise<NatsCluster> {
   const directory = makeDirectory('nats')
   const ports = await reservePorts(count * 3)
@@ -103,6 +111,7 @@ export async function startNats({
   // A copy, in which a password can be changed.
   const configuration = join(directory, 'configuration')
   cpSync(join(DEPLOY, 'nats'), configuration, { recursive: true })
+  writeFileSync(join(configuration, 'common.conf'), withAccounts(accounts))
   installNc(directory)
   const limits = homes.map((home, number) => {
     return diskMiB === undefined || mounted[number] ? undefined : limitFiles(`${home}.limit`)
@@ -255,7 +264,7 @@ export async function startNats({
     freeze: () => all((server) => server.freeze()),
     thaw: () => all((server) => server.thaw()),
     async setKernelPassword(password = PASSWORDS.kernel) {
-      const text = readFileSync(join(DEPLOY, 'nats', 'common.conf'), 'utf8')
+      const text = withAccounts(accounts)
       writeFileSync(join(configuration, 'common.conf'), text.replace('$NATS_KERNEL_PASSWORD', password))
       for (const server of processes) server.signal('SIGHUP')
       for (const number of numbers) {
@@ -275,6 +284,44 @@ export async function startNats({
       await start()
     },
     [Symbol.asyncDispose]: dispose,
+  }
+}
+
+/** The configuration in deploy/, with so many accounts more. */
+function withAccounts(count: number): string {
+  const text = readFileSync(join(DEPLOY, 'nats', 'common.conf'), 'utf8')
+  const [begin, end] = [text.indexOf('  TABULUM {'), text.indexOf('  SYSTEM {')]
+  if (begin < 0 || end < begin) throw new Error('deploy/nats/common.conf: where is the account TABULUM?')
+  const more = Array.from({ length: count }, (_, index) =>
+    text
+      .slice(begin, end)
+      .replaceAll(/\b(TABULUM|OBSERVERS)\b/g, `$1_${index + 1}`)
+      .replaceAll(/\buser: (kernel|admin|observer)\b/g, `user: $1_${index + 1}`),
+  )
+  return text.slice(0, end) + more.join('') + text.slice(end)
+}
+
+/** One of the accounts of servers that several use, by its number from 1. Its log is gone when disposed of. */
+export function numberedAccount(
+  { ports, version }: { ports: readonly number[]; version: string },
+  number: number,
+): NatsAccount {
+  const url = (user: 'kernel' | 'observer' | 'admin') =>
+    ports.map((port) => loopbackUrl('nats', `${user}_${number}`, PASSWORDS[user], port)).join(',')
+  return {
+    url: url('kernel'),
+    observerUrl: url('observer'),
+    adminUrl: url('admin'),
+    version,
+    async [Symbol.asyncDispose]() {
+      const connection = await connect(natsOptions(url('admin')))
+      try {
+        const { streams } = await connection.jetstreamManager({ timeout: START_DEADLINE_MS })
+        for await (const { config } of streams.list()) await streams.delete(config.name)
+      } finally {
+        await connection.close()
+      }
+    },
   }
 }
 

@@ -22,7 +22,7 @@ const FAST = ['fsync=off', 'full_page_writes=off']
 /** Says where data directories are that servers start with copies of: `preparePostgres` has made them. */
 const PREPARED = 'TABULUM_TEST_PREPARED_POSTGRES'
 
-export interface PostgresServer extends AsyncDisposable {
+export interface PostgresDatabase extends AsyncDisposable {
   /** The kernel's schema is there, of this version. */
   readonly isMigrated: boolean
   readonly host: string
@@ -32,6 +32,10 @@ export interface PostgresServer extends AsyncDisposable {
   /** As the role of api nodes and workers. */
   readonly appUrl: string
   readonly superuserUrl: string
+}
+
+/** A database on a server of its own. */
+export interface PostgresServer extends PostgresDatabase {
   readonly process: Process
   readonly dataDirectory: string
   /** Disconnects clients, writes everything down, ends. */
@@ -56,9 +60,12 @@ export interface PostgresServer extends AsyncDisposable {
 export async function startPostgres({
   durable = false,
   migrated = false,
+  maxConnections,
 }: {
   durable?: boolean
   migrated?: boolean
+  /** More than production has, for one that many clusters share. */
+  maxConnections?: number
 } = {}): Promise<PostgresServer> {
   const prepared = process.env[PREPARED]
   const kind = migrated ? 'migrated' : 'fresh'
@@ -76,6 +83,7 @@ export async function startPostgres({
       ...settings([`port=${port}`, 'listen_addresses=127.0.0.1', 'unix_socket_directories=']),
       // In the data directory rather than in /dev/shm, where a killed server would leave it.
       ...settings(['dynamic_shared_memory_type=mmap', ...SMALL, ...(durable ? [] : FAST)]),
+      ...settings(maxConnections === undefined ? [] : [`max_connections=${maxConnections}`]),
     ],
     env: { PATH: process.env.PATH ?? '', LC_ALL: 'C' },
     directory,
@@ -131,6 +139,38 @@ export async function startPostgres({
       await server.ready(() => answers(loopbackUrl('postgres', 'tabulum', password, port, DATABASE)), START_DEADLINE_MS)
     },
     [Symbol.asyncDispose]: dispose,
+  }
+}
+
+/** Makes a database like that of a migrated server, on such a server that several use. It is gone when disposed of. */
+export async function makeDatabase(
+  { host, port }: { host: string; port: number },
+  name: string,
+): Promise<PostgresDatabase> {
+  const url = (user: keyof typeof PASSWORDS, database = name) =>
+    loopbackUrl('postgres', user, PASSWORDS[user], port, database)
+  const administer = async (...statements: string[]) => {
+    const sql = postgres(url('postgres', 'postgres'), { max: 1, onnotice: () => {} })
+    try {
+      for (const statement of statements) await sql.unsafe(statement)
+    } finally {
+      await sql.end()
+    }
+  }
+  await administer(
+    `create database ${name} template ${DATABASE} owner tabulum_owner`,
+    // What belongs to a database itself is not copied: see deploy/postgres/init.
+    `revoke all on database ${name} from public`,
+    `grant connect, temporary on database ${name} to tabulum`,
+  )
+  return {
+    isMigrated: true,
+    host,
+    port,
+    ownerUrl: url('tabulum_owner'),
+    appUrl: url('tabulum'),
+    superuserUrl: url('postgres'),
+    [Symbol.asyncDispose]: () => administer(`drop database ${name} with (force)`),
   }
 }
 

@@ -44,6 +44,17 @@ export function findProgram(program: Program): Promise<string> {
   return path
 }
 
+/** Of each program its name and its version, like `nats-server 2.9.10`. */
+export function versionsOf(programs: readonly Program[]): Promise<string[]> {
+  return Promise.all(
+    programs.map(async (program) => {
+      // HAProxy alone has no long form.
+      const { stdout } = await run(await findProgram(program), [program === 'haproxy' ? '-v' : '--version'])
+      return `${program} ${/\d+\.\d+(\.\d+)*/.exec(stdout)?.[0] ?? stdout.trim()}`
+    }),
+  )
+}
+
 async function find(program: Program): Promise<string> {
   const variable = `${program.toUpperCase().replaceAll('-', '_')}_BIN`
   const chosen = process.env[variable]
@@ -69,8 +80,10 @@ function lookUp(program: Program): string | undefined {
     .find(isProgram)
 }
 
-/** Debian keeps the programs of each version apart and off PATH. The newest first. */
+/** What `POSTGRES_BIN_DIR` says; Debian keeps the programs of each version apart and off PATH: the newest first. */
 function postgresDirectories(): string[] {
+  const chosen = process.env.POSTGRES_BIN_DIR
+  if (chosen !== undefined) return [chosen]
   const root = '/usr/lib/postgresql'
   if (!existsSync(root)) return []
   return readdirSync(root)

@@ -11,12 +11,18 @@ const START_DEADLINE_MS = 60_000
 const ANSWER_TIMEOUT_MS = 10_000
 const PASSWORDS = { kernel: 'kernel-password', admin: 'admin-password' }
 
-export interface RedisServer extends AsyncDisposable {
+export interface RedisDatabase extends AsyncDisposable {
   readonly host: string
   readonly port: number
   /** As the user of the kernel. */
   readonly url: string
   readonly adminUrl: string
+  /** Removes every key. */
+  wipe(): Promise<void>
+}
+
+/** The one database of a server of its own. */
+export interface RedisServer extends RedisDatabase {
   readonly process: Process
   stop(): Promise<void>
   kill(): Promise<void>
@@ -24,8 +30,6 @@ export interface RedisServer extends AsyncDisposable {
   thaw(): Promise<void>
   /** Stops it if it runs, and starts it on the same port and data. */
   restart(): Promise<void>
-  /** Removes every key. */
-  wipe(): Promise<void>
   /** Gives the kernel's user another password, as an operator would, and disconnects it; without one, the first. */
   setKernelPassword(password?: string): Promise<void>
   /** Copies what is on disk, as a backup would; what it returns puts that back, into a server that does not run. */
@@ -74,7 +78,7 @@ export async function startRedis({
     server.start()
     // It refuses commands while it reads its data.
     await server.ready(
-      () => withClient(url('admin'), async (client) => (await client.ping()) === 'PONG'),
+      () => withRedis(url('admin'), async (client) => (await client.ping()) === 'PONG'),
       START_DEADLINE_MS,
     )
   }
@@ -103,10 +107,10 @@ export async function startRedis({
       await start()
     },
     async wipe() {
-      await withClient(url('admin'), (client) => client.flushall())
+      await withRedis(url('admin'), (client) => client.flushall())
     },
     async setKernelPassword(password = PASSWORDS.kernel) {
-      await withClient(url('admin'), async (client) => {
+      await withRedis(url('admin'), async (client) => {
         await client.call('ACL', 'SETUSER', 'kernel', 'resetpass', `>${password}`)
         await client.call('CLIENT', 'KILL', 'USER', 'kernel')
       })
@@ -124,26 +128,33 @@ export async function startRedis({
   }
 }
 
+/** One of the databases of a server that several use, by its number. It is empty when disposed of. */
+export function numberedDatabase({ host, port }: { host: string; port: number }, number: number): RedisDatabase {
+  const url = (user: keyof typeof PASSWORDS) => loopbackUrl('redis', user, PASSWORDS[user], port, String(number))
+  const wipe = async () => void (await withRedis(url('admin'), (client) => client.flushdb()))
+  return { host, port, url: url('kernel'), adminUrl: url('admin'), wipe, [Symbol.asyncDispose]: wipe }
+}
+
 /** What only whoever runs the server may do. */
 export function redisAdmin(url: string) {
   const usedMemory = () =>
-    withClient(url, async (client) => Number(/^used_memory:(\d+)/m.exec(await client.info('memory'))?.[1]))
+    withRedis(url, async (client) => Number(/^used_memory:(\d+)/m.exec(await client.info('memory'))?.[1]))
   return {
     usedMemory,
     /** Commands that were refused since it started, as its memory was at the limit. */
     refused: () =>
-      withClient(url, async (client) =>
+      withRedis(url, async (client) =>
         Number(/^errorstat_OOM:count=(\d+)/m.exec(await client.info('errorstats'))?.[1] ?? 0),
       ),
     /** Limits its memory to so much more (or less) than it uses now; without a number, not at all. */
     async limitMemory(moreBytes?: number): Promise<void> {
       const limit = moreBytes === undefined ? 0 : (await usedMemory()) + moreBytes
-      await withClient(url, (client) => client.config('SET', 'maxmemory', limit))
+      await withRedis(url, (client) => client.config('SET', 'maxmemory', limit))
     },
   }
 }
 
-async function withClient<T>(url: string, use: (client: Redis) => Promise<T>): Promise<T> {
+export async function withRedis<T>(url: string, use: (client: Redis) => Promise<T>): Promise<T> {
   const client = new Redis(url, {
     lazyConnect: true,
     retryStrategy: () => null,

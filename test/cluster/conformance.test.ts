@@ -1,7 +1,7 @@
 /** The conformance suites on a cluster's storage: real Postgres, Redis and NATS, two API nodes' worth of adapters on each. */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { startNats, startRedis, startRedisCluster } from '../../lab/servers.ts'
+import { sharedNats, sharedRedis, startRedisCluster } from '../../lab/servers.ts'
 import { RedisAdmission } from '../../src/access/redis-admission.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { Progress } from '../../src/events/progress.ts'
@@ -23,7 +23,7 @@ import { openFreshPostgres } from './support.ts'
 const logger = createLogger('warn', 'test')
 
 async function createLog() {
-  const nats = await startNats()
+  const nats = await sharedNats()
   const log = await JetStreamEventLog.open(await connectNats(nats.url.split(','), 'test', logger), 3)
   return {
     log,
@@ -38,7 +38,7 @@ describeEventLog('JetStream', createLog)
 
 /** How Redis is run, and what `REDIS_MODE` says of it. */
 const FORMS = [
-  ['Redis', startRedis, 'single'],
+  ['Redis', sharedRedis, 'single'],
   ['Redis Cluster', startRedisCluster, 'cluster'],
 ] as const
 

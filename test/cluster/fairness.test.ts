@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
 import { Agent, Client, message, type Operator } from '../../lab/client.ts'
-import { type Cluster, startCluster } from '../../lab/cluster.ts'
+import { type Cluster, type Places, startSharedCluster } from '../../lab/cluster.ts'
 import { createTestAuthority, startReceiver, type TestAuthority } from '../../lab/receiver.ts'
 
 const TEST_MS = 300_000
@@ -14,7 +14,7 @@ const AT_ONCE = 8
 const FIRST_PUSH_MS = 10_000
 
 let authority: TestAuthority
-let cluster: Cluster
+let cluster: Cluster<Places>
 let client: Client
 beforeAll(async () => {
   authority = await createTestAuthority()
@@ -28,7 +28,7 @@ beforeAll(async () => {
     WEBHOOK_CA_FILE: authority.caFile,
     WEBHOOK_TOTAL_TIMEOUT: '60s',
   }
-  cluster = await startCluster({ nodes: 1, workers: 1, settings: { ...lifted, ...webhooks } })
+  cluster = await startSharedCluster({ nodes: 1, workers: 1, settings: { ...lifted, ...webhooks } })
   client = new Client(cluster.baseUrl)
 })
 afterAll(async () => {

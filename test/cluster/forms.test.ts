@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { Client } from '../../lab/client.ts'
-import { type Cluster, startCluster } from '../../lab/cluster.ts'
+import { type Cluster, type Places, startSharedCluster } from '../../lab/cluster.ts'
 import { check } from '../../lab/faults/checker.ts'
 import { observe } from '../../lab/faults/run.ts'
 import { WORKLOAD_SETTINGS } from '../../lab/faults/workload.ts'
@@ -13,11 +13,11 @@ import { receiveSoon } from '../contract/support.ts'
 const START_MS = 300_000
 const WORKLOAD_MS = 300_000
 
-let cluster: Cluster
+let cluster: Cluster<Places>
 let redis: RedisCluster
 
 beforeAll(async () => {
-  cluster = await startCluster({
+  cluster = await startSharedCluster({
     nodes: 2,
     workers: 1,
     settings: WORKLOAD_SETTINGS,

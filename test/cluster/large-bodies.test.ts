@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { Agent, Client } from '../../lab/client.ts'
-import { type Cluster, startCluster } from '../../lab/cluster.ts'
+import { type Cluster, type Places, startSharedCluster } from '../../lab/cluster.ts'
 
 const MEBIBYTE = 1_048_576
 /** Of a container (docker-compose.yml). */
@@ -21,12 +21,12 @@ const CONTAINER = {
 const BODIES = 150
 const READERS = 60
 
-let cluster: Cluster
+let cluster: Cluster<Places>
 let agents: Agent[]
 beforeAll(async () => {
   const lifted = { RATE_LIMIT_MESSAGE_PER_MIN: '100000', RATE_LIMIT_STATE_WRITE_PER_MIN: '100000' }
   const settings = { ...lifted, RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000', ...CONTAINER }
-  cluster = await startCluster({ nodes: 1, workers: 1, settings })
+  cluster = await startSharedCluster({ nodes: 1, workers: 1, settings })
   const operator = await new Client(cluster.baseUrl).registerOperator()
   agents = await Promise.all(Array.from({ length: 5 }, () => operator.registerAgent()))
 })

@@ -2,7 +2,7 @@
 import { sql } from 'kysely'
 import postgres from 'postgres'
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { type PostgresServer, startPostgres } from '../../lab/servers.ts'
+import { type PostgresDatabase, sharedPostgres } from '../../lab/servers.ts'
 import type { LoggedEvent } from '../../src/events/event.ts'
 import type { EventLog } from '../../src/events/event-log.ts'
 import { verifyPostgres } from '../../src/maintenance/verify-postgres.ts'
@@ -14,11 +14,11 @@ const TEST_MS = 120_000
 /** Above `statement_timeout` and `lock_timeout` of serving nodes, which are 10 s and 3 s. */
 const LONG_S = 11
 
-let server: PostgresServer
+let server: PostgresDatabase
 let superuser: postgres.Sql
 
 beforeAll(async () => {
-  server = await startPostgres({ migrated: true })
+  server = await sharedPostgres()
   superuser = postgres(server.superuserUrl, { max: 2, onnotice: () => {} })
 }, START_MS)
 
@@ -58,7 +58,9 @@ it('a session that was lost says so from then on, rather than go on in another w
   const database = open(server.ownerUrl)
   try {
     await sql`create temporary table mine (id int)`.execute(database)
-    await superuser`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tabulum_owner'`
+    await superuser`
+      select pg_terminate_backend(pid) from pg_stat_activity
+      where usename = 'tabulum_owner' and datname = current_database()`
     await expect(sql`select pg_sleep(1)`.execute(database)).rejects.toThrow()
     await expect(sql`select * from mine`.execute(database)).rejects.toThrow('the session with Postgres was lost')
   } finally {
@@ -82,7 +84,8 @@ it('verify of a long log holds no transaction but for the last stretch, while th
     pages++
     const [row] = await superuser<{ open: number }[]>`
       select count(*)::int as open from pg_stat_activity
-      where usename = 'tabulum' and (state <> 'idle' or backend_xmin is not null or backend_xid is not null)`
+      where usename = 'tabulum' and datname = current_database()
+        and (state <> 'idle' or backend_xmin is not null or backend_xid is not null)`
     if ((row?.open ?? 0) > 0) pagesInTransactions++
     end += GROWTH
     await moveTo(end)

@@ -5,7 +5,7 @@ import postgres from 'postgres'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { type Agent, Client } from '../../lab/client.ts'
 import { type Cluster, type ClusterProcess, startCluster } from '../../lab/cluster.ts'
-import { type PostgresServer, startPostgres } from '../../lab/servers.ts'
+import { type PostgresDatabase, sharedPostgres } from '../../lab/servers.ts'
 import { type Database, DatabaseUnavailable, openPostgres, roundTrip } from '../../src/platform/database.ts'
 import { Lease } from '../../src/platform/lease.ts'
 import { standing } from '../../src/projector/database-projection.ts'
@@ -19,12 +19,12 @@ const HOUR_MS = 3_600_000
 const TAKEN_OVER = { timeout: 180_000, interval: 200 }
 
 describe('the lease', () => {
-  let server: PostgresServer
+  let server: PostgresDatabase
   let superuser: postgres.Sql
   let database: Database
 
   beforeAll(async () => {
-    server = await startPostgres({ migrated: true })
+    server = await sharedPostgres()
     superuser = postgres(server.superuserUrl, { max: 2, onnotice: () => {} })
     database = openPostgres({ url: server.appUrl, poolMode: 'session', maxConnections: 4 })
   }, START_MS)
@@ -80,7 +80,7 @@ describe('the lease', () => {
     expect(await standing(database)).toMatchObject({ appliedSeq: 0 })
     const pids = async () => {
       const rows = await superuser<{ pid: number }[]>`
-        select pid from pg_stat_activity where usename = 'tabulum' order by pid`
+        select pid from pg_stat_activity where usename = 'tabulum' and datname = current_database() order by pid`
       return rows.map(({ pid }) => pid)
     }
     const release = Promise.withResolvers<void>()

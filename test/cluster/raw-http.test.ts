@@ -1,10 +1,10 @@
 /** What an api node answers itself, and every internal port: `test/contract/raw-http.test.ts` asks through the load balancer. */
 import { afterAll, describe, expect, it } from 'vitest'
-import { startCluster } from '../../lab/cluster.ts'
+import { startSharedCluster } from '../../lab/cluster.ts'
 import { sendRaw } from '../support/raw-http.ts'
 import { expectAnswers, MENDED, RAW_CASES } from '../support/raw-requests.ts'
 
-const cluster = await startCluster({
+const cluster = await startSharedCluster({
   nodes: 1,
   workers: 1,
   settings: { RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000' },

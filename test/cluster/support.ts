@@ -1,6 +1,6 @@
 /** What the tests of the tables in Postgres share. */
 
-import { startPostgres } from '../../lab/servers.ts'
+import { sharedPostgres } from '../../lab/servers.ts'
 import type { LoggedEvent, NewEvent } from '../../src/events/event.ts'
 import type { Appended } from '../../src/events/event-log.ts'
 import { Progress } from '../../src/events/progress.ts'
@@ -17,7 +17,7 @@ export interface FreshPostgres extends AsyncDisposable {
 
 /** A migrated database that nothing else uses. With one connection by default, as suites make temporary tables. */
 export async function openFreshPostgres({ maxConnections = 1 } = {}): Promise<FreshPostgres> {
-  const postgres = await startPostgres({ migrated: true })
+  const postgres = await sharedPostgres()
   const database = openPostgres({ url: postgres.ownerUrl, poolMode: 'session', maxConnections })
   await migrate(database, POSTGRES)
   return {

@@ -96,9 +96,9 @@ async function startEmbeddedTarget(settings: Readonly<Record<string, string>>): 
 /** The cluster as a target of the contract suite, which must not be able to tell it from a single process. */
 async function startClusterTarget(settings: Readonly<Record<string, string>>): Promise<Target> {
   // Loaded only here: it brings the clients of all servers with it.
-  const { balanced, startCluster } = await import('../../lab/cluster.ts')
+  const { balanced, startSharedCluster } = await import('../../lab/cluster.ts')
   // Two nodes: an answer of one is mostly about what the other has done.
-  const cluster = await startCluster({ nodes: 2, settings })
+  const cluster = await startSharedCluster({ nodes: 2, settings })
   const members = [...cluster.nodes, ...cluster.workers]
   return {
     baseUrl: cluster.baseUrl,
