@@ -26,7 +26,6 @@ export async function createTestAuthority(): Promise<TestAuthority> {
   const directory = await mkdtemp(join(tmpdir(), 'webhook-authority-'))
   const caFile = join(directory, 'ca.pem')
   const caKeyFile = join(directory, 'ca.key')
-  let issued = 0
 
   async function certificate(name: string, key: string, cert: string, extensions: readonly string[], more: string[]) {
     await openssl([
@@ -43,16 +42,21 @@ export async function createTestAuthority(): Promise<TestAuthority> {
     await rm(directory, { recursive: true })
     throw error
   }
+  /** By what they are for: each takes a process of its own to make. */
+  const issued = new Map<string, Promise<{ key: string; cert: string }>>()
+  const issueFor = async (subjects: string) => {
+    const [key, cert] = [join(directory, `${issued.size}.key`), join(directory, `${issued.size}.pem`)]
+    const extensions = ['basicConstraints=critical,CA:FALSE', `subjectAltName=${subjects}`]
+    await certificate('Test receiver', key, cert, extensions, ['-CA', caFile, '-CAkey', caKeyFile])
+    return { key: await readFile(key, 'utf8'), cert: await readFile(cert, 'utf8') }
+  }
   return {
     caFile,
-    async issue(names) {
-      issued += 1
-      const key = join(directory, `${issued}.key`)
-      const cert = join(directory, `${issued}.pem`)
+    issue(names) {
       const subjects = names.map((name) => `${isIP(name) > 0 ? 'IP' : 'DNS'}:${name}`).join(',')
-      const extensions = ['basicConstraints=critical,CA:FALSE', `subjectAltName=${subjects}`]
-      await certificate('Test receiver', key, cert, extensions, ['-CA', caFile, '-CAkey', caKeyFile])
-      return { key: await readFile(key, 'utf8'), cert: await readFile(cert, 'utf8') }
+      const known = issued.get(subjects) ?? issueFor(subjects)
+      issued.set(subjects, known)
+      return known
     },
     async [Symbol.asyncDispose]() {
       await rm(directory, { recursive: true, force: true })

@@ -1,7 +1,7 @@
 /**
  * `npm run test:long -- [--minutes 60] [--seed 1]`
  *
- * What `npm test` does for a minute each, for as long as it is given and with fresh seeds: the checkers beside each other, crashes of `serve`,
+ * What `npm test` does for a minute each, for as long as it is given and with fresh seeds: the checkers beside each other, crashes of `serve`, power failures,
  * hostile requests, and a cluster that is broken. Prints each seed before it is used; ends with the first failure, exit code 1.
  */
 import { spawn } from 'node:child_process'
@@ -34,6 +34,7 @@ for (let seed = first; performance.now() < end; seed++) {
   const faultsMinutes = String(Math.max(1, Math.min(FAULTS_MINUTES, left)))
   const crashes = { CRASH_SEED: String(seed), CRASH_KILLS: String(KILLS) }
   await run('crashes', [...VITEST, 'faults', 'test/faults/crash.test.ts'], crashes)
+  await run('power failures', [...VITEST, 'faults', 'test/faults/power-failure.test.ts'], { POWER_SEED: String(seed) })
   await run('hostile requests', [...VITEST, 'fuzz'], { FUZZ_SEED: String(seed) })
   await run('faults', ['faults/main.ts', '--seed', String(seed), '--minutes', faultsMinutes], {})
 }

@@ -1,11 +1,11 @@
 import { createServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
-import { createWebhookReceiver, type Message } from '../../../examples/webhook-receiver.ts'
-import { createTestAuthority, type TestAuthority } from '../../../lab/receiver.ts'
-import { parseCidr } from '../../../src/webhooks/public-address.ts'
-import { newWebhookSecret, signatureHeaders } from '../../../src/webhooks/signature.ts'
-import { createWebhookClient, type WebhookClient } from '../../../src/webhooks/webhook-client.ts'
+import { createWebhookReceiver, type Message } from '../../examples/webhook-receiver.ts'
+import { createTestAuthority, type TestAuthority } from '../../lab/receiver.ts'
+import { parseCidr } from '../../src/webhooks/public-address.ts'
+import { newWebhookSecret, signatureHeaders } from '../../src/webhooks/signature.ts'
+import { createWebhookClient, type WebhookClient } from '../../src/webhooks/webhook-client.ts'
 
 const secret = newWebhookSecret()
 const message: Message = {

@@ -3,12 +3,12 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect, it, vi } from 'vitest'
-import type { ClusterProcess } from '../../../lab/cluster.ts'
-import { Clocks, HOUR_MS } from '../../../lab/faults/clock.ts'
-import { Process } from '../../../lab/servers.ts'
+import type { ClusterProcess } from '../../lab/cluster.ts'
+import { Clocks, HOUR_MS } from '../../lab/faults/clock.ts'
+import { Process } from '../../lab/servers.ts'
 
 const WAIT = { timeout: 60_000, interval: 20 }
-const PRELOAD = new URL('../../../lab/faults/shifted-clock.ts', import.meta.url).href
+const PRELOAD = new URL('../../lab/faults/shifted-clock.ts', import.meta.url).href
 /** Says what time it is by all ways to ask, and how long it has run by the clock that never goes back. */
 const PROGRAM = `
 setInterval(() => console.log(JSON.stringify({
