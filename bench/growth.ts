@@ -162,12 +162,10 @@ async function fillState(database: Database, size: number): Promise<void> {
   for (let first = 0; first < size; first += BATCH) {
     await sql`
       select project_state((
-        select json_agg(json_build_object('key', encode(('growth/' || lpad(n::text, 8, '0'))::bytea, 'base64'),
+        select json_build_object('reservations', '[]'::json, 'finals', json_agg(json_build_object('key', encode(('growth/' || lpad(n::text, 8, '0'))::bytea, 'base64'),
           'value', encode(repeat('x', 100)::bytea, 'base64'), 'deleted', false,
-          'seq', ${FIRST_PLACE}::bigint + n, 'by', 'bench', 'at', now()))
-        from generate_series(${first}::integer + 1, ${Math.min(size, first + BATCH)}::integer) n), '[]')`.execute(
-      database,
-    )
+          'seq', ${FIRST_PLACE}::bigint + n, 'by', 'bench', 'at', now())))
+        from generate_series(${first}::integer + 1, ${Math.min(size, first + BATCH)}::integer) n))`.execute(database)
   }
 }
 

@@ -8,6 +8,7 @@ import { checkSchema, POSTGRES } from '../platform/migrate.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { clusterServers, connectDatabase, connectLog } from '../storage/cluster.ts'
 import { readDatabase } from '../storage/embedded.ts'
+import { readModels } from '../storage/read-models.ts'
 
 export async function verify(config: Config): Promise<void> {
   let differences = 0
@@ -17,7 +18,7 @@ export async function verify(config: Config): Promise<void> {
   }
   const { seq, events } = await (config.cluster
     ? verifyCluster(config, report)
-    : readDatabase(config, (sqlite) => verifySqlite(sqlite, report)))
+    : readDatabase(config, (sqlite) => verifySqlite(sqlite, modelsOf(config), report)))
   console.log(
     `Compared ${events} events, up to ${seq}: ${differences === 0 ? 'no differences' : `${differences} differences`}.`,
   )
@@ -35,9 +36,13 @@ async function verifyCluster(config: Config, report: (difference: string) => voi
   const log = await connectLog(config, 'verify')
   try {
     await checkSchema(database, POSTGRES)
-    return await verifyPostgres(database, log, report)
+    return await verifyPostgres(database, log, modelsOf(config), report)
   } finally {
     await log.close()
     await database.destroy()
   }
+}
+
+function modelsOf({ MESSAGE_MAX_QUEUE_PER_AGENT: maxQueue }: Config) {
+  return readModels({ maxQueue })
 }

@@ -1,19 +1,8 @@
 /** Appending to the event log in SQLite: the event and all that follows from it, in the transaction that is under way. */
 import type { Sqlite } from '../platform/sqlite.ts'
-import { changesOf, type LoggedEvent, type NewEvent, type Routing } from './event.ts'
+import { changesOf, type EventType, type LoggedEvent, type NewEvent, type Routing } from './event.ts'
 import { type Appended, DEDUPLICATION_WINDOW_MS } from './event-log.ts'
-
-/** What follows from events beside the tables. */
-export interface Effects {
-  /** Messages that a full queue has lost, the oldest first. */
-  dropped: number
-}
-
-/** A read model that is kept in the database. */
-export interface SqliteProjection {
-  /** Takes in an event. Called for each, in the order of the log. */
-  apply(event: LoggedEvent, effects: Effects): void
-}
+import type { Effects, ReadModel } from './read-model.ts'
 
 export type AppendResult = Appended & Effects
 /** Stores an event, unless one with the same id was stored within `DEDUPLICATION_WINDOW_MS`. */
@@ -21,11 +10,17 @@ export type Append = (event: NewEvent, options?: Routing & { readonly id?: strin
 
 /** @param now the calendar, in ms since 1970, as `steadyClock` tells it */
 export function createAppend(
-  { sql }: Pick<Sqlite, 'sql'>,
-  projections: readonly SqliteProjection[],
+  sqlite: Sqlite,
+  models: readonly Pick<ReadModel, 'types' | 'onSqlite'>[],
   now: () => number,
 ): Append {
+  const { sql } = sqlite
   const changes = new Set(changesOf())
+  const appliers = new Map<EventType, ((event: LoggedEvent, effects: Effects) => void)[]>()
+  for (const { types, onSqlite } of models) {
+    const apply = onSqlite?.(sqlite)
+    if (apply) for (const type of types) appliers.set(type, [...(appliers.get(type) ?? []), apply])
+  }
 
   /** The place of the event with this id, if it is known still. */
   function known(id: string, time: number): number | undefined {
@@ -55,8 +50,9 @@ export function createAppend(
     }
     if (changes.has(type)) {
       sql.run`update log_end set last_change_seq = ${seq}`
-      for (const projection of projections) projection.apply({ seq, ...event, ...routing }, effects)
     }
+    const logged = { seq, ...event, ...routing }
+    for (const apply of appliers.get(type) ?? []) apply(logged, effects)
     return { seq, duplicate: false, ...effects }
   }
 }

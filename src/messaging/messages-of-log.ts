@@ -13,31 +13,3 @@ export function toLeasedMessage(event: LoggedEvent): LeasedMessage {
 export function isToBePushed({ type, via }: LoggedEvent): boolean {
   return type === 'message_sent' && via === 'webhook'
 }
-
-/** What a batch of events does to the index of messages not delivered yet, as the function `project_messages` takes it. */
-export function messageChanges(events: readonly LoggedEvent[]): {
-  sent: object[]
-  queued: string[]
-  delivered: string[]
-} {
-  const delivered = new Set(events.flatMap(({ type, data }) => (type === 'message_delivered' ? [data.message_id] : [])))
-  const queued = new Set(
-    events.flatMap(({ type, data }) =>
-      type === 'message_queued' && !delivered.has(data.message_id) ? [data.message_id] : [],
-    ),
-  )
-  const sent = events.flatMap(({ seq, via, type, data }) =>
-    // One that was sent and delivered within the batch need not be written at all.
-    type === 'message_sent' && !delivered.delete(data.message_id)
-      ? [
-          {
-            message_id: data.message_id,
-            recipient: data.to,
-            seq,
-            pushed: via === 'webhook' && !queued.delete(data.message_id),
-          },
-        ]
-      : [],
-  )
-  return { sent, queued: [...queued], delivered: [...delivered] }
-}

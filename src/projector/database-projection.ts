@@ -1,11 +1,9 @@
-/** The projection that the database holds: registry, state, and the index of messages not delivered yet. */
+/** The projection that the database holds: all read models, each applied by its own function there. */
 import { sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
-import { messageChanges } from '../messaging/messages-of-log.ts'
+import type { ReadModel } from '../events/read-model.ts'
 import { droppedMessages } from '../messaging/queue-metrics.ts'
 import { type Database, MAINTENANCE_TIMEOUT_MS, roundTrip } from '../platform/database.ts'
-import { registryChanges } from '../registry/postgres-registry-tables.ts'
-import { stateChanges } from '../state/postgres-state-tables.ts'
 import { LeaseLost, type Projection } from './projector.ts'
 
 const NAME = 'database'
@@ -14,16 +12,16 @@ const APPLY_TIMEOUT_MS = 10_000
 
 export class DatabaseProjection implements Projection {
   readonly name = NAME
-  // Agents wait for the queues, not for the index of what is in them. What is to be pushed is in a hurry.
   readonly follows = {
-    mayWait: ({ type, via }: LoggedEvent) => type.startsWith('message_') && via !== 'webhook',
+    mayWait: (event: LoggedEvent) =>
+      this.#models.every(({ types, mayWait }) => !types.includes(event.type) || mayWait?.(event)),
   }
   readonly #database: Database
-  readonly #options: { maxQueue: number }
+  readonly #models: readonly ReadModel[]
 
-  constructor(database: Database, options: { maxQueue: number }) {
+  constructor(database: Database, models: readonly ReadModel[]) {
     this.#database = database
-    this.#options = options
+    this.#models = models
   }
 
   async acquire(holder: string, leaseMs: number): Promise<number | undefined> {
@@ -71,23 +69,28 @@ export class DatabaseProjection implements Projection {
   }
 
   async #move(holder: string, from: number, to: number, events: readonly LoggedEvent[]): Promise<void> {
+    const changes = JSON.stringify(this.#changesOf(events))
     const { rows } = await roundTrip(
       this.#database,
       'apply_projection',
       () =>
         sql<{ dropped: number | null }>`
-          select apply_events(
-            ${holder}, ${from}, ${to},
-            ${JSON.stringify(registryChanges(events))}::json,
-            ${JSON.stringify(stateChanges(events))}::json,
-            ${JSON.stringify(messageChanges(events))}::json,
-            ${this.#options.maxQueue}
-          ) as dropped`.execute(this.#database),
+          select apply_events(${holder}, ${from}, ${to}, ${changes}::json) as dropped`.execute(this.#database),
       APPLY_TIMEOUT_MS,
     )
     const result = rows[0]?.dropped ?? null
     if (result === null) throw new LeaseLost(`the projection is not at ${from} any more`)
     droppedMessages.inc(result)
+  }
+
+  /** By the name of each read model that the events concern. */
+  #changesOf(events: readonly LoggedEvent[]): Record<string, object> {
+    const changes: Record<string, object> = {}
+    for (const model of this.#models) {
+      const its = events.filter(({ type }) => model.types.includes(type))
+      if (its.length > 0) changes[model.name] = model.changesOf(its)
+    }
+    return changes
   }
 
   async release(holder: string): Promise<void> {

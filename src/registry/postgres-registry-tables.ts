@@ -1,7 +1,7 @@
 /** The registry's tables in Postgres. Rows are staged here with their credential and activated by the projector. */
 import { type RawBuilder, sql } from 'kysely'
 import type { Level } from '../access/tokens.ts'
-import type { EventData, LoggedEvent } from '../events/event.ts'
+import type { EventData } from '../events/event.ts'
 import { batched, shared } from '../platform/batch.ts'
 import { type Database, MAINTENANCE_TIMEOUT_MS, roundTrip } from '../platform/database.ts'
 import {
@@ -258,18 +258,6 @@ export class RegistryTables {
       MAINTENANCE_TIMEOUT_MS,
     )
     return rows[0]?.rows ?? 0
-  }
-}
-
-/** What a batch of events registers, as the function `project_registry` takes it. */
-export function registryChanges(events: readonly LoggedEvent[]): { operators: object[]; agents: object[] } {
-  return {
-    operators: events.flatMap(({ seq, type, data }) =>
-      type === 'operator_created' ? [{ seq, id: data.operator_id }] : [],
-    ),
-    agents: events.flatMap(({ seq, ts, type, data }) =>
-      type === 'agent_registered' ? [{ seq, ts, address: data.address }] : [],
-    ),
   }
 }
 

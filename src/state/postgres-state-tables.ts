@@ -1,9 +1,9 @@
-/** The state's tables: reading them, reserving room in them, and applying the log to them. */
+/** The state's tables: reading them, and reserving room in them. */
 import { sql } from 'kysely'
-import type { LoggedEvent } from '../events/event.ts'
 import { batched, shared } from '../platform/batch.ts'
 import { type Database, MAINTENANCE_TIMEOUT_MS, roundTrip } from '../platform/database.ts'
 import { AFTER_ALL, BEFORE_ALL, endOfPrefix } from './key-order.ts'
+import { toBase64 } from './state-read-model.ts'
 import type { StateEntry, StatePage, StoredUsage } from './state-store.ts'
 
 /** Room for one write. */
@@ -223,42 +223,4 @@ export class StateTables {
     )
     return Number(numAffectedRows ?? 0)
   }
-}
-
-/** What becomes of a key by a batch of events, as the function `project_state` takes it. */
-interface Final {
-  /** Base64, as the value. */
-  key: string
-  /** Null: the key is gone. */
-  value: string | null
-  /** The batch deletes the key, whether or not it writes it again. */
-  deleted: boolean
-  seq: number
-  by: string
-  at: string
-}
-
-/** What a batch of events does to the state: to each key, and which reservations its writes were made on. */
-export function stateChanges(events: readonly LoggedEvent[]): { finals: Final[]; reservations: string[] } {
-  const finals = new Map<string, Final>()
-  const reservations: string[] = []
-  for (const { seq, ts, type, data, reservation } of events) {
-    if (type !== 'state_written' && type !== 'state_deleted') continue
-    const key = toBase64(data.key)
-    const isWrite = type === 'state_written'
-    finals.set(key, {
-      key,
-      value: isWrite ? toBase64(data.value) : null,
-      deleted: !isWrite || finals.get(key)?.deleted === true,
-      seq,
-      by: isWrite ? data.written_by : data.deleted_by,
-      at: ts,
-    })
-    if (reservation !== undefined) reservations.push(reservation)
-  }
-  return { finals: [...finals.values()], reservations }
-}
-
-function toBase64(text: string): string {
-  return Buffer.from(text).toString('base64')
 }

@@ -32,6 +32,7 @@ import { StateTables } from '../state/postgres-state-tables.ts'
 import { Doorbell } from '../webhooks/doorbell.ts'
 import { PostgresSealedSecrets } from '../webhooks/postgres-sealed-secrets.ts'
 import { PostgresWebhookLanes } from '../webhooks/postgres-webhook-lanes.ts'
+import { readModels } from './read-models.ts'
 import { allowances, type Storage } from './storage.ts'
 
 export interface ClusterStorage extends Storage {
@@ -178,7 +179,7 @@ export async function openCluster(
       stop.signal,
     )
   const projecting = [
-    project('database', new DatabaseProjection(database, { maxQueue }), {
+    project('database', new DatabaseProjection(database, readModels({ maxQueue })), {
       onApplied: (events) => {
         if (events.some(isToBePushed)) nats.publish(PUSHES)
       },

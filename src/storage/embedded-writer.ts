@@ -1,14 +1,14 @@
 /** The thread that writes to the embedded database: everything that can be written to it, put together. */
 import { parentPort, workerData } from 'node:worker_threads'
 import { createAppend, eventWrites } from '../events/sqlite-append.ts'
-import { messageProjection } from '../messaging/sqlite-message-projection.ts'
 import { steadyClock } from '../platform/monotonic-clock.ts'
 import { migrateSqlite, openSqlite, type Sqlite } from '../platform/sqlite.ts'
 import { serveWrites } from '../platform/sqlite-writer.ts'
 import { registryWrites } from '../registry/sqlite-registry-writes.ts'
-import { stateProjection, stateWrites } from '../state/sqlite-state-writes.ts'
+import { stateWrites } from '../state/sqlite-state-writes.ts'
 import { secretWrites } from '../webhooks/sqlite-sealed-secrets.ts'
 import { freeLanes, webhookLaneWrites } from '../webhooks/sqlite-webhook-writes.ts'
+import { readModels } from './read-models.ts'
 
 export interface EmbeddedWriterOptions {
   readonly file: string
@@ -19,7 +19,7 @@ export interface EmbeddedWriterOptions {
 
 function createWrites(sqlite: Sqlite, options: EmbeddedWriterOptions) {
   const now = steadyClock()
-  const append = createAppend(sqlite, [stateProjection(sqlite), messageProjection(sqlite, options)], now)
+  const append = createAppend(sqlite, readModels(options), now)
   return {
     ...eventWrites(sqlite, append, now),
     ...stateWrites(sqlite, append, options),

@@ -14,6 +14,7 @@ import { runProjector } from '../../src/projector/projector.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
 import { PostgresStateStore } from '../../src/state/postgres-state-store.ts'
 import { StateTables } from '../../src/state/postgres-state-tables.ts'
+import { readModels } from '../../src/storage/read-models.ts'
 import { describeAdmission } from '../conformance/admission.ts'
 import { describeEventLog } from '../conformance/event-log.ts'
 import { describeMessageQueue } from '../conformance/message-queue.ts'
@@ -94,7 +95,7 @@ describeStateStore('Postgres', async ({ capacityBytes }) => {
   const [one, two] = tables as [StateTables, StateTables]
   const progress = new Progress()
   const stop = new AbortController()
-  const projection = new DatabaseProjection(database, { maxQueue: 1_000 })
+  const projection = new DatabaseProjection(database, readModels({ maxQueue: 1_000 }))
   const projecting = runProjector({ projection, log, progress, logger, holder: randomUUID() }, stop.signal)
   const nodes = [new PostgresStateStore(one, log, progress), new PostgresStateStore(two, log, progress)] as const
   return {

@@ -5,6 +5,7 @@ import { type PostgresServer, startPostgres } from '../../lab/servers.ts'
 import { type Database, openPostgres } from '../../src/platform/database.ts'
 import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { LeaseLost } from '../../src/projector/projector.ts'
+import { readModels } from '../../src/storage/read-models.ts'
 
 const LEASE_MS = 1_000
 
@@ -15,7 +16,7 @@ let projection: DatabaseProjection
 beforeAll(async () => {
   postgres = await startPostgres({ migrated: true })
   database = openPostgres({ url: postgres.ownerUrl, poolMode: 'session', maxConnections: 4 })
-  projection = new DatabaseProjection(database, { maxQueue: 10 })
+  projection = new DatabaseProjection(database, readModels({ maxQueue: 10 }))
 })
 afterAll(async () => {
   await database?.destroy()

@@ -4,10 +4,10 @@ import postgres from 'postgres'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { type PostgresDatabase, sharedPostgres } from '../../lab/servers.ts'
 import type { LoggedEvent } from '../../src/events/event.ts'
-import type { EventLog } from '../../src/events/event-log.ts'
 import { verifyPostgres } from '../../src/maintenance/verify-postgres.ts'
 import { openPostgresSession } from '../../src/platform/database.ts'
 import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
+import { readModels } from '../../src/storage/read-models.ts'
 
 const START_MS = 120_000
 const TEST_MS = 120_000
@@ -100,8 +100,11 @@ it('verify of a long log holds no transaction but for the last stretch, while th
   const database = open(server.appUrl)
   try {
     const differences: string[] = []
-    const result = await verifyPostgres(database, { read } as Partial<EventLog> as EventLog, (each) =>
-      differences.push(each),
+    const result = await verifyPostgres(
+      database,
+      { read, lastSeq: async () => end },
+      readModels({ maxQueue: 10 }),
+      (each) => differences.push(each),
     )
     expect(differences).toEqual([])
     expect(result.seq).toBeGreaterThan(PAGES * PAGE)

@@ -10,6 +10,7 @@ import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
 import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { PostgresRegistryStore } from '../../src/registry/postgres-registry-store.ts'
 import { RegistryTables } from '../../src/registry/postgres-registry-tables.ts'
+import { readModels } from '../../src/storage/read-models.ts'
 
 export interface FreshPostgres extends AsyncDisposable {
   readonly database: Database
@@ -31,7 +32,7 @@ export async function openFreshPostgres({ maxConnections = 1 } = {}): Promise<Fr
 
 /** Applies events as the projector does, wherever the projection stands. */
 export async function applyEvents(database: Database, events: readonly LoggedEvent[]): Promise<void> {
-  const projection = new DatabaseProjection(database, { maxQueue: 10_000 })
+  const projection = new DatabaseProjection(database, readModels({ maxQueue: 10_000 }))
   const position = (await projection.acquire('test', 60_000)) ?? 0
   await projection.apply('test', position, events)
 }

@@ -14,6 +14,7 @@ import { makeDirectory } from '../../lab/servers/directory.ts'
 import { findProgram } from '../../lab/servers/programs.ts'
 import { verifySqlite } from '../../src/maintenance/verify-sqlite.ts'
 import { openSqlite } from '../../src/platform/sqlite.ts'
+import { readModels } from '../../src/storage/read-models.ts'
 import { filesAfterPowerFailure, readTrace, straceArguments } from '../support/disk-trace.ts'
 
 const SEED = Number(process.env.POWER_SEED ?? 1)
@@ -82,7 +83,7 @@ it('what was acknowledged is on the disk', { timeout: TIMEOUT_MS }, async () => 
       const kept = new Set(events)
       expect(expected.filter(({ what }) => !kept.has(what)).map(({ what }) => what.slice(0, 80))).toEqual([])
       const differences: string[] = []
-      verifySqlite(sqlite, (difference) => differences.push(difference))
+      verifySqlite(sqlite, readModels({ maxQueue: 10 }), (difference) => differences.push(difference))
       expect(differences).toEqual([])
     } finally {
       sqlite.connection.close()

@@ -155,6 +155,7 @@ describe('verify', () => {
     for (const [change, told] of [
       [`update state set value = x'33' where key = x'61'`, 'state: key a has another value than the log'],
       [`update state set modified_by = 'tab_x' where key = x'61'`, 'state: key a has another value than the log'],
+      [`update state set seq = seq + 1000 where key = x'61'`, 'state: key a has another place than in the log'],
       [`delete from state where key = x'61'`, 'state: key a is missing'],
       ['update state_usage set used_bytes = used_bytes + 1', 'capacity: used_bytes is 5'],
       ['update state_usage set key_count = 9', 'capacity: key_count is 9, there are 2'],

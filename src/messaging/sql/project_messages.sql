@@ -1,11 +1,13 @@
 -- Applies a batch: adds what was sent, moves what could not be pushed to the pull queue, takes what
--- was delivered, and drops the oldest of a queue longer than max_length. Called by apply_events
--- only. `sent`: [{"message_id","recipient","seq","pushed"}…]; `queued` (not pushed after all) and
--- `delivered`: ids, none in both. Returns how many were dropped.
-create or replace function project_messages(
-  sent json, queued uuid[], delivered uuid[], max_length bigint
-) returns bigint language plpgsql as $$
+-- was delivered, and drops the oldest of a queue longer than "max_length". `changes`, beside that:
+-- "sent" [{"message_id","recipient","seq","pushed"}…]; "queued" (not pushed after all) and
+-- "delivered", ids, none in both. Returns how many were dropped.
+create or replace function project_messages(changes json) returns bigint language plpgsql as $$
 declare
+  sent       json := changes -> 'sent';
+  queued     uuid[] := array(select json_array_elements_text(changes -> 'queued')::uuid);
+  delivered  uuid[] := array(select json_array_elements_text(changes -> 'delivered')::uuid);
+  max_length bigint := changes ->> 'max_length';
   grown   text[] := array(
     select s.recipient from json_to_recordset(sent) as s (recipient text)
     union select m.recipient from queued_messages m where m.message_id = any (queued));

@@ -1,10 +1,9 @@
--- Activates what a batch registers: a staged row gets its event's place in the log. Called by
--- apply_events only. `new_operators`: [{"seq","id"}…]; `new_agents`: [{"seq","ts","address"}…].
-create or replace function project_registry(new_operators json, new_agents json) returns void
-language plpgsql as $$
+-- Activates what a batch registers: a staged row gets its event's place in the log. `changes`:
+-- "operators" [{"seq","id"}…] and "agents" [{"seq","ts","address"}…].
+create or replace function project_registry(changes json) returns bigint language plpgsql as $$
 begin
   update operators set seq = event.seq
-  from json_to_recordset(new_operators) as event (seq bigint, id uuid)
+  from json_to_recordset(changes -> 'operators') as event (seq bigint, id uuid)
   where operator_id = event.id and operators.seq is null;
 
   with activated as (
@@ -12,7 +11,7 @@ begin
     from (
       select seq, address,
              greatest(max(ts) over (order by seq), last_registered_at) as registered_at
-      from json_to_recordset(new_agents) as new_agent (seq bigint, ts timestamptz, address text),
+      from json_to_recordset(changes -> 'agents') as new_agent (seq bigint, ts timestamptz, address text),
            registry_totals
     ) as event
     where agents.address = event.address and agents.seq is null
@@ -22,4 +21,5 @@ begin
     agents = registry_totals.agents + (select count(*) from activated),
     last_registered_at = (select max(registered_at) from activated)
   where exists (select from activated);
+  return 0;
 end $$;

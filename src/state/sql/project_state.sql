@@ -1,9 +1,7 @@
 -- Applies the last change of each key of a batch and settles the reservations that its writes were
--- made on. Called by apply_events only. `finals`: [{"key","value" (both base64; value null: the key
--- is gone),"deleted" (whether or not it was written again),"seq","by","at"}…], one a key.
--- `reservations`: their ids.
-create or replace function project_state(finals json, reservations json) returns void
-language plpgsql as $$
+-- made on. `changes`: "finals" [{"key","value" (both base64; value null: the key is gone),"deleted"
+-- (whether or not it was written again),"seq","by","at"}…], one a key, and "reservations", their ids.
+create or replace function project_state(changes json) returns bigint language plpgsql as $$
 declare
   keys     bytea[];
   contents bytea[];
@@ -26,7 +24,7 @@ begin
   select array_agg(decode(f.key, 'base64')), array_agg(decode(f.value, 'base64')),
          array_agg(f.deleted), array_agg(f.seq), array_agg(f.by), array_agg(f.at)
   into keys, contents, deleted, seqs, authors, times
-  from json_to_recordset(finals)
+  from json_to_recordset(changes -> 'finals')
     as f (key text, value text, deleted boolean, seq bigint, by text, at timestamptz);
   select coalesce(array_agg(key), '{}'), coalesce(sum(size), 0) into before, bytes_before
   from state where key = any (keys);
@@ -57,7 +55,7 @@ begin
 
   if held > 0 then
     delete from state_reservations
-    where id in (select json_array_elements_text(reservations)::uuid);
+    where id in (select json_array_elements_text(changes -> 'reservations')::uuid);
     get diagnostics settled = row_count;
     if settled < held then
       reserved_after := reserved_beyond_present(keys);
@@ -71,4 +69,5 @@ begin
   if added is not null or gone is not null then
     perform count_state_changes(coalesce(added, '{}'), coalesce(gone, '{}'));
   end if;
+  return 0;
 end $$;

@@ -1,10 +1,10 @@
-/** What the projection of messages keeps in SQLite, beside a model that keeps lists. */
+/** What the read model of messages keeps in SQLite, beside a model that keeps lists. */
 import { randomUUID } from 'node:crypto'
 import fc from 'fast-check'
 import { afterEach, beforeEach, expect, it } from 'vitest'
 import type { NewEvent } from '../../src/events/event.ts'
 import { type Append, createAppend } from '../../src/events/sqlite-append.ts'
-import { messageProjection } from '../../src/messaging/sqlite-message-projection.ts'
+import { messageReadModel } from '../../src/messaging/message-read-model.ts'
 import { migrateSqlite, openSqlite, type Sqlite } from '../../src/platform/sqlite.ts'
 
 const MAX_QUEUE = 3
@@ -15,7 +15,7 @@ let append: Append
 beforeEach(() => {
   sqlite = openSqlite(':memory:')
   migrateSqlite(sqlite)
-  append = createAppend(sqlite, [messageProjection(sqlite, { maxQueue: MAX_QUEUE })], Date.now)
+  append = createAppend(sqlite, [messageReadModel({ maxQueue: MAX_QUEUE })], Date.now)
 })
 afterEach(() => sqlite.connection.close())
 
@@ -109,7 +109,7 @@ it('whatever comes: queues and lanes hold what was not delivered, and count it',
 
 it('a queue that may hold fewer than it has loses the oldest with the next message', () => {
   const [to] = AGENTS
-  const larger = createAppend(sqlite, [messageProjection(sqlite, { maxQueue: 10 })], Date.now)
+  const larger = createAppend(sqlite, [messageReadModel({ maxQueue: 10 })], Date.now)
   const seqs = Array.from({ length: 10 }, () => larger(sent(randomUUID(), to)).seq)
   expect(append(sent(randomUUID(), to)).dropped).toBe(8)
   expect(rows('select length, dropped from queues')).toEqual([{ length: 3, dropped: 8 }])
