@@ -89,6 +89,7 @@ export class MemoryAdmission implements Admission {
   }
 }
 
-function sessionKey({ level, lookup }: PresentedToken): string {
-  return `${level} ${lookup.toString('hex')}`
+/** Its look-up in hex, which the digest begins with. */
+function sessionKey({ level, digest }: PresentedToken): string {
+  return `${level} ${digest.slice(0, 16)}`
 }

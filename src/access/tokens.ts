@@ -4,7 +4,10 @@ import { hash, randomBytes, randomInt } from 'node:crypto'
 export type Level = 'operator' | 'agent'
 
 const PREFIX = { operator: 'sk_live_', agent: 'at_live_' } as const
-const FORMAT = { operator: /^sk_live_[0-9a-f]{64}$/, agent: /^at_live_[0-9a-f]{64}$/ } as const
+const FORMAT = {
+  operator: /^[Bb][Ee][Aa][Rr][Ee][Rr] +(sk_live_[0-9a-f]{64}) *$/,
+  agent: /^[Bb][Ee][Aa][Rr][Ee][Rr] +(at_live_[0-9a-f]{64}) *$/,
+} as const
 
 /** A token in the form it is looked up by; the token itself goes no further than the request that shows it. */
 export interface PresentedToken {
@@ -12,7 +15,7 @@ export interface PresentedToken {
   /** The token itself: for the verifier alone. */
   secret: string
   /** First 8 bytes of the token's SHA-256: what the database finds candidates by. */
-  lookup: Buffer
+  readonly lookup: Buffer
   /** The whole SHA-256 in hex: what a session is known by. */
   digest: string
 }
@@ -24,13 +27,21 @@ export function newToken(level: Level): PresentedToken {
 
 /** Reads an `Authorization` header. Undefined unless it is a well-formed bearer token of that level (RFC 6750; the scheme in any case). */
 export function parseAuthorization(header: string | undefined, level: Level): PresentedToken | undefined {
-  const token = /^Bearer +(\S+) *$/i.exec(header ?? '')?.[1]
-  return token !== undefined && FORMAT[level].test(token) ? present(level, token) : undefined
+  const token = FORMAT[level].exec(header ?? '')?.[1]
+  return token === undefined ? undefined : present(level, token)
 }
 
 function present(level: Level, secret: string): PresentedToken {
   const digest = hash('sha256', secret)
-  return { level, secret, lookup: Buffer.from(digest.slice(0, 16), 'hex'), digest }
+  return {
+    level,
+    secret,
+    // Most tokens have a session, and need none.
+    get lookup() {
+      return Buffer.from(digest.slice(0, 16), 'hex')
+    },
+    digest,
+  }
 }
 
 const ADDRESS_ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789'

@@ -31,11 +31,19 @@ export interface AppParts {
   answerBytes: ByteBudget
 }
 
-const sessionLookups = new Counter({
+const sessionLookups = { hit: 0, miss: 0 }
+new Counter({
   name: 'tabulum_session_lookups_total',
   help: 'Requests by whether their session was cached.',
   labelNames: ['result'] as const,
+  collect() {
+    this.reset()
+    for (const [result, count] of Object.entries(sessionLookups)) this.inc({ result }, count)
+  },
 })
+
+/** What is served beside the endpoints. */
+const PAGES = ['/v1/openapi.json', '/docs']
 
 /** What each answer to a `GET` is taken to hold at least; most are shorter. */
 const SHORT_ANSWER_BYTES = 16_384
@@ -46,84 +54,102 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   const { endpoints, admission, registry, clientAddress, logger, termsUrl, requestBytes, answerBytes } = parts
   const app = new Hono<ApiEnvironment>({ getPath: (_request, options) => rawPath(options?.env as HttpBindings) })
 
-  app.use('*', async (context, next) => {
-    const start = performance.now()
-    context.set('route', 'unknown')
-    context.set('identity', '')
-    await next()
-    recordAnswer(logger, {
-      method: context.req.method,
-      route: context.get('route'),
-      status: context.res.status,
-      milliseconds: performance.now() - start,
-      agent: context.get('identity') || undefined,
-    })
-  })
-
-  for (const [pattern, group] of Map.groupBy(endpoints, ({ path }) => path)) {
+  const groups = Map.groupBy(endpoints, ({ path }) => path)
+  for (const [pattern, group] of groups) {
     const hasKey = pattern.endsWith('/{key}')
-    const route = hasKey ? pattern.replace('{key}', '*') : pattern
+    const beforeKey = pattern.slice(0, -'{key}'.length)
     for (const endpoint of group) {
-      app.on(endpoint.method, route, async (context) => {
-        if (context.req.raw.method === 'HEAD' && endpoint.takes) throw methodNotAllowed(group)
-        context.set('route', pattern)
-        await admit(context, endpoint)
-        const identity = context.get('identity')
-        const holder = identity || clientAddress(context.env)
-        using request = requestBytes.open(holder)
-        const answer = answerBytes.open(holder)
-        // Before anything is leased or read. What changes something has a short answer.
-        if (endpoint.method === 'GET') answer.resize(SHORT_ANSWER_BYTES)
-        holdUntilWritten(context, answer)
-        const { status, body } = await endpoint.handle({
-          context,
-          identity,
-          key: hasKey ? percentDecode(rawPath(context.env).slice(pattern.length - '{key}'.length), 'the key') : '',
-          query: readQuery(context.env),
-          body: endpoint.body && (await readJson(context, endpoint.body, request)),
-          answer,
-        })
-        return respond(context, status, body, answer)
-      })
-    }
-    // `/v1/state/_capacity` and `/v1/state/` are served by the wider pattern of keys where the method differs.
-    if (
-      !endpoints.some(
-        ({ path }) => path !== pattern && path.endsWith('/{key}') && pattern.startsWith(path.replace('{key}', '')),
+      app.on(endpoint.method, hasKey ? `${beforeKey}*` : pattern, (context) =>
+        answered(context, pattern, async () => {
+          const path = rawPath(context.env)
+          // Hono's wildcard matches without the slash before it, too.
+          if (hasKey && !path.startsWith(beforeKey)) throw notServed(path)
+          if (context.req.raw.method === 'HEAD' && endpoint.takes) throw methodNotAllowed(group)
+          await admit(context, endpoint)
+          const identity = context.get('identity') ?? ''
+          const holder = identity || clientAddress(context.env)
+          using request = requestBytes.open(holder)
+          const answer = answerBytes.open(holder)
+          // Before anything is leased or read. What changes something has a short answer.
+          if (endpoint.method === 'GET') answer.resize(SHORT_ANSWER_BYTES)
+          holdUntilWritten(context, answer)
+          const { status, body } = await endpoint.handle({
+            context,
+            identity,
+            key: hasKey ? percentDecode(path.slice(beforeKey.length), 'the key') : '',
+            query: readQuery(context.env),
+            body: endpoint.body && (await readJson(context, endpoint.body, request)),
+            answer,
+          })
+          return respond(context, status, body, answer)
+        }),
       )
-    ) {
-      app.all(route, (context) => {
-        context.set('route', pattern)
-        throw methodNotAllowed(group)
-      })
     }
   }
 
   const document = createOpenApiDocument(endpoints, termsUrl)
   const page = docsPage(document)
-  app.get('/v1/openapi.json', (context) => {
-    context.set('route', '/v1/openapi.json')
-    return context.json(document)
-  })
-  app.get('/docs', (context) => {
-    context.set('route', '/docs')
-    return context.html(page, 200, { 'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'" })
-  })
-  for (const path of ['/v1/openapi.json', '/docs']) {
-    app.all(path, () => {
-      throw new ApiError('method_not_allowed', 'only GET is served here', { Allow: 'GET, HEAD' })
+  app.get('/v1/openapi.json', (context) => answered(context, '/v1/openapi.json', async () => context.json(document)))
+  app.get('/docs', (context) =>
+    answered(context, '/docs', async () =>
+      context.html(page, 200, { 'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'" }),
+    ),
+  )
+  app.notFound((context) => {
+    const path = rawPath(context.env)
+    return answered(context, patternOf(path) ?? 'unknown', async () => {
+      throw notServed(path)
     })
+  })
+  app.onError((error, context) => respondTo(error, context, 'unknown'))
+  return app
+
+  /**
+   * Answers a request, whatever `work` throws, and records the answer. Not a middleware: with one handler for each route and no other, Hono
+   * does without what it puts several together with, which costs as much as all else that it does.
+   */
+  async function answered(context: ApiContext, route: string, work: () => Promise<Response>): Promise<Response> {
+    const start = performance.now()
+    let response: Response
+    try {
+      response = await work()
+    } catch (error) {
+      response = respondTo(error, context, route)
+    }
+    recordAnswer(logger, {
+      method: context.req.method,
+      route,
+      status: response.status,
+      milliseconds: performance.now() - start,
+      agent: context.get('identity'),
+    })
+    return response
   }
 
-  app.notFound((context) => respondWithError(context, new ApiError('not_found', 'there is no such route; see /docs')))
-  app.onError((error, context) => {
+  function respondTo(error: unknown, context: ApiContext, route: string): Response {
     const apiError = toApiError(error)
-    if (apiError.code === 'internal_error') logger.error({ err: error, route: context.get('route') }, 'defect')
-    else if (apiError.code === 'unavailable')
-      logger.warn({ route: context.get('route'), cause: describe(error) }, 'unavailable')
+    if (apiError.code === 'internal_error') logger.error({ err: error, route }, 'defect')
+    else if (apiError.code === 'unavailable') logger.warn({ route, cause: describe(error) }, 'unavailable')
     return respondWithError(context, apiError)
-  })
-  return app
+  }
+
+  /** The pattern that serves a path by some method; the keys' where another method serves a narrower one, as `/v1/state/_capacity`. */
+  function patternOf(path: string): string | undefined {
+    const patterns = [...groups.keys(), ...PAGES]
+    const ofKeys = patterns.find(
+      (pattern) => pattern.endsWith('/{key}') && path.startsWith(pattern.replace('{key}', '')),
+    )
+    return ofKeys ?? patterns.find((pattern) => pattern === path)
+  }
+
+  function notServed(path: string): ApiError {
+    const pattern = patternOf(path)
+    if (pattern === undefined) return new ApiError('not_found', 'there is no such route; see /docs')
+    const group = groups.get(pattern)
+    return group
+      ? methodNotAllowed(group)
+      : new ApiError('method_not_allowed', 'only GET is served here', { Allow: 'GET, HEAD' })
+  }
 
   /** Finds out who asks and takes the request from their bucket. Throws `unauthorized` and `rate_limited`. */
   async function admit(context: ApiContext, { level, limit }: Endpoint): Promise<void> {
@@ -144,7 +170,7 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
       new ApiError('unauthorized', `an ${level} token is needed: Authorization: Bearer <token>`)
     if (!token) throw unauthorized()
     const admitted = await admission.admit(token, category)
-    sessionLookups.inc({ result: admitted ? 'hit' : 'miss' })
+    sessionLookups[admitted ? 'hit' : 'miss']++
     if (admitted) return { identity: admitted.session.identity, bucket: admitted.bucket }
     const identity = await registry.authenticate(token)
     const opened = identity === undefined ? undefined : await admission.open(token, { identity }, category)

@@ -11,10 +11,8 @@ import type { Query } from './request.ts'
 export interface ApiEnvironment {
   Bindings: HttpBindings
   Variables: {
-    /** Pattern of the path, for logs and metrics. */
-    route: string
     /** Agent address or operator id, once known. */
-    identity: string
+    identity?: string
     /** What the answer says of the bucket that the request drew on. */
     limitHeaders?: Readonly<Record<string, string>>
   }

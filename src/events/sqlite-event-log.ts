@@ -17,6 +17,9 @@ import type { EventWrites } from './sqlite-append.ts'
 
 type Writer = Pick<SqliteWriter<EventWrites>, 'run' | 'onWritten'>
 
+/** Nobody waits for the others, which only record that somebody looked. */
+const CHANGES: ReadonlySet<EventType> = new Set(changesOf())
+
 /** Events that one page of catching up holds at most. */
 const PAGE = 500
 
@@ -44,7 +47,11 @@ export class SqliteEventLog implements EventLog {
     if (this.#isClosed || !this.#writer) throw new LogUnavailable('the event log is closed')
     if (performance.now() > notAfter) throw new LogUnavailable('the event was prepared too long ago')
     try {
-      const { seq, duplicate, ...effects } = await this.#writer.run('append', { event, ...options }, sizeOf(event))
+      const { seq, duplicate, ...effects } = await this.#writer.run(
+        'append',
+        { event, ...options },
+        { bytes: sizeOf(event), mayWait: !CHANGES.has(event.type) },
+      )
       droppedMessages.inc(effects.dropped)
       if (!duplicate) this.#onAppended({ seq, ...event, ...options })
       return { seq, duplicate }

@@ -1,5 +1,6 @@
 /** Turns many single calls into few calls with many items: what arrives while one is under way goes together in the next. */
 
+import { setImmediate as endOfTurn } from 'node:timers/promises'
 import { inBackground } from './background.ts'
 
 export interface BatchOptions<Item> {
@@ -10,6 +11,10 @@ export interface BatchOptions<Item> {
   size?: (item: Item) => number
   /** Items waiting at most; past that a call is refused with `BatchQueueFull`. */
   maxWaiting: number
+  /** Items that nobody waits for go with the next that somebody does, or when they are a whole call, and after so many ms at the latest. */
+  mayWait?: { is: (item: Item) => boolean; ms: number }
+  /** Let in what comes in the whole turn of the event loop, from all connections, where each call of `run` costs much by itself. */
+  wholeTurn?: boolean
 }
 
 export class BatchQueueFull extends Error {
@@ -19,17 +24,32 @@ export class BatchQueueFull extends Error {
 /**
  * Returns a function that hands its item to `run` together with others, one call of `run` at a time, in the order of arrival.
  * `run` takes the items and returns a result for each, in their order; when it throws, each of its items' calls throws the same.
- * Nothing waits for a timer: an item that comes while nothing is under way goes at once.
+ * Nothing that somebody waits for waits for a timer: an item that comes while nothing is under way goes at once.
  */
 export function batched<Item, Result>(
   run: (items: Item[]) => Promise<Result[]>,
-  { maxItems, maxSize = Number.POSITIVE_INFINITY, size = () => 0, maxWaiting }: BatchOptions<Item>,
+  { maxItems, maxSize = Number.POSITIVE_INFINITY, size = () => 0, maxWaiting, ...when }: BatchOptions<Item>,
 ): (item: Item) => Promise<Result> {
   interface Waiting extends PromiseWithResolvers<Result> {
     item: Item
   }
+  const { mayWait, wholeTurn = false } = when
   let waiting: Waiting[] = []
+  /** Of those that wait, up to the last that may wait no longer. */
+  let due = 0
+  let timer: NodeJS.Timeout | undefined
   let running = false
+
+  function isDue(item: Item): boolean {
+    return !mayWait?.is(item) || waiting.length >= maxItems
+  }
+
+  function goOn(): void {
+    due = waiting.length
+    clearTimeout(timer)
+    timer = undefined
+    if (!running) inBackground('batch', drain())
+  }
 
   function takeBatch(): Waiting[] {
     let count = 0
@@ -41,14 +61,15 @@ export function batched<Item, Result>(
     }
     const batch = waiting.slice(0, count)
     waiting = waiting.slice(count)
+    due = Math.max(0, due - count)
     return batch
   }
 
   async function drain(): Promise<void> {
     running = true
     // Lets the rest of this turn's arrivals in.
-    await Promise.resolve()
-    while (waiting.length > 0) {
+    await (wholeTurn ? endOfTurn() : Promise.resolve())
+    while (due > 0) {
       const batch = takeBatch()
       try {
         const results = await run(batch.map(({ item }) => item))
@@ -64,7 +85,8 @@ export function batched<Item, Result>(
     if (waiting.length >= maxWaiting) return Promise.reject(new BatchQueueFull(`over ${maxWaiting} calls are waiting`))
     const deferred = { item, ...Promise.withResolvers<Result>() }
     waiting.push(deferred)
-    if (!running) inBackground('batch', drain())
+    if (isDue(item)) goOn()
+    else timer ??= setTimeout(goOn, mayWait?.ms)
     return deferred.promise
   }
 }

@@ -18,10 +18,17 @@ export interface ByteBudgetOptions {
   readonly limit: number
 }
 
-const held = new Gauge({
+/** The latest of each name. */
+const budgets = new Map<string, ByteBudget>()
+
+new Gauge({
   name: 'tabulum_bytes_held',
   help: 'Bytes that requests under way, or answers that clients have yet to read, hold in memory, by which.',
   labelNames: ['of'] as const,
+  // Read when it is asked for: it changes several times in each request.
+  collect() {
+    for (const [of, { held }] of budgets) this.set({ of }, held)
+  },
 })
 const limits = new Gauge({
   name: 'tabulum_bytes_held_limit',
@@ -42,7 +49,7 @@ export class ByteBudget {
 
   constructor(options: ByteBudgetOptions) {
     this.#options = options
-    held.set({ of: options.name }, 0)
+    budgets.set(options.name, this)
     limits.set({ of: options.name }, options.limit)
   }
 
@@ -57,14 +64,14 @@ export class ByteBudget {
   }
 
   #take(holder: string, bytes: number): boolean {
-    const { name, limit } = this.#options
+    if (bytes === 0) return true
+    const { limit } = this.#options
     const own = (this.#byHolder.get(holder) ?? 0) + bytes
     const all = this.#held + bytes
     if (bytes > 0 && own > limit - all) return false
     this.#held = all
     if (own > 0) this.#byHolder.set(holder, own)
     else this.#byHolder.delete(holder)
-    held.set({ of: name }, this.#held)
     return true
   }
 }

@@ -2,7 +2,8 @@
  * The one connection that writes to the embedded database, in a thread of its own: a flush of the disk holds nobody up who only reads.
  *
  * Writes are functions by name, which the thread knows. What is asked while a batch is under way goes together in the next one, which is
- * one transaction and one flush. Each write of a batch is done whole or not at all; none has been done until the batch is on the disk.
+ * one transaction and one flush. Each write of a batch is done whole or not at all; none has been done until the batch is on the disk. What
+ * nobody waits for goes with the next that somebody does, so that reading flushes nothing while others write, and ten times a second otherwise.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type MessagePort, Worker } from 'node:worker_threads'
@@ -18,6 +19,11 @@ export type Writes = Record<string, (input: never) => unknown>
 interface Call {
   readonly name: string
   readonly input: unknown
+}
+
+interface Asked extends Call {
+  readonly bytes: number
+  readonly mayWait: boolean
 }
 
 /** What came of one write. An error is a defect: an outcome that is expected is a value. */
@@ -41,8 +47,12 @@ const YOUNG_MIB = 16
 const PROBE_MS = 1_000
 /** How often the thread looks whether another process has written, and whether the files are still there. */
 const WATCH_MS = 500
+/** What nobody waits for is written within so long. */
+const MAY_WAIT_MS = 100
 /** A write that every thread knows and that changes nothing. */
 const PROBE: Call = { name: 'probe', input: undefined }
+/** One that none knows. */
+const NOTHING: Call = { name: 'nothing', input: undefined }
 
 const duration = new Histogram({
   name: 'tabulum_sqlite_write_seconds',
@@ -62,7 +72,7 @@ export interface SqliteWriterOptions {
 export class SqliteWriter<W extends Writes> {
   readonly #thread: Worker
   readonly #onRuin: (error: Error) => void
-  readonly #run: (call: Call & { readonly bytes: number }) => Promise<Outcome>
+  readonly #run: (call: Asked) => Promise<Outcome>
   /** Of the batch under way. */
   #answered = Promise.withResolvers<Answer>()
   #isUnderWay = false
@@ -81,6 +91,8 @@ export class SqliteWriter<W extends Writes> {
       maxSize: MAX_BATCH_BYTES,
       size: ({ bytes }) => bytes,
       maxWaiting: MAX_WAITING,
+      mayWait: { is: ({ mayWait }) => mayWait, ms: MAY_WAIT_MS },
+      wholeTurn: true,
     })
     thread.on('message', (said: Said) => {
       if ('elsewhere' in said) {
@@ -115,10 +127,14 @@ export class SqliteWriter<W extends Writes> {
 
   /**
    * Does one write. Resolves when it is on the disk. Throws `SqliteUnavailable`: then it has not been done, or (after the deadline) nobody
-   * knows yet. `bytes`: how large the input is, where it may be large.
+   * knows yet. `bytes`: how large the input is, where it may be large. `mayWait`: nobody waits for it.
    */
-  async run<N extends keyof W & string>(name: N, input: Parameters<W[N]>[0], bytes = 0): Promise<ReturnType<W[N]>> {
-    const outcome = await this.#run({ name, input, bytes })
+  async run<N extends keyof W & string>(
+    name: N,
+    input: Parameters<W[N]>[0],
+    { bytes = 0, mayWait = false }: { bytes?: number; mayWait?: boolean } = {},
+  ): Promise<ReturnType<W[N]>> {
+    const outcome = await this.#run({ name, input, bytes, mayWait })
     if ('error' in outcome) throw outcome.error
     return outcome.value as ReturnType<W[N]>
   }
@@ -166,7 +182,7 @@ export class SqliteWriter<W extends Writes> {
   async #probe(): Promise<void> {
     do {
       await sleep(PROBE_MS, undefined, { ref: false })
-      await this.#run({ ...PROBE, bytes: 0 }).catch(() => {})
+      await this.#run({ ...PROBE, bytes: 0, mayWait: false }).catch(() => {})
     } while (this.#outage && !this.#ruin && !this.#isClosing)
   }
 
@@ -177,8 +193,9 @@ export class SqliteWriter<W extends Writes> {
     this.#onRuin(this.#ruin)
   }
 
-  /** Ends the thread. Whoever writes must have ended before. */
+  /** Ends the thread, when what was asked for is on the disk or cannot be. Whoever writes must have ended before. */
   async close(): Promise<void> {
+    await this.#run({ ...NOTHING, bytes: 0, mayWait: false }).catch(() => {})
     this.#isClosing = true
     this.#thread.postMessage(undefined)
     if (this.#thread.threadId !== -1) await new Promise((resolve) => this.#thread.once('exit', resolve))

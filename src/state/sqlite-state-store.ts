@@ -55,7 +55,7 @@ export class SqliteStateStore implements StateStore {
   }
 
   async write(event: EventOf<'state_written'>): Promise<void> {
-    if ((await this.#writer.run('writeState', event, sizeOf(event))) === 'full') throw new StoreFull()
+    if ((await this.#writer.run('writeState', event, { bytes: sizeOf(event) })) === 'full') throw new StoreFull()
   }
 
   async delete(event: EventOf<'state_deleted'>): Promise<void> {

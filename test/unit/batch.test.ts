@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { BatchQueueFull, batched } from '../../src/platform/batch.ts'
@@ -104,6 +105,68 @@ describe('batched', () => {
     expect(sizes).toEqual([[60, 30], [500], [20, 80], [1]])
   })
 
+  describe('of items that nobody waits for', () => {
+    const isRead = (item: string) => item.startsWith('read')
+    const options = { maxItems: 4, maxWaiting: 100, mayWait: { is: isRead, ms: 50 } }
+
+    it('takes them along, in their order, with the next that somebody waits for', async () => {
+      const { run, batch, batches } = controlled<string>()
+      const call = batched(run, { ...options, mayWait: { is: isRead, ms: 3_600_000 } })
+      const reads = [call('read 1'), call('read 2')]
+      await sleep(5)
+      expect(batches).toEqual([])
+      const write = call('write')
+      ;(await batch(0)).finish()
+      expect(await Promise.all([...reads, write])).toEqual(['read 1', 'read 2', 'write'])
+      const last = call('read 3')
+      await sleep(5)
+      expect(batches).toHaveLength(1)
+      for (const each of ['read 4', 'read 5', 'read 6']) void call(each)
+      const full = await batch(1)
+      expect(full.items).toEqual(['read 3', 'read 4', 'read 5', 'read 6'])
+      full.finish()
+      expect(await last).toBe('read 3')
+    })
+
+    it('lets those that come behind wait for their own', async () => {
+      const { run, batch, batches } = controlled<string>()
+      const call = batched(run, { ...options, mayWait: { is: isRead, ms: 3_600_000 } })
+      void call('write 1')
+      const one = await batch(0)
+      void call('read 1')
+      void call('write 2')
+      void call('read 2')
+      one.finish()
+      const two = await batch(1)
+      expect(two.items).toEqual(['read 1', 'write 2', 'read 2'])
+      void call('read 3')
+      two.finish()
+      await sleep(5)
+      expect(batches).toHaveLength(2)
+    })
+
+    it('lets none wait for longer than it may', async () => {
+      const call = batched(async (items: string[]) => items, options)
+      const start = performance.now()
+      expect(await call('read')).toBe('read')
+      expect(performance.now() - start).toBeGreaterThanOrEqual(45)
+      expect(await call('read again')).toBe('read again')
+    })
+  })
+
+  it('may let in what comes in the whole turn of the event loop', async () => {
+    const batches: number[][] = []
+    const run = async (items: number[]) => {
+      batches.push(items)
+      return items
+    }
+    const call = batched(run, { maxItems: 10, maxWaiting: 10, wholeTurn: true })
+    const first = call(1)
+    await new Promise(process.nextTick)
+    await Promise.all([first, call(2)])
+    expect(batches).toEqual([[1, 2]])
+  })
+
   it('keeps order and bounds, whatever comes', async () => {
     await fc.assert(
       fc.asyncProperty(
@@ -121,7 +184,13 @@ describe('batched', () => {
               underWay--
               return batch
             },
-            { maxItems, maxSize, size: (item) => item, maxWaiting: 1_000 },
+            {
+              maxItems,
+              maxSize,
+              size: (item) => item,
+              maxWaiting: 1_000,
+              mayWait: { is: (item) => item % 2 === 1, ms: 1 },
+            },
           )
           expect(await Promise.all(items.map((item) => call(item)))).toEqual(items)
           expect(batches.flat()).toEqual(items)

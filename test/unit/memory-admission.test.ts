@@ -26,7 +26,7 @@ describe('the memory that sessions and buckets take', () => {
     const used = newToken('agent')
     for (const token of [first, used]) await admission.open(token, { identity: newAddress() })
     for (let index = 0; index < MAX_SESSIONS; index++) {
-      const token = { ...first, lookup: Buffer.from(index.toString(16).padStart(16, '0'), 'hex') }
+      const token = { ...first, digest: index.toString(16).padStart(16, '0') }
       await admission.open(token, { identity: 'tab_x' })
       if (index % 50_000 === 0) expect(await admission.admit(used)).toBeDefined()
     }
