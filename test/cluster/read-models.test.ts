@@ -2,6 +2,7 @@
 import { randomUUID } from 'node:crypto'
 import { sql } from 'kysely'
 import { afterAll, beforeAll, expect, it } from 'vitest'
+import { type PostgresDatabase, sharedPostgres } from '../../lab/servers.ts'
 import type { LoggedEvent } from '../../src/events/event.ts'
 import { verifyPostgres } from '../../src/maintenance/verify-postgres.ts'
 import { type Database, openPostgres, openPostgresSession } from '../../src/platform/database.ts'
@@ -9,19 +10,18 @@ import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { readModels } from '../../src/storage/read-models.ts'
 import { deleted, sent, written } from '../conformance/support.ts'
 import { FUNCTION, lastWrites, TABLE } from '../support/last-writes.ts'
-import { type PostgresServer, startPostgres } from '../support/servers.ts'
 
 const OPERATOR = randomUUID()
 const [ONE, TWO, PUSHED] = ['tab_one', 'tab_two', 'tab_pushed'] as const
 const MODELS = [...readModels({ maxQueue: 2 }), lastWrites]
 
-let server: PostgresServer
+let server: PostgresDatabase
 let database: Database
 let projection: DatabaseProjection
 const log: LoggedEvent[] = []
 
 beforeAll(async () => {
-  server = await startPostgres({ migrated: true })
+  server = await sharedPostgres({ migrated: true })
   database = openPostgres({ url: server.ownerUrl, poolMode: 'session', maxConnections: 2 })
   await sql.raw(`${TABLE}; ${FUNCTION}`).execute(database)
   await sql`
