@@ -640,6 +640,18 @@ describe('HAProxy', () => {
     expect(Number(answer.headers['retry-after'])).toBeGreaterThanOrEqual(1)
   })
 
+  test('says that it lives while there is no node, as nodes have a health of their own', async () => {
+    await using haproxy = await startHaproxy({ nodes: [] })
+    // What docker-compose.yml asks.
+    const asked = new URL('/livez', haproxy.metricsUrl)
+    const alive = await fetch(asked)
+    expect([alive.status, await alive.json()]).toEqual([200, { status: 'ok' }])
+    const other = await fetch(new URL('/else', asked))
+    expect([other.status, errorBody.parse(await other.json()).error]).toEqual([404, 'not_found'])
+    await haproxy.kill()
+    await expect(fetch(asked)).rejects.toThrow()
+  })
+
   test.each(['/v1/state/a|b^c', '/v1/state/a\\b', '/v1/state/%D0%BA//..%2F?x="<>'])(
     'leaves a path as it is: %s',
     async (path) => {

@@ -275,6 +275,13 @@ describe('docker-compose.yml', () => {
       expect(compose.services[name]?.depends_on.migrate?.condition).toBe('service_completed_successfully')
   })
 
+  test('asks HAProxy whether it lives, and not for the nodes: `up` would end with them all replaced, and fail', () => {
+    const { healthcheck, environment, depends_on } = compose.services.haproxy ?? {}
+    expect(healthcheck?.test?.at(-1)).toBe(`http://127.0.0.1:${environment?.HAPROXY_METRICS_PORT}/livez`)
+    // It looks for nodes before they are healthy, and so has found them when `up` ends.
+    expect(depends_on).toEqual({ api: { condition: 'service_started' } })
+  })
+
   test('gives the kernel settings that it accepts, and just these', () => {
     const example = environmentFile(read('.env.example'))
     expect(kernelServices.map(([name]) => name)).toEqual(['api', 'worker', 'migrate'])
