@@ -49,6 +49,11 @@ for name in API_REPLICAS WORKER_REPLICAS; do
   eval "value=\${$name:-}"
   is_like "$value" '[1-9][0-9]*' || refuse "$name must be a number, at least 1."
 done
+# Docker takes 0 and a range too, and chooses one itself.
+for name in PUBLISH_PORT PROMETHEUS_PORT; do
+  eval "value=\${$name:-}"
+  is_like "$value" '[1-9][0-9]*' || refuse "$name must be one port, such as 8080."
+done
 is_like "${NATS_MAX_FILE_STORE:-}" '[1-9][0-9]*(GB|TB)' || refuse "NATS_MAX_FILE_STORE must be a number of GB or TB, such as 20GB."
 is_like "${TRUSTED_PROXIES:-}" '([0-9a-fA-F.:]+/[0-9]+(, *|$))*' ||
   refuse "TRUSTED_PROXIES must be CIDR ranges with commas, such as 10.213.89.1/32."

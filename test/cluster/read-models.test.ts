@@ -6,6 +6,7 @@ import { type PostgresDatabase, sharedPostgres } from '../../lab/servers.ts'
 import type { LoggedEvent } from '../../src/events/event.ts'
 import { verifyPostgres } from '../../src/maintenance/verify-postgres.ts'
 import { type Database, openPostgres, openPostgresSession } from '../../src/platform/database.ts'
+import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
 import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { readModels } from '../../src/storage/read-models.ts'
 import { deleted, sent, written } from '../conformance/support.ts'
@@ -21,8 +22,9 @@ let projection: DatabaseProjection
 const log: LoggedEvent[] = []
 
 beforeAll(async () => {
-  server = await sharedPostgres({ migrated: true })
+  server = await sharedPostgres()
   database = openPostgres({ url: server.ownerUrl, poolMode: 'session', maxConnections: 2 })
+  await migrate(database, POSTGRES)
   await sql.raw(`${TABLE}; ${FUNCTION}`).execute(database)
   await sql`
     insert into operators (operator_id, token_lookup, token_hash) values (${OPERATOR}, '', '')`.execute(database)

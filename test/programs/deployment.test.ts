@@ -1,7 +1,7 @@
 /** The files that deploy the kernel, checked without an engine: schemas, and that they agree with the program and each other. */
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
-import { readdirSync, readFileSync, statSync, symlinkSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync, symlinkSync } from 'node:fs'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
@@ -40,6 +40,7 @@ const service = z.looseObject({
   security_opt: z.array(z.string()),
   command: z.array(z.string()).default([]),
   environment: strings.default({}),
+  env_file: z.array(z.object({ path: z.string(), required: z.boolean() })).default([]),
   volumes: z.array(z.string()).default([]),
   ports: z.array(z.string()).default([]),
   networks: z.array(z.string()).default([]),
@@ -265,6 +266,23 @@ describe('docker-compose.yml', () => {
     }
   })
 
+  test('is not read by Compose where a number is 0, as containers would go before the check says so', () => {
+    const numbers = Object.keys(environmentFile(read('.env.example'))).filter((name) => /REPLICAS$|PORT$/.test(name))
+    expect(numbers).toHaveLength(4)
+    const files = (settings: Readonly<Record<string, string>>) =>
+      compose.services[CHECK]?.env_file.map(({ path }) => filledIn(path, settings)) ?? []
+    const refusal = 'deploy/compose/refused/0'
+    // A variable that is set to nothing but to a sentence that says what it lacks.
+    expect(read(refusal)).toMatch(/^REFUSED=\$\{NOBODY_SETS_THIS:\?.*must not be 0\}$/m)
+    for (const name of numbers) {
+      expect(files({ [name]: '0' }), name).toContain(refusal)
+      expect(read(refusal)).toContain(name)
+    }
+    // They are read only where they are.
+    for (const { required } of compose.services[CHECK]?.env_file ?? []) expect(required).toBe(false)
+    for (const file of files({})) expect(existsSync(join(ROOT, file)), file).toBe(false)
+  })
+
   test('starts nothing before the environment is checked and the schema is there', () => {
     const waitsFor = (name: string): string[] =>
       Object.keys(compose.services[name]?.depends_on ?? {}).flatMap((other) => [other, ...waitsFor(other)])
@@ -402,10 +420,10 @@ describe('the environment of docker-compose.yml', () => {
     const used = new Set([...read('docker-compose.yml').matchAll(/\$\{(\w+)(?!\w|:-)/g)].map(([, name]) => name ?? ''))
     for (const name of used) expect(Object.keys(example)).toContain(name)
     expect(Object.keys(await made())).toEqual(Object.keys(example))
-    // Ports and ranges Docker checks, and says what is wrong with them.
+    // Ranges Docker checks, and says what is wrong with them.
     expect(Object.keys(compose.services[CHECK]?.environment ?? {}).toSorted()).toEqual(
       Object.keys(example)
-        .filter((name) => !/PORT$|SUBNET$/.test(name))
+        .filter((name) => !/SUBNET$/.test(name))
         .toSorted(),
     )
   })
@@ -413,14 +431,16 @@ describe('the environment of docker-compose.yml', () => {
   test('has in the example and when made what is set where nothing is said', async () => {
     const others = [...read('docker-compose.yml').matchAll(/\$\{(\w+):-([^}]*)\}/g)]
     expect(others.length).toBeGreaterThan(10)
+    const both = [example, await made()]
     for (const [, name = '', value] of others)
-      for (const settings of [example, await made()])
-        if (name !== 'ENVIRONMENT') expect(settings[name], name).toBe(value)
+      for (const settings of both) if (name !== 'ENVIRONMENT') expect(settings[name], name).toBe(value)
   })
 
   test.each([
     ['API_REPLICAS', ['0', '-1', 'many', '', '03'], ['1', '12']],
     ['WORKER_REPLICAS', ['0'], ['1']],
+    ['PUBLISH_PORT', ['0', '00', '8080-8090', ''], ['80', '18080']],
+    ['PROMETHEUS_PORT', ['0'], ['9091']],
     ['NATS_MAX_FILE_STORE', ['1', '0GB', '20', 'lots', '20 GB', '100MB'], ['1GB', '2TB']],
     [
       'TRUSTED_PROXIES',
@@ -430,15 +450,18 @@ describe('the environment of docker-compose.yml', () => {
     ['LOG_LEVEL', ['loud', 'INFO'], ['debug']],
     ['TERMS_URL', ['terms', 'ftp://example.com'], ['', 'https://example.com/terms']],
     ['WEBHOOK_SECRET_KEY', ['z'.repeat(64), 'a'.repeat(63)], ['a'.repeat(64), `${'a'.repeat(64)},${'b'.repeat(64)}`]],
-  ])('is refused where %s would have containers start again and again', async (name, wrong, right) => {
-    const good = await made()
-    for (const value of wrong) expect(await attempt({ ...good, [name]: value }), value).toMatch(`${name} must be`)
-    for (const value of right) {
-      expect(await attempt({ ...good, [name]: value }), value).toBe('accepted')
-      // The kernel is of the same opinion.
-      if (settingNames.includes(name)) expect(() => loadConfig({ [name]: value }), value).not.toThrow()
-    }
-  })
+  ])(
+    'is refused where %s would not give what is meant, or containers that start again and again',
+    async (name, wrong, right) => {
+      const good = await made()
+      for (const value of wrong) expect(await attempt({ ...good, [name]: value }), value).toMatch(`${name} must be`)
+      for (const value of right) {
+        expect(await attempt({ ...good, [name]: value }), value).toBe('accepted')
+        // The kernel is of the same opinion.
+        if (settingNames.includes(name)) expect(() => loadConfig({ [name]: value }), value).not.toThrow()
+      }
+    },
+  )
 
   test('is new each time, and accepted', async () => {
     const [one, other] = [await made(), await made()]
