@@ -1,7 +1,7 @@
 /**
  * Following what changes in the log. One consumer of JetStream serves all followers of a process that are at about the same
  * place: an event comes over the wire and is parsed once, however many projections the process leads. The others come too, and
- * are not parsed: that no place is missing shows that the replica which sends them has lost nothing.
+ * are not parsed: that no message is missing shows that the replica which sends them has lost nothing.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
@@ -14,19 +14,11 @@ import {
   type StreamState,
 } from 'nats'
 import { inBackground } from '../platform/background.ts'
+import { type Batch, isChange, messageOf, type StoredEvent, seqOf } from './batch.ts'
 import { changesOf, type EventType, type LoggedEvent } from './event.ts'
-import { type FollowOptions, LogUnavailable } from './event-log.ts'
-import {
-  addConsumer,
-  CONSUMER_NOT_FOUND,
-  deleteConsumer,
-  isChange,
-  STREAM,
-  type StoredEvent,
-  toStoredEvent,
-  unavailable,
-} from './event-stream.ts'
-import type { SkippedPlaces } from './skipped-places.ts'
+import { EventLost, type FollowOptions, LogUnavailable } from './event-log.ts'
+import { addConsumer, CONSUMER_NOT_FOUND, deleteConsumer, STREAM, toBatch, unavailable } from './event-stream.ts'
+import type { SkippedMessages } from './skipped-messages.ts'
 
 /** Events that one batch holds at most, in number and in bytes as they came over the wire. */
 const BATCH_EVENTS = 500
@@ -58,11 +50,11 @@ const REQUEST_MS = 10_000
 export class ChangeFeeds {
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
-  readonly #skipped: SkippedPlaces
+  readonly #skipped: SkippedMessages
   /** The oldest first. */
   readonly #feeds = new Set<ChangeFeed>()
 
-  constructor(stream: JetStreamClient, manager: JetStreamManager, skipped: SkippedPlaces) {
+  constructor(stream: JetStreamClient, manager: JetStreamManager, skipped: SkippedMessages) {
     this.#stream = stream
     this.#manager = manager
     this.#skipped = skipped
@@ -78,7 +70,7 @@ export class ChangeFeeds {
     signal.addEventListener('abort', wake, { once: true })
     try {
       // As the stream's leader says: a consumer may be on a replica that has yet to get what was confirmed.
-      let begun = (await stateOf(this.#manager)).last_seq
+      let begun = await beginningOfLast(this.#manager)
       let askedAt = performance.now()
       let passed = since
       let isCaughtUp = false
@@ -96,7 +88,7 @@ export class ChangeFeeds {
           if (feed === undefined) {
             // The log has grown since it left the feed before.
             if (hasJoined) {
-              begun = (await stateOf(this.#manager)).last_seq
+              begun = await beginningOfLast(this.#manager)
               askedAt = performance.now()
             }
             feed = await this.#open(follower.position)
@@ -115,7 +107,7 @@ export class ChangeFeeds {
               yield []
             } else {
               // A server's count of what is to come may stay too high for ever.
-              begun = (await stateOf(this.#manager)).last_seq
+              begun = await beginningOfLast(this.#manager)
               askedAt = performance.now()
             }
             continue
@@ -159,6 +151,11 @@ async function stateOf(manager: JetStreamManager): Promise<StreamState> {
   return (await manager.streams.info(STREAM)).state
 }
 
+/** The sequence number of the first event of the last message. */
+async function beginningOfLast(manager: JetStreamManager): Promise<number> {
+  return seqOf((await stateOf(manager)).last_seq, 0)
+}
+
 /** A consumer of a feed's own, and what it sends. */
 interface Source {
   readonly name: string
@@ -167,14 +164,16 @@ interface Source {
 
 /** All that changes something after a place, for one follower or more. */
 class ChangeFeed {
-  /** Events that the server has yet to send, as it said with the last one, or when it began. */
+  /** Messages that the server has yet to send, as it said with the last one, or when it began. */
   pending = 0
-  /** The place of the last event that came. */
+  /** The sequence number of the last event that came. */
   position: number
+  /** The message that comes next: that of the position, of which there may be more, at first. */
+  #next: number
   failure: LogUnavailable | undefined
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
-  readonly #skipped: SkippedPlaces
+  readonly #skipped: SkippedMessages
   readonly #onEnd: () => void
   readonly #ended = new AbortController()
   readonly #followers = new Set<Follower>()
@@ -190,7 +189,7 @@ class ChangeFeed {
   constructor(
     stream: JetStreamClient,
     manager: JetStreamManager,
-    skipped: SkippedPlaces,
+    skipped: SkippedMessages,
     since: number,
     onEnd: () => void,
   ) {
@@ -199,6 +198,7 @@ class ChangeFeed {
     this.#skipped = skipped
     this.#onEnd = onEnd
     this.position = since
+    this.#next = Math.max(1, messageOf(since))
     this.#recentSince = since
   }
 
@@ -210,7 +210,7 @@ class ChangeFeed {
 
   /** Has a consumer, which is on some replica, send what comes after the position. */
   async #consume(): Promise<void> {
-    const source: Source = { name: await addConsumer(this.#manager, this.position) }
+    const source: Source = { name: await addConsumer(this.#manager, this.#next) }
     this.#source = source
     if (this.#ended.signal.aborted) return this.#stopConsuming()
     const consumer = await this.#stream.consumers.get(STREAM, source.name)
@@ -226,7 +226,7 @@ class ChangeFeed {
         delivered++
         if (message.info.deliverySequence !== delivered)
           this.#fail(new LogUnavailable('the event log skipped an event'))
-        else if (message.seq !== this.position + 1) this.#skip(consumer)
+        else if (message.seq !== this.#next) this.#skip(consumer)
         else this.#receive(message)
       },
     })
@@ -268,33 +268,48 @@ class ChangeFeed {
   }
 
   #receive(message: JsMsg): void {
-    this.#delivered++
     this.#skips = 0
-    this.position = message.seq
     this.pending = message.info.pending
-    if (!isChange(message.subject)) {
+    try {
+      this.#take(toBatch(message.seq, message), isChange(message.subject))
+    } catch (error) {
+      this.#fail(error)
+    }
+  }
+
+  /** Hands a message on. One of events that change nothing is not parsed. */
+  #take(batch: Batch, isChange: boolean): void {
+    this.#delivered++
+    this.#next = batch.message + 1
+    const before = this.position
+    this.position = Math.max(before, batch.lastSeq)
+    if (!isChange) {
       for (const follower of this.#followers) {
-        follower.pass(message.seq)
-        if (message.seq >= follower.waitsFor) follower.wake()
+        follower.pass(this.position)
+        if (this.position >= follower.waitsFor) follower.wake()
       }
       return
     }
-    const arrival = toStoredEvent(message.seq, message)
-    this.#remember(arrival)
+    const arrivals = [...batch.after(before)]
+    for (const arrival of arrivals) this.#remember(arrival)
     for (const follower of this.#followers) {
-      follower.offer(arrival)
+      for (const arrival of arrivals) follower.offer(arrival)
       if (follower.isIdle) follower.wake()
       if (follower.isOverloaded) this.leave(follower)
     }
   }
 
-  /** The replica that a consumer is on lacks the next place. Another consumer may be on one that has it. */
+  /** The replica that a consumer is on lacks the next message. It was erased, or another consumer may be on a replica that has it. */
   #skip(consumer: Consumer): void {
     this.#stopConsuming()
     const goOn = async () => {
       const { cluster } = await consumer.info(true)
-      const missing = await this.#skipped.skipped(this.position + 1, cluster?.leader ?? '')
-      if (++this.#skips > MAX_SKIPS) throw missing
+      try {
+        this.#take(await this.#skipped.find(this.#next, cluster?.leader ?? ''), true)
+        this.#skips = 0
+      } catch (error) {
+        if (error instanceof EventLost || ++this.#skips > MAX_SKIPS) throw error
+      }
       if (!this.#ended.signal.aborted) await this.#consume()
     }
     goOn().catch((reason: unknown) => this.#fail(reason))
@@ -346,7 +361,7 @@ class ChangeFeed {
     if (this.#source === undefined) return undefined
     try {
       const { num_pending: pending } = await this.#manager.consumers.info(STREAM, this.#source.name)
-      const isBehind = pending > 0 || (await stateOf(this.#manager)).last_seq > this.position
+      const isBehind = pending > 0 || (await stateOf(this.#manager)).last_seq >= this.#next
       return isBehind ? new LogUnavailable('the event log has stopped sending') : undefined
     } catch (error) {
       if (error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND) throw error

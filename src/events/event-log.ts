@@ -14,6 +14,11 @@ export interface AppendOptions extends Routing {
    * cleared away: the process may have been frozen in between.
    */
   notAfter?: number
+  /**
+   * It has happened already: the log is tried for as long as it would know a repeat, which is nearly `DEDUPLICATION_WINDOW_MS`, and not
+   * given up after 1.5 s.
+   */
+  isPersistent?: boolean
 }
 
 /** How long what was reserved or staged for an event may be relied on; maintenance clears it away after much longer. */

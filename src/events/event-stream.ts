@@ -1,4 +1,4 @@
-/** The stream in JetStream that holds the event log: created where there is none, checked where there is; its consumers, and its messages. */
+/** The stream in JetStream that holds the event log: created where there is none, checked where there is; and its consumers. */
 
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -7,7 +7,6 @@ import {
   DeliverPolicy,
   DiscardPolicy,
   ErrorCode,
-  headers,
   type JetStreamManager,
   type MsgHdrs,
   NatsError,
@@ -16,17 +15,12 @@ import {
   StorageType,
 } from 'nats'
 import { StartupError } from '../platform/startup-error.ts'
-import type { LoggedEvent, NewEvent, Routing, Via } from './event.ts'
+import { ALL_SUBJECTS, Batch, CHANGE_SUBJECTS } from './batch.ts'
 import { DEDUPLICATION_WINDOW_MS, LogUnavailable } from './event-log.ts'
 
 export const STREAM = 'EVENTS'
-/** Every subject of an event. */
-export const ALL_EVENTS = 'events.>'
-/** Every subject of an event that changes something. */
-export const ALL_CHANGES = 'events.*.change.>'
-const ABOUT = 'Tabulum-About'
-const RESERVATION = 'Tabulum-Reservation'
-const ORIGIN = 'Tabulum-Origin'
+/** The header that names the process which appended a batch, where that waits for it. */
+export const ORIGIN = 'Tabulum-Origin'
 
 const RETRY_MS = 50
 /** Servers that have just started, or lost their leader, need some seconds to agree. */
@@ -64,30 +58,30 @@ async function findOrCreateStream(manager: JetStreamManager, replicas: number): 
   await manager.streams.add({
     name: STREAM,
     description: 'Everything that happened, in order',
-    subjects: [ALL_EVENTS],
+    subjects: [ALL_SUBJECTS],
     storage: StorageType.File,
     retention: RetentionPolicy.Limits,
     discard: DiscardPolicy.New,
     num_replicas: replicas,
     duplicate_window: nanos(DEDUPLICATION_WINDOW_MS),
+    // What is illegal to host must be erasable, by an administrator. `deny_delete` and `deny_purge` nobody could undo; the kernel's user
+    // may do neither (deploy/nats/common.conf).
     allow_direct: true,
-    deny_purge: true,
-    deny_delete: true,
   })
 }
 
 /**
- * Creates a consumer of our own, of every event after `since`: one of some events could not tell those that it leaves out from
- * those that its replica lacks. Resolves to its name; throws `LogUnavailable`.
+ * Creates a consumer of our own, of every message of the stream from `first` on: one of some of them could not tell those that it leaves out
+ * from those that its replica lacks. Resolves to its name; throws `LogUnavailable`.
  */
-export async function addConsumer(manager: JetStreamManager, since: number): Promise<string> {
+export async function addConsumer(manager: JetStreamManager, first: number): Promise<string> {
   const name = `kernel-${randomUUID()}`
   try {
     await manager.consumers.add(STREAM, {
       name,
       ack_policy: AckPolicy.None,
       deliver_policy: DeliverPolicy.StartSequence,
-      opt_start_seq: since + 1,
+      opt_start_seq: first,
       inactive_threshold: nanos(UNUSED_MS),
       mem_storage: true,
       num_replicas: 1,
@@ -109,16 +103,25 @@ export async function deleteConsumer(manager: JetStreamManager, name: string): P
 }
 
 /**
- * The place of the last event on such a subject, 0 if there is none, as the stream's leader knows. The event comes whole, which may take long
- * where it is large; but a stream that has no leader leaves the request unanswered. So `prompt` is asked first, and then whether there is a
- * leader, before `patient` is waited for. Throws `LogUnavailable`.
+ * The sequence number of the last event that changes something, 0 if there is none, as the stream's leader knows. Its message comes whole, which
+ * may take long where it is large; but a stream that has no leader leaves the request unanswered. So `prompt` is asked first, and then whether
+ * there is a leader, before `patient` is waited for. Throws `LogUnavailable`.
  */
-export async function lastSeqOf(
-  { prompt, patient }: { prompt: JetStreamManager; patient: JetStreamManager },
+export async function lastChangeSeqOf(managers: {
+  prompt: JetStreamManager
+  patient: JetStreamManager
+}): Promise<number> {
+  return Math.max(...(await Promise.all(CHANGE_SUBJECTS.map((subject) => lastSeqOn(subject, managers)))))
+}
+
+async function lastSeqOn(
   subject: string,
+  { prompt, patient }: { prompt: JetStreamManager; patient: JetStreamManager },
 ): Promise<number> {
-  const ask = async (manager: JetStreamManager) =>
-    (await manager.streams.getMessage(STREAM, { last_by_subj: subject })).seq
+  const ask = async (manager: JetStreamManager) => {
+    const { seq, data } = await manager.streams.getMessage(STREAM, { last_by_subj: subject })
+    return new Batch(seq, data).lastSeq
+  }
   try {
     return await ask(prompt).catch(async (error: unknown) => {
       if (!(error instanceof NatsError && error.code === ErrorCode.Timeout)) throw error
@@ -138,43 +141,8 @@ export interface StreamMessage {
   readonly headers?: MsgHdrs | undefined
 }
 
-/** Whether an event on this subject changes something. */
-export function isChange(subject: string): boolean {
-  return subject.includes('.change.')
-}
-
-/** An event as it was read, and the bytes that it came in. */
-export interface StoredEvent {
-  readonly event: LoggedEvent
-  readonly bytes: number
-}
-
-export function toStoredEvent(seq: number, { subject, data, headers }: StreamMessage): StoredEvent {
-  const event = JSON.parse(Buffer.from(data.buffer, data.byteOffset, data.length).toString('utf8')) as NewEvent
-  const via = subject.split('.')[4]
-  const about = headers?.get(ABOUT)
-  const reservation = headers?.get(RESERVATION)
-  const origin = headers?.get(ORIGIN)
-  return {
-    event: {
-      seq,
-      ...event,
-      ...(via !== '-' && { via: via as Via }),
-      ...(about && { about: Number(about) }),
-      ...(reservation && { reservation }),
-      ...(origin && { origin }),
-    },
-    bytes: data.length,
-  }
-}
-
-/** A message's headers: what the projections need beside the event, and who appends it. */
-export function eventHeaders({ about, reservation }: Routing, origin: string | undefined): MsgHdrs {
-  const all = headers()
-  if (about !== undefined) all.set(ABOUT, String(about))
-  if (reservation !== undefined) all.set(RESERVATION, reservation)
-  if (origin !== undefined) all.set(ORIGIN, origin)
-  return all
+export function toBatch(message: number, { data, headers }: StreamMessage): Batch {
+  return new Batch(message, data, headers?.get(ORIGIN) || undefined)
 }
 
 export function unavailable(error: unknown): LogUnavailable {

@@ -34,13 +34,11 @@ export function sizeOf({ data }: NewEvent): number {
   return size
 }
 
-/** How a message leaves (`queue`, `webhook`) or left (`pull`, `push`); part of an event's subject. */
-export type Via = 'queue' | 'webhook' | 'pull' | 'push'
-
 /** What the projections need beside the public event. */
 export interface Routing {
-  via?: Via
-  /** The place of the event that this one is about: of a delivery or of a move to the pull queue, that of its message. */
+  /** Set on a message that is to be pushed. */
+  via?: 'webhook'
+  /** The sequence number of the event that this one is about: of a delivery or of a move to the pull queue, that of its message. */
   about?: number
   /** What a write took its room from, where that was a reservation of its own. A UUID. */
   reservation?: string
@@ -49,33 +47,31 @@ export interface Routing {
 /** An event with its place in the one total order, and who appended it, where that is known: there it is waited for. */
 export type LoggedEvent = NewEvent & Routing & { seq: number; origin?: string }
 
-const CAPABILITY = {
-  operator_created: 'registry.change',
-  agent_registered: 'registry.change',
-  message_sent: 'message.change',
-  message_delivered: 'message.change',
-  message_queued: 'message.change',
-  state_written: 'state.change',
-  state_deleted: 'state.change',
-  state_read: 'state.read',
-  registry_read: 'registry.read',
-} as const satisfies Record<EventType, string>
+/** What events are about: a capability where they change something, and `read` where they only record that somebody looked. */
+export const EVENT_CLASSES = ['registry', 'message', 'state', 'read'] as const
+export type EventClass = (typeof EVENT_CLASSES)[number]
+export type Capability = Exclude<EventClass, 'read'>
 
-/**
- * The subject an event is published on: `events.<capability>.<change|read>.<type>.<via>.<agent>`, always six tokens, `-` where
- * there is none. So a consumer asks the server for just what it wants:
- * `events.*.*.message_sent.>` is one type, `events.*.*.*.*.tab_x` one agent, `events.*.change.>` all that changes something.
- */
-export function eventSubject(event: NewEvent, via?: Via): string {
-  return `events.${CAPABILITY[event.type]}.${event.type}.${via ?? '-'}.${event.agent ?? '-'}`
+const CLASS = {
+  operator_created: 'registry',
+  agent_registered: 'registry',
+  message_sent: 'message',
+  message_delivered: 'message',
+  message_queued: 'message',
+  state_written: 'state',
+  state_deleted: 'state',
+  state_read: 'read',
+  registry_read: 'read',
+} as const satisfies Record<EventType, EventClass>
+
+export function classOf(type: EventType): EventClass {
+  return CLASS[type]
 }
 
-export type Capability = 'registry' | 'message' | 'state'
-
 /** The events that change what the API answers, or those of one capability; the others only record that somebody looked. */
-export function changesOf(capability: Capability | '' = ''): EventType[] {
-  return Object.entries(CAPABILITY).flatMap(([type, name]) =>
-    name.startsWith(capability) && name.endsWith('.change') ? [type as EventType] : [],
+export function changesOf(capability?: Capability): EventType[] {
+  return Object.entries(CLASS).flatMap(([type, name]) =>
+    name !== 'read' && (capability === undefined || name === capability) ? [type as EventType] : [],
   )
 }
 

@@ -1,20 +1,13 @@
 /** The event log in a JetStream stream: replicated, on disk, one total order for the whole cluster. */
-import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import {
-  type JetStreamClient,
-  type JetStreamManager,
-  type NatsConnection,
-  NatsError,
-  nanos,
-  type StreamState,
-} from 'nats'
-import { Counter, Histogram } from 'prom-client'
+import { type JetStreamClient, type JetStreamManager, type NatsConnection, nanos, type StreamState } from 'nats'
 import { inBackground } from '../platform/background.ts'
-import { Patience } from '../platform/patience.ts'
 import { NotThereYet, StartupError } from '../platform/startup-error.ts'
+import { type Batch, messageOf } from './batch.ts'
+import { BatchWriter, TRY_TIMEOUT_MS } from './batch-writer.ts'
 import { ChangeFeeds } from './change-feed.ts'
-import { changesOf, eventSubject, type LoggedEvent, type NewEvent } from './event.ts'
+import type { Erasures } from './erasures.ts'
+import type { LoggedEvent, NewEvent } from './event.ts'
 import {
   type Appended,
   type AppendOptions,
@@ -25,26 +18,17 @@ import {
   PAGE_BYTES,
 } from './event-log.ts'
 import {
-  ALL_CHANGES,
   addConsumer,
   deleteConsumer,
   ensureStream,
-  eventHeaders,
-  lastSeqOf,
+  lastChangeSeqOf,
   STREAM,
-  type StoredEvent,
-  toStoredEvent,
+  toBatch,
   unavailable,
 } from './event-stream.ts'
-import { SkippedPlaces } from './skipped-places.ts'
+import { SkippedMessages } from './skipped-messages.ts'
 
-/** A log that confirms nothing is waited for so long, retries included: a client is waiting. */
-const APPEND_TIMEOUT_MS = 1_500
 const RETRY_MS = 50
-/** One try: long enough for a busy quorum, short enough to try another server. */
-const TRY_TIMEOUT_MS = 700
-/** Large events are waited for longer: a millisecond for each 2 KiB, or 3 s for the largest. */
-const BYTES_PER_MS = 2_097
 /** After this no other try to read begins. */
 const READ_TIMEOUT_MS = 1_000
 /** How long the server may take to answer for the state of a consumer or stream. */
@@ -70,53 +54,49 @@ const SILENT_MS = 10_000
 /** Of an answer to a direct read. */
 const NOT_FOUND = 404
 
-const CHANGING = new Set(changesOf())
-
-const appendSeconds = new Histogram({
-  name: 'tabulum_append_seconds',
-  help: 'Time of one append to the event log, its retries included.',
-  buckets: [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2],
-})
-const appendFailures = new Counter({
-  name: 'tabulum_append_failures_total',
-  help: 'Appends that the event log did not confirm in time.',
-})
+export interface LogOptions {
+  /** Names this process in the events that it appends and waits for. */
+  readonly origin?: string
+  /** Where to find what is left of messages that were erased. Without it there are none. */
+  readonly erasures?: Erasures
+  /** Done when the log is closed. */
+  readonly onClose?: () => Promise<void>
+}
 
 export class JetStreamEventLog implements EventLog {
   readonly #connection: NatsConnection
-  readonly #origin: string | undefined
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
   readonly #lastChange: () => Promise<number>
+  readonly #writer: BatchWriter
   readonly #feeds: ChangeFeeds
-  readonly #skipped: SkippedPlaces
-  #turn: Promise<void> | undefined
-  /** The highest place that is known to be taken. */
-  #highest = 0
-  readonly #patience = new Patience()
-  /** An event got a place that was taken: the log has lost what was there. */
-  #hasLost = false
+  readonly #skipped: SkippedMessages
+  readonly #onClose: () => Promise<void>
+  /** The last event of the last message that was read: who asks for what comes after it need not have that message again. */
+  #readTo = 0
 
   private constructor(
     connection: NatsConnection,
     manager: JetStreamManager,
     lastChange: () => Promise<number>,
-    origin?: string,
+    { origin, erasures, onClose = async () => {} }: LogOptions,
   ) {
+    this.#onClose = onClose
     this.#connection = connection
-    this.#origin = origin
     this.#stream = connection.jetstream({ timeout: TRY_TIMEOUT_MS })
     this.#manager = manager
     this.#lastChange = lastChange
-    this.#skipped = new SkippedPlaces(manager)
+    this.#writer = new BatchWriter(this.#stream, origin)
+    this.#skipped = new SkippedMessages(manager, erasures)
     this.#feeds = new ChangeFeeds(this.#stream, manager, this.#skipped)
   }
 
-  /**
-   * Opens the log, creating the stream where there is none. `origin` names this process in the events that it appends and waits for. Throws
-   * `StartupError` where the cluster cannot hold the log.
-   */
-  static async open(connection: NatsConnection, replicas: number, origin?: string): Promise<JetStreamEventLog> {
+  /** Opens the log, creating the stream where there is none. Throws `StartupError` where the cluster cannot hold the log. */
+  static async open(
+    connection: NatsConnection,
+    replicas: number,
+    options: LogOptions = {},
+  ): Promise<JetStreamEventLog> {
     const manager = await connection.jetstreamManager({ timeout: API_TIMEOUT_MS, checkAPI: false })
     try {
       await ensureStream(manager, replicas)
@@ -129,82 +109,17 @@ export class JetStreamEventLog implements EventLog {
     }
     const prompt = await connection.jetstreamManager({ timeout: PROMPT_TIMEOUT_MS, checkAPI: false })
     const patient = await connection.jetstreamManager({ timeout: LAST_EVENT_TIMEOUT_MS, checkAPI: false })
-    const lastChange = () => lastSeqOf({ prompt, patient }, ALL_CHANGES)
-    return new JetStreamEventLog(connection, manager, lastChange, origin)
+    const lastChange = () => lastChangeSeqOf({ prompt, patient })
+    return new JetStreamEventLog(connection, manager, lastChange, options)
   }
 
   /** Takes note that the log had an event at `seq`: one that gets a lower place from now on shows that the log has lost what was confirmed. */
   heardOf(seq: number): void {
-    if (seq <= this.#highest) return
-    this.#highest = seq
-    // Whoever appended it, the log confirms.
-    this.#patience.answered()
+    this.#writer.heardOf(seq)
   }
 
-  async append(
-    event: NewEvent,
-    { id, notAfter = Number.POSITIVE_INFINITY, ...routing }: AppendOptions = {},
-  ): Promise<Appended> {
-    const stop = appendSeconds.startTimer()
-    const start = performance.now()
-    const taken = this.#highest
-    const payload = JSON.stringify({ ts: event.ts, type: event.type, agent: event.agent, data: event.data })
-    // In characters, which are as many bytes but for those beyond ASCII.
-    const extraMs = payload.length / BYTES_PER_MS
-    /** For how long this process was held up itself: confirmations that came meanwhile were given up unread. */
-    let heldUpMs = 0
-    const deadline = () => this.#patience.deadline(start + heldUpMs, APPEND_TIMEOUT_MS + extraMs)
-    const subject = eventSubject(event, routing.via)
-    // The same id on each try, so that one that was stored although its confirmation was lost is stored once.
-    const msgID = id ?? randomUUID()
-    await this.#endOfTurn()
-    const headers = eventHeaders(routing, CHANGING.has(event.type) ? this.#origin : undefined)
-    try {
-      for (;;) {
-        if (performance.now() > Math.min(deadline(), notAfter))
-          throw new LogUnavailable('the event log did not confirm in time')
-        const timeout = Math.max(1, Math.min(TRY_TIMEOUT_MS + extraMs, deadline() - performance.now()))
-        const latest = performance.now() + timeout
-        try {
-          const { seq, duplicate } = await this.#stream.publish(subject, payload, { msgID, timeout, headers })
-          this.#patience.answered()
-          // 0: an earlier try is on its way to the quorum. Its place is not known yet, nor whether it will be stored.
-          if (seq > 0) {
-            // An event that is stored now cannot have a place that was taken, nor can a repeat of one that is this one's alone.
-            if (seq <= taken && (!duplicate || id === undefined)) this.#hasLost = true
-            if (this.#hasLost) throw new LogUnavailable('the event log has lost events that were confirmed')
-            this.heardOf(seq)
-            return { seq, duplicate }
-          }
-          await sleep(RETRY_MS)
-        } catch (error) {
-          if (!(error instanceof NatsError)) throw error
-          heldUpMs += Math.max(0, performance.now() - latest)
-          if (performance.now() + RETRY_MS > deadline())
-            throw new LogUnavailable('the event log cannot be written', { cause: error })
-          await sleep(RETRY_MS)
-        }
-      }
-    } catch (error) {
-      appendFailures.inc()
-      throw error
-    } finally {
-      stop()
-    }
-  }
-
-  /**
-   * Resolves when the event loop has got through what came in together. The library writes to its connection once for all that is published
-   * in a row, so appends that wait for each other here share that write.
-   */
-  #endOfTurn(): Promise<void> {
-    this.#turn ??= new Promise((resolve) => {
-      setImmediate(() => {
-        this.#turn = undefined
-        resolve()
-      })
-    })
-    return this.#turn
+  append(event: NewEvent, options?: AppendOptions): Promise<Appended> {
+    return this.#writer.append(event, options)
   }
 
   async read(since: number, limit: number): Promise<LoggedEvent[]> {
@@ -213,56 +128,51 @@ export class JetStreamEventLog implements EventLog {
 
   async #read(since: number, limit: number): Promise<LoggedEvent[]> {
     const { last_seq: last } = await this.#state()
+    const known = messageOf(this.#writer.highest)
     // A leader that was just elected, or does not know yet that another was, may not know of all that was confirmed.
-    if (last < this.#highest) throw new LogUnavailable(`the event log ends at ${last}, before ${this.#highest}`)
-    const start = since + 1
-    const available = Math.min(limit, last - start + 1)
-    if (available <= 0) return []
-    if (available <= MAX_DIRECT_READS) return this.#readOneByOne(start, available)
-    return (await this.#readInTurn(start, available)).map(({ event }) => event)
+    if (last < known) throw new LogUnavailable(`the event log ends at message ${last}, before ${known}`)
+    // What comes after an event may be in the same message.
+    const first = since === this.#readTo ? messageOf(since) + 1 : Math.max(1, messageOf(since))
+    const page = new Page(since, limit)
+    if (first > last || limit <= 0) return page.events
+    if (Math.min(limit, last - first + 1) <= MAX_DIRECT_READS) await this.#readOneByOne(page, first, last)
+    else await this.#readInTurn(page, first, last)
+    this.#readTo = page.readTo ?? this.#readTo
+    return page.events
   }
 
-  async #readOneByOne(start: number, count: number): Promise<LoggedEvent[]> {
-    const page: LoggedEvent[] = []
-    for (let bytes = 0; page.length < count && bytes < PAGE_BYTES; ) {
-      const next = start + page.length
-      const length = Math.min(DIRECT_READS_AT_ONCE, count - page.length)
-      const reads = Array.from({ length }, (_, index) => this.#get(next + index, PAGED_EVENT_TIMEOUT_MS))
-      for (const stored of await Promise.all(reads)) {
-        if (bytes >= PAGE_BYTES) break
-        page.push(stored.event)
-        bytes += stored.bytes
-      }
+  async #readOneByOne(page: Page, first: number, last: number): Promise<void> {
+    for (let next = first; next <= last && !page.isFull; next += DIRECT_READS_AT_ONCE) {
+      const length = Math.min(DIRECT_READS_AT_ONCE, last - next + 1)
+      const reads = Array.from({ length }, (_, index) => this.#getBatch(next + index, PAGED_EVENT_TIMEOUT_MS))
+      for (const batch of await Promise.all(reads)) page.add(batch)
     }
-    return page
   }
 
-  async #readInTurn(start: number, count: number): Promise<StoredEvent[]> {
-    const name = await addConsumer(this.#manager, start - 1)
+  /** Reads messages from `first` to `last` until the page is full, or meets one that is missing where it has something. */
+  async #readInTurn(page: Page, first: number, last: number): Promise<void> {
+    const name = await addConsumer(this.#manager, first)
     let silence: NodeJS.Timeout | undefined
     try {
       const consumer = await this.#stream.consumers.get(STREAM, name)
       const messages = await consumer.consume({ max_bytes: FETCH_BYTES, expires: PAGED_EVENT_TIMEOUT_MS })
       silence = setTimeout(() => messages.stop(), PAGED_EVENT_TIMEOUT_MS)
-      const page: StoredEvent[] = []
-      let bytes = 0
+      let next = first
       for await (const message of messages) {
         silence.refresh()
-        const next = start + page.length
         if (message.seq !== next) {
           // What comes before the hole is a page; who asks for the next one meets it.
-          if (page.length > 0) break
+          if (page.events.length > 0) return
           const { cluster } = await consumer.info(true)
-          throw await this.#skipped.skipped(next, cluster?.leader ?? '')
+          page.add(await this.#skipped.find(next, cluster?.leader ?? ''))
+          return
         }
-        const stored = toStoredEvent(message.seq, message)
-        page.push(stored)
-        bytes += stored.bytes
-        if (page.length === count || bytes >= PAGE_BYTES) break
+        page.add(toBatch(message.seq, message))
+        if (page.isFull || next === last) return
+        next++
       }
       // An empty answer means the end of the log.
-      if (page.length === 0) throw new LogUnavailable('the event log did not answer in time')
-      return page
+      if (page.events.length === 0) throw new LogUnavailable('the event log did not answer in time')
     } catch (error) {
       throw unavailable(error)
     } finally {
@@ -272,19 +182,30 @@ export class JetStreamEventLog implements EventLog {
   }
 
   async get(seqs: readonly number[]): Promise<LoggedEvent[]> {
-    return Promise.all(seqs.map(async (seq) => (await this.#get(seq)).event))
+    const messages = [...new Set(seqs.map(messageOf))]
+    const batches = new Map(
+      await Promise.all(messages.map(async (message) => [message, await this.#getBatch(message)] as const)),
+    )
+    return seqs.map((seq) => {
+      const stored = batches.get(messageOf(seq))?.get(seq)
+      if (stored === undefined) throw new LogUnavailable(`event ${seq} was not found`)
+      return stored.event
+    })
   }
 
   /** Any replica answers, and one that lags, or has lost something, may not have it: then they are asked one by one. */
-  async #get(seq: number, timeout = TRY_TIMEOUT_MS): Promise<StoredEvent> {
+  async #getBatch(message: number, timeout = TRY_TIMEOUT_MS): Promise<Batch> {
     for (let tries = 0; tries < DIRECT_GET_TRIES; tries++) {
-      const stored = await this.#persistently(() => this.#directGet(seq, timeout))
-      if (stored !== undefined) return stored
+      const found = await this.#persistently(() => this.#directGet(message, timeout))
+      if (found !== undefined) return found
+      const erased = tries === 0 ? await this.#persistently(() => this.#skipped.erased(message)) : undefined
+      if (erased !== undefined) return erased
       await sleep(RETRY_MS)
     }
-    const [found] = await this.#persistently(() => this.#readInTurn(seq, 1))
-    if (found === undefined) throw new LogUnavailable(`event ${seq} was not found`)
-    return found
+    const page = new Page(0, 1)
+    await this.#persistently(() => this.#readInTurn(page, message, message))
+    if (page.batch === undefined) throw new LogUnavailable(`message ${message} was not found`)
+    return page.batch
   }
 
   /** Tries again for a second: where a server is out, or lacks something, another may answer. */
@@ -301,12 +222,13 @@ export class JetStreamEventLog implements EventLog {
   }
 
   /** One request to whichever replica is nearest (ADR-31 of the NATS architecture); the library's own call is not in its public types. */
-  async #directGet(seq: number, timeout: number): Promise<StoredEvent | undefined> {
-    const reply = await this.#connection.request(`$JS.API.DIRECT.GET.${STREAM}`, JSON.stringify({ seq }), { timeout })
+  async #directGet(message: number, timeout: number): Promise<Batch | undefined> {
+    const asked = JSON.stringify({ seq: message })
+    const reply = await this.#connection.request(`$JS.API.DIRECT.GET.${STREAM}`, asked, { timeout })
     const subject = reply.headers?.get('Nats-Subject')
     if (!subject && reply.headers?.code === NOT_FOUND) return undefined
-    if (!subject) throw new LogUnavailable(`event ${seq}: ${reply.headers?.description ?? 'no answer'}`)
-    return toStoredEvent(seq, { subject, data: reply.data, headers: reply.headers })
+    if (!subject) throw new LogUnavailable(`message ${message}: ${reply.headers?.description ?? 'no answer'}`)
+    return toBatch(message, { subject, data: reply.data, headers: reply.headers })
   }
 
   async *follow(since: number, signal: AbortSignal, options: FollowOptions = {}): AsyncIterable<LoggedEvent[]> {
@@ -323,7 +245,8 @@ export class JetStreamEventLog implements EventLog {
   }
 
   async lastSeq(): Promise<number> {
-    return (await this.#state()).last_seq
+    const { last_seq: last } = await this.#state()
+    return last === 0 ? 0 : (await this.#getBatch(last)).lastSeq
   }
 
   /** Bytes that the log takes on each server that keeps a copy of it. */
@@ -360,6 +283,46 @@ export class JetStreamEventLog implements EventLog {
   }
 
   async close(): Promise<void> {
+    await this.#writer.flush()
     await this.#connection.drain().catch(() => {})
+    await this.#onClose()
+  }
+}
+
+/** What is read of the log at once: events after a place, as many as are asked for and as fit. */
+class Page {
+  readonly events: LoggedEvent[] = []
+  /** The message that was added last. */
+  batch: Batch | undefined
+  readonly #since: number
+  readonly #limit: number
+  #bytes = 0
+  /** An event did not fit. */
+  #isCut = false
+
+  constructor(since: number, limit: number) {
+    this.#since = since
+    this.#limit = limit
+  }
+
+  get isFull(): boolean {
+    return this.#isCut || this.events.length >= this.#limit
+  }
+
+  /** The sequence number of the last event, if its message has no more; else undefined. */
+  get readTo(): number | undefined {
+    return this.#isCut ? undefined : this.batch?.lastSeq
+  }
+
+  /** Adds as many events of a message as fit. */
+  add(batch: Batch): void {
+    if (this.isFull) return
+    this.batch = batch
+    for (const { event, bytes } of batch.after(this.#since)) {
+      this.#isCut = this.isFull || (this.events.length > 0 && this.#bytes + bytes > PAGE_BYTES)
+      if (this.#isCut) return
+      this.events.push(event)
+      this.#bytes += bytes
+    }
   }
 }

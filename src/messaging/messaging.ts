@@ -33,6 +33,8 @@ export interface Receipt {
 /** Deliveries that wait for the log at most, while it is out; past that nothing more is handed out. */
 const MAX_UNRECORDED = 10_000
 const RECORD_RETRY_MS = 250
+/** A log that has not recorded a delivery after this is out, or slow. */
+const RECORDED_SOON_MS = 1_500
 /** Responses that wait to hear that the projector has taken what they delivered out of its queue, at most; past that this process does it. */
 const MAX_AWAITED = 10_000
 /** Admission may have taken half a second; the whole stays within 2 s. */
@@ -101,8 +103,8 @@ export class Messaging {
       data: { message_id: message.message_id, from, to, content, content_length: Buffer.byteLength(content) },
     }
     const { seq, duplicate } = await this.#log.append(event, {
-      via: recipient.hasWebhook ? 'webhook' : 'queue',
-      id: idempotencyKey === undefined ? message.message_id : idempotencyId(from, idempotencyKey),
+      ...(recipient.hasWebhook && { via: 'webhook' as const }),
+      ...(idempotencyKey !== undefined && { id: idempotencyId(from, idempotencyKey) }),
     })
     const accepted = duplicate ? await this.#first(seq, message) : message
     // A worker takes what is to be pushed from here; nobody waits for it.
@@ -166,26 +168,19 @@ export class Messaging {
   }
 
   async #recordAndRemove(recipient: string, messages: readonly LeasedMessage[]): Promise<void> {
-    let unrecorded = messages
-    let removed = false
+    if (messages.length === 0) return
     this.#countUnrecorded(messages.length)
     try {
-      while (unrecorded.length > 0) {
-        const { left, seq } = await this.#record(unrecorded)
-        this.#countUnrecorded(left.length - unrecorded.length)
-        unrecorded = left
-        // It rejects where too many wait.
-        const isProjected = left.length === 0 && (await this.#takenOut(seq).catch(() => false))
-        // The queue may be out as well; the projector removes what the log says was delivered.
-        if (!removed)
-          removed = await this.#queue.remove(recipient, messages, { isProjected }).then(
-            () => true,
-            () => false,
-          )
-        if (left.length > 0) await sleep(RECORD_RETRY_MS)
-      }
+      const recording = this.#record(messages)
+      const seq = await Promise.race([recording, sleep(RECORDED_SOON_MS, undefined, { ref: false })])
+      // It rejects where too many wait.
+      const isProjected = seq !== undefined && (await this.#takenOut(seq).catch(() => false))
+      // Not left until the log is back: the lease would run out. The queue may be out as well; the projector removes what the log says was
+      // delivered.
+      await this.#queue.remove(recipient, messages, { isProjected }).catch(() => {})
+      await recording
     } finally {
-      this.#countUnrecorded(-unrecorded.length)
+      this.#countUnrecorded(-messages.length)
     }
   }
 
@@ -194,30 +189,21 @@ export class Messaging {
     unrecordedGauge.set(this.#unrecorded)
   }
 
-  /** Appends the deliveries to the log. Returns those that it did not take, and the last place of the others. */
-  async #record(messages: readonly LeasedMessage[]): Promise<{ left: readonly LeasedMessage[]; seq: number }> {
-    const results = await Promise.all(
-      messages.map(async (message) => {
-        try {
-          const { seq } = await this.#log.append(
-            {
-              ts: new Date(this.#now()).toISOString(),
-              type: 'message_delivered',
-              agent: message.to,
-              data: { message_id: message.message_id, to: message.to, delivery_method: 'pull' },
-            },
-            { via: 'pull', about: message.seq, id: `delivered-${message.message_id}` },
-          )
-          return seq
-        } catch (error) {
-          if (error instanceof LogUnavailable) return undefined
-          throw error
-        }
-      }),
-    )
-    return {
-      left: messages.filter((_, index) => results[index] === undefined),
-      seq: Math.max(0, ...results.flatMap((seq) => seq ?? [])),
+  /** Appends the deliveries to the log, however long that takes. Returns the sequence number of the last. */
+  async #record(messages: readonly LeasedMessage[]): Promise<number> {
+    return Math.max(...(await Promise.all(messages.map((message) => this.#recordOne(message)))))
+  }
+
+  async #recordOne({ seq: about, message_id, to }: LeasedMessage): Promise<number> {
+    const data = { message_id, to, delivery_method: 'pull' } as const
+    const event = { ts: new Date(this.#now()).toISOString(), type: 'message_delivered', agent: to, data } as const
+    for (;;) {
+      try {
+        return (await this.#log.append(event, { about, isPersistent: true })).seq
+      } catch (error) {
+        if (!(error instanceof LogUnavailable)) throw error
+        await sleep(RECORD_RETRY_MS)
+      }
     }
   }
 

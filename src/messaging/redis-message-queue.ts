@@ -6,6 +6,7 @@
  * and the log, and announces it when it is whole; until then nothing is handed out.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { indexOf, messageOf, seqOf } from '../events/batch.ts'
 import type { EventLog } from '../events/event-log.ts'
 import { inBackground } from '../platform/background.ts'
 import { COMMAND_TIMEOUT_MS, loadScript, type RedisClient, RedisFull, RedisUnavailable } from '../platform/redis.ts'
@@ -155,14 +156,16 @@ type Leased = [now: number, entries: Entry[], remaining: number]
 type TooLate = [now: number]
 
 function toQueued([id, [, payload]]: Entry): Queued {
-  const seq = placeOf(id)
+  const seq = seqOfEntry(id)
   if (payload === '') return seq
   const [message_id, from, to, content, timestamp] = JSON.parse(payload) as [string, string, string, string, string]
   return { seq, message_id, from, to, content, timestamp }
 }
 
-function placeOf(id: string): number {
-  return Number(id.slice(0, id.indexOf('-')))
+/** Ids of entries are as those of the log: the message of the stream, and the place in it. */
+function seqOfEntry(id: string): number {
+  const [message, index] = id.split('-')
+  return seqOf(Number(message), Number(index))
 }
 
 /** What a batch of events does to one queue. */
@@ -215,7 +218,7 @@ export async function changeQueues(
       [
         maxQueue,
         guard === undefined ? '' : generation,
-        ...call.flatMap(({ items }) => [items.length, ...items.flat()]),
+        ...call.flatMap(({ items }) => [items.length, ...items.flatMap(([seq, payload]) => [idOf(seq), payload])]),
       ],
     )
   const removals = roundsOf(changes, ({ removed }) => removed).flat()
@@ -280,5 +283,5 @@ function callsOf<T>(parts: readonly Part<T>[], queuesAtOnce: number): Part<T>[][
 }
 
 function idOf(seq: number): string {
-  return `${seq}-0`
+  return `${messageOf(seq)}-${indexOf(seq)}`
 }

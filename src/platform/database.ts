@@ -36,6 +36,7 @@ export interface Schema {
   }
   signing_keys: { name: string; key: Buffer }
   projections: { name: string; applied_seq: number; holder: string | null; lease_expires_at: Date | null }
+  erasures: { message: number; lines: string; reason: string; erased_at: Generated<Date> }
   leases: { name: string; holder: string | null; expires_at: Generated<Date> }
   state: {
     key: Buffer

@@ -6,6 +6,7 @@ import { RedisAdmission } from '../access/redis-admission.ts'
 import { type ClusterServers, type Config, ConfigError } from '../config.ts'
 import type { EventLog } from '../events/event-log.ts'
 import { JetStreamEventLog } from '../events/jetstream-event-log.ts'
+import { PostgresErasures } from '../events/postgres-erasures.ts'
 import { CutOff } from '../maintenance/cut-off.ts'
 import type { Job } from '../maintenance/job.ts'
 import { clusterJobs } from '../maintenance/jobs.ts'
@@ -78,11 +79,25 @@ export async function connectDatabase(
   return database
 }
 
-/** Opens the log alone, for a command that reads it. Throws `StartupError`. */
+/**
+ * Opens the log alone, for a command that reads it, and the database once a message is missing that may have been erased. Throws
+ * `StartupError`.
+ */
 export async function connectLog(config: Config, command: string): Promise<JetStreamEventLog> {
-  const { natsUrls } = clusterServers(config, command)
+  const { natsUrls, databaseUrl } = clusterServers(config, command)
   const nats = await connectNats(natsUrls, command, createLogger(config.LOG_LEVEL, command))
-  return JetStreamEventLog.open(nats, config.EVENTS_REPLICAS)
+  let database: Promise<Database> | undefined
+  const erasures = new PostgresErasures(() => {
+    database ??= connectDatabase(config, databaseUrl)
+    database.catch(() => {
+      database = undefined
+    })
+    return database
+  })
+  return JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, {
+    erasures,
+    onClose: async () => (await database)?.destroy(),
+  })
 }
 
 /** Does something with the jobs of maintenance alone. Throws `StartupError`. */
@@ -143,7 +158,8 @@ export async function openCluster(
   const holder = `${command}-${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
   const nats = await there(() => connectNats(servers.natsUrls, holder, logger))
   const origin = randomUUID().slice(0, 8)
-  const log = await there(() => JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, origin))
+  const erasures = new PostgresErasures(async () => database)
+  const log = await there(() => JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, { origin, erasures }))
 
   const announcements = new Announcements(nats, origin, (applied) => log.heardOf(applied))
   const { database: databaseProgress, queues: queueProgress } = announcements.progress

@@ -280,7 +280,7 @@ class WebhookWorker {
     attempts.inc({ outcome: outcome.kind === 'failed' ? outcome.stage : outcome.kind })
     attemptSeconds.observe({ kind: outcome.kind }, durationMs / 1_000)
     if (outcome.kind === 'delivered') {
-      await this.#record(held, delivered(message), { via: 'push', about: seq, id: `delivered-${id}` })
+      await this.#record(held, delivered(message), { about: seq, id: `delivered-${id}` })
       deliverySeconds.observe(Math.max(0, Date.now() - Date.parse(message.timestamp)) / 1_000)
       Object.assign(turn, {
         doneSeq: seq,
@@ -343,7 +343,7 @@ class WebhookWorker {
       agent: to,
       data: { message_id: id, to, reason },
     }
-    await this.#record(held, event, { via: 'queue', about: seq, id: `queued-${id}` })
+    await this.#record(held, event, { about: seq, id: `queued-${id}` })
     fallbacks.inc({ reason })
     turn.doneSeq = seq
     turn.attempts = 0

@@ -39,7 +39,7 @@ export function describeMessageQueue(
     async function send(to: string, contents: readonly string[], from = newAddress()): Promise<number[]> {
       const results = await inSequence(contents.length, (index) => {
         const event = sent(to, contents[index] as string, from)
-        return harness.log.append(event, { via: 'queue', id: event.data.message_id })
+        return harness.log.append(event, { id: event.data.message_id })
       })
       const seqs = results.map(({ seq }) => seq)
       await harness.applied(Math.max(...seqs))
@@ -53,7 +53,7 @@ export function describeMessageQueue(
         const data = { message_id, to, delivery_method: 'pull' } as const
         return harness.log.append(
           { ts: now(), type: 'message_delivered', agent: to, data },
-          { via: 'pull', about: seq, id: `delivered-${message_id}` },
+          { about: seq, id: `delivered-${message_id}` },
         )
       })
       return Math.max(...results.map(({ seq }) => seq))
@@ -74,7 +74,7 @@ export function describeMessageQueue(
     it('leases messages in the order of the log, as they were sent', async () => {
       const [to, from] = [newAddress(), newAddress()]
       const event = sent(to, 'hello', from)
-      const { seq } = await harness.log.append(event, { via: 'queue', id: event.data.message_id })
+      const { seq } = await harness.log.append(event, { id: event.data.message_id })
       await send(to, numbered(4))
       const { messages, remaining } = await queue.lease(to, 10)
       expect(messages[0]).toEqual({
@@ -297,7 +297,7 @@ export function describeMessageQueue(
         const { seq: about } = appended[index] as (typeof appended)[number]
         return harness.log.append(
           { ts: now(), type: 'message_queued', agent: to, data: { message_id, to, reason: 'undeliverable' } },
-          { via: 'queue', about, id: `queued-${message_id}` },
+          { about, id: `queued-${message_id}` },
         )
       })
       await harness.applied(Math.max(...moved.map(({ seq }) => seq)))

@@ -67,8 +67,8 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       const about = { ts: now(), agent: to, about: event.seq }
       await harness.append([
         how === 'delivered'
-          ? { ...about, via: 'push', type: 'message_delivered', data: { message_id, to, delivery_method: 'push' } }
-          : { ...about, via: 'queue', type: 'message_queued', data: { message_id, to, reason: 'undeliverable' } },
+          ? { ...about, type: 'message_delivered', data: { message_id, to, delivery_method: 'push' } }
+          : { ...about, type: 'message_queued', data: { message_id, to, reason: 'undeliverable' } },
       ])
     }
 
@@ -111,7 +111,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
 
     it('there are none where nothing is to be pushed', async () => {
       const to = newAddress()
-      await harness.append([{ via: 'queue', ...sent(to, 'pulled') }])
+      await harness.append([{ ...sent(to, 'pulled') }])
       expect(await claim()).toEqual([])
       expect(await lanes.backlog()).toMatchObject({ openCircuits: 0 })
     })

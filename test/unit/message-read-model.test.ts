@@ -63,7 +63,7 @@ it('whatever comes: queues and lanes hold what was not delivered, and count it',
         if ('to' in each) {
           const id = randomUUID()
           const pushed = each.what === 'push'
-          result = append(sent(id, each.to), { via: pushed ? 'webhook' : 'queue' })
+          result = append(sent(id, each.to), { ...(pushed && { via: 'webhook' as const }) })
           const message = { seq: result.seq, id, to: each.to, pushed }
           all.unshift(message)
           waiting.push(message)
@@ -71,7 +71,7 @@ it('whatever comes: queues and lanes hold what was not delivered, and count it',
         } else {
           const message = all[each.index]
           if (!message) continue
-          result = append(ended(each.what, message), { via: 'pull', about: message.seq })
+          result = append(ended(each.what, message), { about: message.seq })
           if (each.what === 'deliver') waiting = waiting.filter((other) => other !== message)
           else if (waiting.includes(message)) message.pushed = false
         }

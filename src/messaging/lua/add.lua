@@ -4,7 +4,7 @@
 -- KEYS[1] the position of the queues (hash: generation), unless ARGV[2] is empty   KEYS[2…] the queues
 -- ARGV[1] longest that one may be
 -- ARGV[2] the generation that the position must have. Empty: nothing is asked, and KEYS[1] is a queue
--- ARGV[3…] for each queue: how many messages are added; of each its place in the log and its payload, in the order of the log
+-- ARGV[3…] for each queue: how many messages are added; of each its entry id and its payload, in the order of the log
 --
 -- A message that is there already, or was before, is passed over. A server that is full refuses the whole script (OOM), and nothing is done.
 -- Returns the number of messages dropped because their queue was full, the oldest first; an error, and nothing is done, where the generation is
@@ -31,7 +31,7 @@ for key = first, #KEYS do
   end
   for index = at, at + 2 * added - 1, 2 do
     -- Refused where the id is not above the last one: that is how a message is added once.
-    local entry = redis.pcall('XADD', queue, ARGV[index] .. '-0', 'm', ARGV[index + 1])
+    local entry = redis.pcall('XADD', queue, ARGV[index], 'm', ARGV[index + 1])
     if type(entry) == 'table' and entry.err and not string.find(entry.err, 'equal or smaller', 1, true) then return entry end
   end
   at = at + 2 * added

@@ -150,7 +150,7 @@ describe('a webhook worker', () => {
     expect(types()).toEqual(['message_delivered', 'message_delivered', 'message_delivered'])
     expect(appended[0]).toMatchObject({
       event: { agent: recipient, data: { to: recipient, delivery_method: 'push' } },
-      options: { via: 'push', about: 1 },
+      options: { about: 1 },
     })
     expect(turn).toMatchObject({ doneSeq: 3, standing: 'prompt', failures: 0, attempts: 0, delay: 0 })
   })
@@ -204,7 +204,7 @@ describe('a webhook worker', () => {
     const [turn] = await work([lane(2, { retriedSeq: 1, attempts: 2 })])
     expect(post).toHaveBeenCalledTimes(1)
     expect(appended).toMatchObject([
-      { event: { type: 'message_queued', data: { reason: 'undeliverable' } }, options: { via: 'queue', about: 1 } },
+      { event: { type: 'message_queued', data: { reason: 'undeliverable' } }, options: { about: 1 } },
     ])
     expect(turn).toMatchObject({ doneSeq: 1, attempts: 0, failures: 1, openUntil: 0, delay: 0 })
   })
