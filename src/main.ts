@@ -10,8 +10,12 @@ interface Command {
   runsForLong?: boolean
   /** Needs just one of the cluster's servers. */
   partOfCluster?: boolean
-  run: (config: Config, args: string[]) => Promise<void>
+  /** Options that it takes, each there or not. */
+  flags?: readonly string[]
+  run: (config: Config, args: string[], flags: Flags) => Promise<void>
 }
+
+type Flags = Readonly<Record<string, boolean | undefined>>
 
 const COMMANDS: Record<string, Command> = {
   serve: {
@@ -77,11 +81,21 @@ On embedded storage (DATA_DIR) within a second, whether or not a kernel runs.`,
   },
   tail: {
     summary: 'print the event log as it happens',
-    help: `Usage: tail [since]
+    help: `Usage: tail [since] [--json]
 
-Prints each event after the place \`since\` (0), a JSON object a line, and waits for more.
+Prints each event after the sequence number \`since\` (0), one a line, and waits for more. With --json each line is the event as JSON.
 Without NATS_URL and the others it reads the embedded storage in DATA_DIR, whether or not a kernel runs.`,
-    run: async (config, [since]) => (await import('./commands/tail.ts')).tail(config, since),
+    flags: ['json'],
+    run: async (config, [since], { json = false }) =>
+      (await import('./commands/tail.ts')).tail(config, { since, json }),
+  },
+  'event-schema': {
+    summary: 'print the format of the event log as JSON Schema',
+    help: `Usage: event-schema
+
+Prints the JSON Schema of an event as it is in JetStream: a line of a message of the stream EVENTS.`,
+    partOfCluster: true,
+    run: async () => (await import('./commands/event-schema.ts')).printEventSchema(),
   },
   backup: {
     summary: 'copy the embedded database while the kernel runs',
@@ -97,7 +111,7 @@ const USAGE = `Usage: node src/main.ts <command> [--help]
 
 Commands:
 ${Object.entries(COMMANDS)
-  .map(([name, { summary }]) => `  ${name.padEnd(9)} ${summary}`)
+  .map(([name, { summary }]) => `  ${name.padEnd(12)} ${summary}`)
   .join('\n')}
 
 Settings are environment variables; the README lists them.`
@@ -119,7 +133,10 @@ async function main(args: string[]): Promise<void> {
   }
   const { values, positionals } = parseArgs({
     args: rest,
-    options: { help: { type: 'boolean', short: 'h' } },
+    options: {
+      help: { type: 'boolean', short: 'h' },
+      ...Object.fromEntries((command.flags ?? []).map((flag) => [flag, { type: 'boolean' as const }])),
+    },
     allowPositionals: true,
   })
   if (values.help) {
@@ -137,7 +154,7 @@ async function main(args: string[]): Promise<void> {
     ])
     hearProcessErrors(createLogger(config.LOG_LEVEL, name))
   }
-  await command.run(config, positionals)
+  await command.run(config, positionals, values as Flags)
 }
 
 endAtSignals()

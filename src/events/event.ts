@@ -1,24 +1,43 @@
 /** The events of the public log: everything that happened, one record each. */
+import { z } from 'zod'
+
+/** Why a message is in the pull queue instead of having been pushed. */
+const queuedReason = z
+  .enum(['undeliverable', 'circuit_open', 'backlog_full'])
+  .describe(
+    "All attempts failed; the agent's circuit was open; more messages waited to be pushed to the agent than its queue may hold.",
+  )
+export type QueuedReason = z.infer<typeof queuedReason>
+
+const messageId = z.string().describe('A UUID')
+const address = z.string().describe('Of an agent, tab_…')
 
 /** What an event of each type carries. Never a credential or a hash of one. */
-export interface EventData {
-  operator_created: { operator_id: string; contact_hash: string; accepted_terms: true }
-  agent_registered: { address: string; operator_id: string; has_webhook: boolean }
-  message_sent: { message_id: string; from: string; to: string; content: string; content_length: number }
-  message_delivered: { message_id: string; to: string; delivery_method: 'pull' | 'push' }
-  /** A message that was to be pushed is in the pull queue instead. */
-  message_queued: { message_id: string; to: string; reason: QueuedReason }
-  state_written: { key: string; value: string; value_length: number; written_by: string }
-  state_deleted: { key: string; deleted_by: string }
-  state_read: { key: string; read_by: string; found: boolean }
-  registry_read: { read_by: string }
-}
+export const eventData = {
+  operator_created: z.object({ operator_id: z.string(), contact_hash: z.string(), accepted_terms: z.literal(true) }),
+  agent_registered: z.object({ address, operator_id: z.string(), has_webhook: z.boolean() }),
+  message_sent: z.object({
+    message_id: messageId,
+    from: address,
+    to: address,
+    content: z.string(),
+    content_length: z.int().describe('In bytes'),
+  }),
+  message_delivered: z.object({ message_id: messageId, to: address, delivery_method: z.enum(['pull', 'push']) }),
+  // A message that was to be pushed is in the pull queue instead.
+  message_queued: z.object({ message_id: messageId, to: address, reason: queuedReason }),
+  state_written: z.object({
+    key: z.string(),
+    value: z.string(),
+    value_length: z.int().describe('In bytes'),
+    written_by: address,
+  }),
+  state_deleted: z.object({ key: z.string(), deleted_by: address }),
+  state_read: z.object({ key: z.string(), read_by: address, found: z.boolean() }),
+  registry_read: z.object({ read_by: address }),
+} as const
 
-/**
- * Why a message was not pushed: all attempts failed, the agent's circuit was open, or more messages waited to be pushed to the agent than its
- * queue may hold.
- */
-export type QueuedReason = 'undeliverable' | 'circuit_open' | 'backlog_full'
+export type EventData = { [T in keyof typeof eventData]: z.infer<(typeof eventData)[T]> }
 
 export type EventType = keyof EventData
 

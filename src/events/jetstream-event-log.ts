@@ -145,7 +145,12 @@ export class JetStreamEventLog implements EventLog {
     for (let next = first; next <= last && !page.isFull; next += DIRECT_READS_AT_ONCE) {
       const length = Math.min(DIRECT_READS_AT_ONCE, last - next + 1)
       const reads = Array.from({ length }, (_, index) => this.#getBatch(next + index, PAGED_EVENT_TIMEOUT_MS))
-      for (const batch of await Promise.all(reads)) page.add(batch)
+      for (const [index, result] of (await Promise.allSettled(reads)).entries()) {
+        if (result.status === 'fulfilled') page.add(result.value)
+        // What comes before it is a page; who asks for the next one meets it.
+        else if (next + index > first && page.events.length > 0) return
+        else throw result.reason
+      }
     }
   }
 

@@ -2,6 +2,7 @@
 import { connect, type JetStreamManager, type NatsConnection } from 'nats'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { type NatsCluster, type NatsServer, natsOptions, startNats } from '../../lab/servers.ts'
+import { messageOf } from '../../src/events/batch.ts'
 import { EventLost, LogUnavailable, readEvents } from '../../src/events/event-log.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
@@ -21,7 +22,9 @@ let nats: NatsCluster
 let connection: NatsConnection
 let log: JetStreamEventLog
 let manager: JetStreamManager
-let place: number
+/** All events of the log, in order, and the one in the middle that is to be damaged, in a message of its own. */
+let all: number[]
+let damaged: number
 const stack = new AsyncDisposableStack()
 
 beforeAll(async () => {
@@ -32,9 +35,12 @@ beforeAll(async () => {
   const admin = await connect({ ...natsOptions(nats.adminUrl), reconnect: true, maxReconnectAttempts: -1 })
   stack.defer(() => admin.close())
   manager = await admin.jetstreamManager()
-  await inParallel(EVENTS / 2, (index) => log.append(written(`before/${index}`, 'x'.repeat(200))))
-  place = (await log.append(written('damaged', DAMAGED))).seq
-  await inParallel(EVENTS / 2, (index) => log.append(written(`after/${index}`, 'x'.repeat(200))))
+  const fill = (key: string) =>
+    inParallel(EVENTS / 2, (index) => log.append(written(`${key}/${index}`, 'x'.repeat(2_000))))
+  const before = await fill('before')
+  damaged = (await log.append(written('damaged', DAMAGED))).seq
+  const after = await fill('after')
+  all = [...before.map(({ seq }) => seq), damaged, ...after.map(({ seq }) => seq)].toSorted((a, b) => a - b)
 }, START_MS)
 
 afterAll(() => stack.disposeAsync(), START_MS)
@@ -43,7 +49,7 @@ async function damage(server: NatsServer): Promise<void> {
   await vi.waitFor(async () => {
     const { cluster, state } = await manager.streams.info('EVENTS')
     expect(cluster?.replicas?.every(({ current, lag }) => current && !lag)).toBe(true)
-    expect(state.last_seq).toBe(EVENTS + 1)
+    expect(state.last_seq).toBe(messageOf(all.at(-1) ?? 0))
   }, WAIT)
   await server.stop()
   server.damage(DAMAGED)
@@ -70,8 +76,6 @@ async function answered<T>(ask: () => Promise<T>): Promise<T> {
   return vi.waitFor(ask, WAIT)
 }
 
-const PLACES = Array.from({ length: EVENTS + 1 }, (_, index) => index + 1)
-
 it('an event that one replica lacks is had from another, by those who follow and by those who read', {
   timeout: TEST_MS,
 }, async () => {
@@ -84,14 +88,15 @@ it('an event that one replica lacks is had from another, by those who follow and
       return result
     })
     expect(error).toBeUndefined()
-    expect(seqs).toEqual(PLACES)
+    expect(seqs).toEqual(all)
   }
   for (let reader = 0; reader < FOLLOWERS; reader++) {
     const seqs: number[] = []
     for await (const { seq } of readEvents(log, 0)) seqs.push(seq)
-    expect(seqs).toEqual(PLACES)
-    expect((await log.read(place - 2, 10)).map(({ seq }) => seq)).toEqual(PLACES.slice(place - 2, place + 8))
-    expect(await log.get([place])).toMatchObject([{ seq: place, data: { key: 'damaged', value: DAMAGED } }])
+    expect(seqs).toEqual(all)
+    const at = all.indexOf(damaged)
+    expect((await log.read(all[at - 2] ?? 0, 10)).map(({ seq }) => seq)).toEqual(all.slice(at - 1, at + 9))
+    expect(await log.get([damaged])).toMatchObject([{ seq: damaged, data: { key: 'damaged', value: DAMAGED } }])
   }
 })
 
@@ -100,35 +105,39 @@ it('an event that every replica lacks stops all who follow or read right before 
 }, async () => {
   await damage(nats.servers[1] as NatsServer)
   await damage(nats.servers[2] as NatsServer)
-  const before = PLACES.slice(0, place - 1)
+  const before = all.slice(0, all.indexOf(damaged))
   const { seqs, error } = await answered(async () => {
     const result = await followed()
     expect(result.error).toBeInstanceOf(EventLost)
     return result
   })
   expect(seqs).toEqual(before)
-  expect(String(error)).toContain(`event ${place} is lost`)
-  expect(log.lost).toBe(place)
+  expect(String(error)).toContain(`event ${damaged} is lost`)
+  expect(log.lost).toBe(damaged)
   const read: number[] = []
   await expect(
     (async () => {
       for await (const { seq } of readEvents(log, 0)) read.push(seq)
     })(),
-  ).rejects.toThrow(`event ${place} is lost`)
+  ).rejects.toThrow(`event ${damaged} is lost`)
   expect(read).toEqual(before)
-  await expect(log.get([place])).rejects.toThrow(`event ${place} is lost`)
-  // What comes behind it can be asked for by its place.
-  expect(await log.get([place + 1])).toMatchObject([{ seq: place + 1 }])
+  await expect(log.get([damaged])).rejects.toThrow(`event ${damaged} is lost`)
+  // What comes behind it can be asked for by its sequence number.
+  const next = all[all.indexOf(damaged) + 1] as number
+  expect(await log.get([next])).toMatchObject([{ seq: next }])
 })
 
-it('a follower that begins behind the place that is lost is not concerned', { timeout: TEST_MS }, async () => {
+it('a follower that begins in a message behind the one that is lost is not concerned', {
+  timeout: TEST_MS,
+}, async () => {
+  const next = all[all.indexOf(damaged) + 1] as number
   const stop = new AbortController()
   const seqs: number[] = []
-  for await (const events of log.follow(place, stop.signal)) {
+  for await (const events of log.follow(next, stop.signal)) {
     seqs.push(...events.map(({ seq }) => seq))
     if (events.length === 0) stop.abort()
   }
-  expect(seqs).toEqual(PLACES.slice(place))
+  expect(seqs).toEqual(all.slice(all.indexOf(next) + 1))
 })
 
 describe('a server that lacks an event is filled anew, as docs/deploying.md says', { timeout: TEST_MS }, () => {
@@ -184,7 +193,7 @@ async function damagedCluster(stack: AsyncDisposableStack) {
   const admin = await connect({ ...natsOptions(cluster.adminUrl), reconnect: true, maxReconnectAttempts: -1 })
   stack.defer(() => admin.close())
   const { streams } = await admin.jetstreamManager()
-  const fill = () => inParallel(50, (index) => log.append(written(`key/${index}`, 'x'.repeat(200))))
+  const fill = () => inParallel(50, (index) => log.append(written(`key/${index}`, 'x'.repeat(2_000))))
   await fill()
   const { seq } = await log.append(sent('tab_bbbbbbbbbbbbbbbbbbbb', DAMAGED))
   await fill()
@@ -209,7 +218,7 @@ async function damagedCluster(stack: AsyncDisposableStack) {
     /** Whoever leads is asked for the event. */
     whatLeaderHas: () =>
       answered(() =>
-        streams.getMessage('EVENTS', { seq }).then(
+        streams.getMessage('EVENTS', { seq: messageOf(seq) }).then(
           (message) => message.string(),
           (error: Error) => {
             if (error.message !== 'no message found') throw error

@@ -102,7 +102,7 @@ it('a lease that has run out is not given back: its messages may be in other han
     await expectOne()
     const script = loadScript('release_messages', new URL('../../src/messaging/lua/release.lua', import.meta.url), 1)
     const release = (until: number) =>
-      vi.waitFor(() => redis.script(script, [queueKey(GENERATION, to)], [until, LEASE_MS, '1-0']), BACK)
+      vi.waitFor(() => redis.script(script, [queueKey(GENERATION, to)], [until, LEASE_MS, '0-1']), BACK)
     const [seconds] = await redis.connection.time()
     const now = Number(seconds) * 1_000
     await release(now)

@@ -203,16 +203,28 @@ describe('verify', () => {
 })
 
 describe('tail', () => {
+  it('without --json prints a line for people, in which nothing steers the terminal', async () => {
+    const { kernel, agents } = await started()
+    await using _ = kernel
+    const [one] = agents as [Agent]
+    await one.write('\u009b2J\u202e key', 'x'.repeat(1_000))
+    const tail = startCommand(kernel.dataDir, ['tail'])
+    const line = await tail.printed((out) => /^.*state_written.*$/m.exec(out)?.[0])
+    expect(line).toMatch(/^20\d\d-\S+Z \d+ state_written {5}tab_\S+ \{"key":"\\u009b2J\\u202e key","value":"x+…$/)
+    tail.child.kill('SIGTERM')
+    await tail.ended
+  })
+
   it('prints what is there and then what comes, beside a kernel; ends with its reader', async () => {
     const { kernel, agents } = await started()
     await using _ = kernel
     const [one] = agents as [Agent]
     await one.write('before', '1')
-    const tail = startCommand(kernel.dataDir, ['tail'])
+    const tail = startCommand(kernel.dataDir, ['tail', '--json'])
     const last = await tail.printed((out) => /^\{"seq":(\d+).*"key":"before"/m.exec(out)?.[1])
     await one.write('after', '2')
     await tail.printed((out) => /"key":"after"/.exec(out)?.[0])
-    const later = startCommand(kernel.dataDir, ['tail', last])
+    const later = startCommand(kernel.dataDir, ['tail', last, '--json'])
     const first = await later.printed((out) => (out.includes('\n') ? out.slice(0, out.indexOf('\n')) : undefined))
     expect(JSON.parse(first)).toMatchObject({ seq: Number(last) + 1, data: { key: 'after' } })
     expect(await kernel.events()).toHaveLength(Number(last) + 1)
@@ -228,7 +240,10 @@ describe('tail', () => {
   it('says what is wrong', async () => {
     const empty = await freshDataDirectory()
     for (const since of ['x', '1.5', '', '1e3', '9'.repeat(16)]) {
-      expectRefusal(await runCommand(empty, 'tail', since), 'tail takes the place of the event to begin after')
+      expectRefusal(
+        await runCommand(empty, 'tail', since),
+        'tail takes the sequence number of the event to begin after',
+      )
     }
     expectRefusal(await runCommand(empty, 'tail'), `there is no database in ${empty}`)
   })
