@@ -4,8 +4,8 @@
  *
  * What cannot be done without: one round trip to Redis for a session and a limit that the whole cluster shares; for a write, room reserved
  * before it and settled after it; for a deletion, whether the key is there; for messages, that two who ask at once get different ones; for what
- * changes something, a confirmed append to a replicated stream that remembers its id, so that what has to be sent again is stored once, and the
- * change in the store that others read; for reads that are logged, an append that nobody waits for.
+ * changes something, a confirmed append to a replicated stream that remembers its id, so that what has to be sent again is stored once, in a batch
+ * with what came meanwhile, and the change in the store that others read; for reads that are logged, an append that nobody waits for.
  *
  * With FLOOR_IN_LOG_ORDER the handlers of messages and state do not apply what they have appended: one consumer of the stream does, in the
  * stream's order and as much at once as there is, and they wait for it. Only so do log and stores agree whoever writes at the same time or dies
@@ -20,6 +20,7 @@ import { AckPolicy, connect, DeliverPolicy } from 'nats'
 import postgres from 'postgres'
 import { z } from 'zod'
 import { natsOptions } from '../lab/servers.ts'
+import { batched } from '../src/platform/batch.ts'
 
 const { FLOOR_DATABASE_URL, FLOOR_REDIS_URL, FLOOR_NATS_URL, FLOOR_BCRYPT_COST, FLOOR_IN_LOG_ORDER } = z
   .object({
@@ -36,8 +37,10 @@ const NAME = FLOOR_IN_LOG_ORDER ? 'ordered_floor' : 'floor'
 const SESSION = `${NAME}:session`
 const BUCKET = `${NAME}:bucket`
 const RESERVED = `${NAME}:reserved`
-/** Events that are applied in one go. */
+/** Events that are stored or applied in one go. */
 const BATCH = 500
+const MAX_WAITING = 10_000
+const NOTE_MS = 250
 const OPERATOR = randomUUID()
 /** Of those that messages are handed to: each to one. */
 const GROUP = 'agents'
@@ -62,10 +65,21 @@ await sql`create table ${CHALLENGES} (challenge_id uuid primary key, answer byte
 const admit = () => redis.pipeline().get(SESSION).incrby(BUCKET, 1).exec()
 const reserve = (bytes: number) => redis.incrby(RESERVED, bytes)
 const eventOf = (type: string, data: object) => JSON.stringify({ ts: new Date().toISOString(), type, data })
-const append = (type: string, data: object) =>
-  stream.publish(`${NAME}.change.${type}`, eventOf(type, data), { msgID: randomUUID() })
-/** Of an event that nobody waits for. */
-const note = (type: string, data: object) => nats.publish(`${NAME}.read.${type}`, eventOf(type, data))
+/** Puts what comes while a batch is under way into the next one, a message of the stream, as anybody would today. */
+const storeBatch = batched(
+  async (lines: string[]) => {
+    const { seq } = await stream.publish(`${NAME}.change`, lines.join('\n'), { msgID: randomUUID() })
+    return lines.map((_, index) => seq * BATCH + index)
+  },
+  { maxItems: BATCH, maxWaiting: MAX_WAITING },
+)
+const append = async (type: string, data: object) => ({ seq: await storeBatch(eventOf(type, data)) })
+/** What nobody waits for goes together a few times a second. */
+const noted: string[] = []
+setInterval(() => {
+  if (noted.length > 0) nats.publish(`${NAME}.read`, noted.splice(0).join('\n'))
+}, NOTE_MS)
+const note = (type: string, data: object) => void noted.push(eventOf(type, data))
 const keyOf = (path: string) => decodeURIComponent(path.slice('/v1/state/'.length))
 const queueOf = (recipient: string) => `${NAME}:queue:${recipient}`
 const takeOut = (pipeline: ChainableCommander, recipient: string, entry: string) =>
@@ -140,7 +154,7 @@ if (FLOOR_IN_LOG_ORDER) {
     name: NAME,
     ack_policy: AckPolicy.None,
     deliver_policy: DeliverPolicy.All,
-    filter_subject: `${NAME}.change.>`,
+    filter_subject: `${NAME}.change`,
     mem_storage: true,
     num_replicas: 1,
   })
@@ -148,7 +162,8 @@ if (FLOOR_IN_LOG_ORDER) {
   await consumer.consume({
     max_messages: 1_000,
     callback: (message) => {
-      arrived.push({ seq: message.seq, change: message.json<Change>() })
+      for (const [index, line] of message.string().split('\n').entries())
+        arrived.push({ seq: message.seq * BATCH + index, change: JSON.parse(line) as Change })
       void applyArrived()
     },
   })

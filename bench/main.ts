@@ -1,6 +1,6 @@
 /**
- * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [webhooks] [--seconds 3] [--agents 10000]
- * [--sizes 1000,100000,1000000] [--json file]`; all if none is named.
+ * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [webhooks] [ceiling] [--seconds 3]
+ * [--agents 10000] [--sizes 1000,100000,1000000] [--events 200000] [--json file]`; all if none is named.
  *
  * Starts what it needs and prints tables for people; `--json` writes the same for scripts. What compares between machines is ratios within one
  * run: of each endpoint to a bare Hono route, and on the cluster to its floor, the smallest program that makes only the unavoidable calls to the
@@ -12,8 +12,10 @@ import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { startCluster } from '../lab/cluster.ts'
 import { startKernel } from '../lab/kernel.ts'
+import { newestNatsServer } from '../lab/servers/nats.ts'
 import { loadConfig } from '../src/config.ts'
 import { benchAuthentication } from './authentication.ts'
+import { benchCeiling } from './ceiling.ts'
 import { benchCosts } from './costs.ts'
 import { type EndpointFigures, type Floors, type Measured, measureEndpoints, measureRegistering } from './endpoints.ts'
 import { benchGrowth } from './growth.ts'
@@ -37,6 +39,7 @@ const BENCHES = [
   'authentication',
   'growth',
   'webhooks',
+  'ceiling',
 ]
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -44,6 +47,7 @@ const { values, positionals } = parseArgs({
     seconds: { type: 'string', default: '3' },
     agents: { type: 'string', default: '10000' },
     sizes: { type: 'string', default: '1000,100000,1000000' },
+    events: { type: 'string', default: '200000' },
     json: { type: 'string' },
   },
 })
@@ -56,6 +60,11 @@ const wanted = (name: string) => positionals.length === 0 || positionals.include
 const seconds = positive('seconds', values.seconds)
 const agents = positive('agents', values.agents)
 const sizes = values.sizes.split(',').map((size) => positive('sizes', size))
+
+// What is deployed: the newest that there is.
+const nats = await newestNatsServer()
+process.env.NATS_SERVER_BIN = nats.file
+console.log(`NATS ${nats.version}, which flushes ${nats.flushes}`)
 
 /** What limits is not the limits. */
 const UNLIMITED = Object.fromEntries(
@@ -70,6 +79,7 @@ const SETTINGS = {
 }
 
 const report: Record<string, unknown> = {
+  nats: { version: nats.version, flushes: nats.flushes },
   date: new Date().toISOString(),
   machine: {
     processor: cpus()[0]?.model,
@@ -107,6 +117,10 @@ if (wanted('growth')) {
   const title =
     'growth: ms (median), and CPU ms a request, at so many agents, keys and messages in one queue, and the greatest to the least'
   table('growth', title, await benchGrowth(sizes, SETTINGS))
+}
+if (wanted('ceiling')) {
+  const title = `events a second: into one stream, and applied by one worker from a log of ${values.events}`
+  table('ceiling', title, await benchCeiling(seconds, positive('events', values.events)))
 }
 if (wanted('webhooks')) report.webhooks = await benchWebhooks()
 if (values.json !== undefined) await writeFile(values.json, `${JSON.stringify(report, null, 2)}\n`)

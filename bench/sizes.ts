@@ -1,4 +1,5 @@
 /** What things take: Redis bytes a queued message, and bytes of the log an event. */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
 import { connect } from 'nats'
 import { type Agent, Client } from '../lab/client.ts'
@@ -9,6 +10,7 @@ const MESSAGES = 1_000
 const AT_ONCE = 16
 const CONTENT_BYTES = { '100 B': 100, '10 KB': 10_000, '64 KB': 65_536 }
 const VALUE_BYTES = 1_000
+const SETTLED_MS = 1_000
 
 /** By what it is: bytes of each, and how many were measured. */
 export async function benchSizes(
@@ -36,11 +38,12 @@ export async function benchSizes(
           while (next < times) await ask(next++)
         }),
       )
+      // Reads, which nobody waits for, are stored a moment later.
+      await sleep(SETTLED_MS)
       const after = { log: await log(), redis: await redisBytes() }
-      const events = after.log.messages - before.log.messages
       sizes[name] = {
-        events,
-        'log bytes an event': Math.round((after.log.bytes - before.log.bytes) / events),
+        'events a message': Number((times / (after.log.messages - before.log.messages)).toFixed(1)),
+        'log bytes an event': Math.round((after.log.bytes - before.log.bytes) / times),
         'Redis bytes each': Math.round((after.redis - before.redis) / times),
       }
     }

@@ -1,6 +1,7 @@
 import { execFile } from 'node:child_process'
-import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { delimiter, join } from 'node:path'
 import { promisify } from 'node:util'
 import { type ConnectionOptions, connect } from 'nats'
 import { z } from 'zod'
@@ -357,6 +358,23 @@ function flipBit(home: string, text: string): void {
     return
   }
   throw new Error(`no block of ${home} holds ${text}`)
+}
+
+/**
+ * The newest server on PATH, where `go install` puts one, or where the distribution does: what is deployed, for those who measure. What
+ * `NATS_SERVER_BIN` says goes first. Installs one where there is none, as `findProgram`.
+ */
+export async function newestNatsServer(): Promise<{ file: string; version: string; flushes: string }> {
+  const first = await findProgram('nats-server')
+  const directories = process.env.NATS_SERVER_BIN
+    ? []
+    : [...(process.env.PATH ?? '').split(delimiter), join(homedir(), 'go/bin')]
+  const files = new Set([first, ...directories.map((directory) => join(directory, 'nats-server')).filter(existsSync)])
+  const found = await Promise.all([...files].map(async (file) => ({ file, version: await versionOf(file) })))
+  const [newest] = found.toSorted((one, other) => other.version.localeCompare(one.version, 'en', { numeric: true }))
+  if (newest === undefined) throw new Error('there is no nats-server')
+  const flushes = isBefore(newest.version, 2, 10) ? 'every two minutes' : 'always'
+  return { ...newest, flushes }
 }
 
 async function versionOf(file: string): Promise<string> {
