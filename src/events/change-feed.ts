@@ -362,6 +362,10 @@ class ChangeFeed {
     try {
       const { num_pending: pending } = await this.#manager.consumers.info(STREAM, this.#source.name)
       const isBehind = pending > 0 || (await stateOf(this.#manager)).last_seq >= this.#next
+      // At the end of the stream nothing comes behind an erased message that would show its absence.
+      const erased = isBehind && pending === 0 ? await this.#skipped.erased(this.#next) : undefined
+      if (erased?.message === this.#next) this.#take(erased, true)
+      if (erased !== undefined) return undefined
       return isBehind ? new LogUnavailable('the event log has stopped sending') : undefined
     } catch (error) {
       if (error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND) throw error

@@ -284,7 +284,7 @@ describe('Redis', () => {
 
 describe('NATS', () => {
   const { encode } = StringCodec()
-  const subject = 'events.message.change.message_sent.queue.tab_x'
+  const subject = 'events.message'
   let cluster: NatsCluster
   let kernel: NatsConnection
   let observer: NatsConnection
@@ -303,10 +303,9 @@ describe('NATS', () => {
     const manager = await kernel.jetstreamManager({ timeout: 60_000 })
     await manager.streams.add({
       name: 'EVENTS',
-      subjects: ['events.>'],
+      subjects: ['events.*'],
       num_replicas: 3,
       allow_direct: true,
-      deny_purge: true,
     })
     await manager.consumers.add('EVENTS', { durable_name: 'webhooks', ack_policy: AckPolicy.Explicit })
     for (const number of [1, 2, 3]) await kernel.jetstream().publish(subject, encode(`event ${number}`))
@@ -392,7 +391,7 @@ describe('NATS', () => {
     const client = observer.jetstream()
     const consumer = await client.consumers.get('EVENTS', {
       name_prefix: 'observer',
-      filterSubjects: 'events.message.>',
+      filterSubjects: 'events.message',
       deliver_policy: DeliverPolicy.StartSequence,
       opt_start_seq: 2,
     })
