@@ -78,6 +78,8 @@ export interface Cluster<S extends Places = Servers> extends AsyncDisposable {
   readonly haproxy: HaproxyServer
   /** One more node, which the load balancer uses when this resolves. */
   startNode(settings?: Settings): Promise<ClusterNode>
+  /** One with settings of its own, which the load balancer does not know. */
+  startNodeApart(settings: Settings): Promise<ClusterNode>
   startWorker(settings?: Settings): Promise<ClusterProcess>
   /** Runs a command such as `verify` to its end. */
   run(command: string, args?: readonly string[], settings?: Settings): Promise<CommandResult>
@@ -161,6 +163,7 @@ async function startOn<S extends Places>(
   /** Members that are not ready yet. */
   const starting = new Set<Pick<ClusterProcess, 'name' | 'output'>>()
   const commands: Process[] = []
+  let apart = 0
   const run = async (command: string, args: readonly string[] = [], overrides: Settings = {}) => {
     const directory = makeDirectory(command)
     const child = new Process({
@@ -224,6 +227,7 @@ async function startOn<S extends Places>(
       await balanced(haproxy, backendOf(node))
       return node
     },
+    startNodeApart: (own) => start('api', nodes.length + ++apart, own),
     async startWorker(own = {}) {
       const worker = await start('worker', workers.length + 1, own)
       workers.push(worker)

@@ -1,12 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
 import { agentCreated, Client, challengeIssued, pipelineData, solvePipeline } from '../../lab/client.ts'
-import { ownTarget, sharedTarget } from '../support/target.ts'
+import { ownNode, sharedTarget } from '../support/target.ts'
 import { countStatuses, expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 
 const target = await sharedTarget()
-const shortLived = await ownTarget({ VERIFICATION_TTL: '1s' })
-const stubbed = await ownTarget({ VERIFICATION_GATE: 'stub' })
+const shortLived = await ownNode({ VERIFICATION_TTL: '1s' })
+const stubbed = await ownNode({ VERIFICATION_GATE: 'stub' })
 const client = new Client(target.baseUrl)
 const operator = await client.registerOperator()
 

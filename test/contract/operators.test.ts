@@ -1,12 +1,12 @@
 import { describe, expect, it } from 'vitest'
 import { Client, operatorCreated } from '../../lab/client.ts'
-import { ownTarget, sharedTarget } from '../support/target.ts'
+import { ownNode, sharedTarget } from '../support/target.ts'
 import { expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 
 const target = await sharedTarget()
 const client = new Client(target.baseUrl)
 const TERMS_URL = 'https://terms.example/agents?v=1&lang=en'
-const withTerms = new Client((await ownTarget({ TERMS_URL })).baseUrl)
+const withTerms = new Client((await ownNode({ TERMS_URL })).baseUrl)
 
 const register = (json: unknown) => client.request('POST', '/v1/operators', { json })
 

@@ -17,6 +17,10 @@ export interface Target extends AsyncDisposable {
   output(): string
 }
 
+type StartNode = (
+  settings: Readonly<Record<string, string>>,
+) => Promise<{ readonly baseUrl: string; stop(): Promise<void> }>
+
 /** Limits so high that no test meets them unless it is about limits. */
 const LIFTED_LIMITS = {
   RATE_LIMIT_MESSAGE_PER_MIN: '1000000',
@@ -35,13 +39,18 @@ export async function startTarget(
   { limits = 'lifted' }: { limits?: 'lifted' | 'default' } = {},
 ): Promise<Target> {
   const all = limits === 'lifted' ? { ...LIFTED_LIMITS, ...settings } : { ...settings }
-  const name = process.env.TABULUM_TEST_TARGET ?? 'embedded'
-  if (name === 'embedded') return startEmbeddedTarget(all)
-  if (name === 'cluster') return startClusterTarget(all)
-  throw new Error(`TABULUM_TEST_TARGET=${name}: must be embedded or cluster`)
+  return isCluster() ? startClusterTarget(all) : startEmbeddedTarget(all)
 }
 
-let common: Promise<Target> | undefined
+function isCluster(): boolean {
+  const name = process.env.TABULUM_TEST_TARGET ?? 'embedded'
+  if (name !== 'embedded' && name !== 'cluster') {
+    throw new Error(`TABULUM_TEST_TARGET=${name}: must be embedded or cluster`)
+  }
+  return name === 'cluster'
+}
+
+let common: Promise<Target & { startNode?: StartNode }> | undefined
 
 /** A target with the defaults for all files that one process runs, one after the other: its log and its stores hold what others have done. It ends with the process. */
 export async function sharedTarget(): Promise<Target> {
@@ -54,6 +63,19 @@ export async function ownTarget(...options: Parameters<typeof startTarget>): Pro
   const target = shownOnFailure(await startTarget(...options))
   afterAll(() => target[Symbol.asyncDispose]())
   return target
+}
+
+/**
+ * The agent API of a node with settings that change only how it answers itself. In a cluster it is one more node of the shared target, as that takes
+ * a fraction of what another cluster would.
+ */
+export async function ownNode(settings: Readonly<Record<string, string>>): Promise<{ readonly baseUrl: string }> {
+  if (!isCluster()) return ownTarget(settings)
+  await sharedTarget()
+  const node = await (await common)?.startNode?.(settings)
+  if (node === undefined) throw new Error('the shared target starts no nodes')
+  afterAll(() => node.stop())
+  return node
 }
 
 function shownOnFailure(target: Target): Target {
@@ -94,7 +116,9 @@ async function startEmbeddedTarget(settings: Readonly<Record<string, string>>): 
 }
 
 /** The cluster as a target of the contract suite, which must not be able to tell it from a single process. */
-async function startClusterTarget(settings: Readonly<Record<string, string>>): Promise<Target> {
+async function startClusterTarget(
+  settings: Readonly<Record<string, string>>,
+): Promise<Target & { startNode: StartNode }> {
   // Loaded only here: it brings the clients of all servers with it.
   const { balanced, startSharedCluster } = await import('../../lab/cluster.ts')
   // Two nodes: an answer of one is mostly about what the other has done.
@@ -104,6 +128,10 @@ async function startClusterTarget(settings: Readonly<Record<string, string>>): P
     baseUrl: cluster.baseUrl,
     events: (since) => cluster.events(since),
     output: () => cluster.output(),
+    async startNode(own) {
+      const node = await cluster.startNodeApart(own)
+      return { baseUrl: node.url, stop: async () => void (await node.stop()) }
+    },
     async restart() {
       await Promise.all(
         members.map(async (member) => {
