@@ -44,6 +44,16 @@ export function findProgram(program: Program): Promise<string> {
   return path
 }
 
+/** Finds all of them. Throws one error that says of each that is missing what to install. */
+export async function findAllPrograms(): Promise<void> {
+  const missing: string[] = []
+  // One after the other: installing is.
+  for (const program of Object.keys(PACKAGES) as Program[]) {
+    await findProgram(program).catch((error: Error) => missing.push(error.message))
+  }
+  if (missing.length > 0) throw new Error(missing.join('\n'))
+}
+
 /** Of each program its name and its version, like `nats-server 2.9.10`. */
 export function versionsOf(programs: readonly Program[]): Promise<string[]> {
   return Promise.all(
