@@ -6,7 +6,9 @@ import type { Admission, BucketState, Category } from '../access/admission.ts'
 import { type Level, parseAuthorization } from '../access/tokens.ts'
 import type { ByteBudget, Hold } from '../platform/byte-budget.ts'
 import type { Logger } from '../platform/logger.ts'
+import { OutageLog } from '../platform/outage-log.ts'
 import { recordAnswer } from '../platform/request-metrics.ts'
+import { Unavailable } from '../platform/unavailable.ts'
 import type { Registry } from '../registry/registry.ts'
 import { HELD_OF_AN_ANSWER } from './answer-size.ts'
 import { readJson } from './body.ts'
@@ -52,6 +54,7 @@ const MAX_WRITE_MS = 60_000
 
 export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   const { endpoints, admission, registry, clientAddress, logger, termsUrl, requestBytes, answerBytes } = parts
+  const outages = new OutageLog(logger)
   const app = new Hono<ApiEnvironment>({ getPath: (_request, options) => rawPath(options?.env as HttpBindings) })
 
   const groups = Map.groupBy(endpoints, ({ path }) => path)
@@ -129,7 +132,8 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   function respondTo(error: unknown, context: ApiContext, route: string): Response {
     const apiError = toApiError(error)
     if (apiError.code === 'internal_error') logger.error({ err: error, route }, 'defect')
-    else if (apiError.code === 'unavailable') logger.warn({ route, cause: describe(error) }, 'unavailable')
+    else if (apiError.code === 'unavailable')
+      outages.met(partOf(error), 'unavailable', { route, cause: describe(error) })
     return respondWithError(context, apiError)
   }
 
@@ -217,6 +221,12 @@ function methodNotAllowed(group: readonly Endpoint[]): ApiError {
   const served = ({ method, takes }: Endpoint) => (method === 'GET' && !takes ? ['GET', 'HEAD'] : [method])
   const allowed = group.flatMap(served).join(', ')
   return new ApiError('method_not_allowed', `this path serves ${allowed}`, { Allow: allowed })
+}
+
+/** What is out, whoever met it: an append says so of its log, which says so of the database. */
+function partOf(error: unknown): string {
+  if (!(error instanceof Error)) return typeof error
+  return error.cause instanceof Unavailable ? partOf(error.cause) : error.name
 }
 
 function describe(error: unknown): string {

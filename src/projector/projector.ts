@@ -10,6 +10,7 @@ import { type EventLog, type FollowOptions, LogUnavailable } from '../events/eve
 import type { Progress } from '../events/progress.ts'
 import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
+import { OutageLog } from '../platform/outage-log.ts'
 
 /** Another process has the lease now; what this one wanted to apply was refused whole. */
 export class LeaseLost extends Error {
@@ -89,6 +90,7 @@ export interface ProjectorOptions {
 /** Runs until `signal` aborts; then gives the lease back. Never throws: it logs and starts over. */
 export async function runProjector(options: ProjectorOptions, signal: AbortSignal): Promise<void> {
   const { projection, progress, logger, holder, patienceMs = 0, startDelayMs = 0 } = options
+  const outages = new OutageLog(logger)
   await sleep(startDelayMs, undefined, { signal }).catch(() => {})
   while (!signal.aborted) {
     try {
@@ -103,7 +105,7 @@ export async function runProjector(options: ProjectorOptions, signal: AbortSigna
     } catch (error) {
       if (signal.aborted) break
       failures.inc({ projection: projection.name })
-      logger.warn({ projection: projection.name, error: String(error) }, 'projector starts over')
+      outages.met(projection.name, 'projector starts over', { error: String(error) })
       await sleep(BACK_OFF_MS, undefined, { signal }).catch(() => {})
     } finally {
       leadingGauge.set({ projection: projection.name }, 0)

@@ -1,6 +1,5 @@
 /** The lanes in one worker's hands, and how long it may rely on having them. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Logger } from '../platform/logger.ts'
 import type { ClaimedLane, WebhookLanes } from './webhook-lanes.ts'
 
 /** As parts of the lease: how often it is prolonged, how often looked after, and how much must be left for it to be relied on. */
@@ -27,9 +26,8 @@ export interface LaneLeasesOptions {
   lanes: Pick<WebhookLanes, 'renew'>
   holder: string
   leaseMs: number
-  logger: Logger
   /** The database did not prolong them. */
-  onFailure: () => void
+  onFailure: (error: unknown) => void
 }
 
 export class LaneLeases {
@@ -73,7 +71,7 @@ export class LaneLeases {
   }
 
   async #renew(now: number): Promise<boolean> {
-    const { lanes, holder, leaseMs, logger, onFailure } = this.#options
+    const { lanes, holder, leaseMs, onFailure } = this.#options
     const held = [...this.#held]
     try {
       const kept = await lanes.renew(
@@ -88,8 +86,7 @@ export class LaneLeases {
       }
       return true
     } catch (error) {
-      onFailure()
-      logger.warn({ error: String(error) }, 'webhook worker could not prolong its leases')
+      onFailure(error)
       return false
     }
   }

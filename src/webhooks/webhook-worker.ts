@@ -15,6 +15,7 @@ import type { Message } from '../messaging/message-queue.ts'
 import { toLeasedMessage } from '../messaging/messages-of-log.ts'
 import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
+import { OutageLog } from '../platform/outage-log.ts'
 import { Unavailable } from '../platform/unavailable.ts'
 import { type RetryPolicy, retryDelay } from './back-off.ts'
 import { type CircuitMode, type CircuitPolicy, circuitMode, recordFailure } from './circuit-breaker.ts'
@@ -94,6 +95,7 @@ class WebhookWorker {
   readonly #options: WebhookWorkerOptions
   readonly #leaseMs: number
   readonly #leases: LaneLeases
+  readonly #outages: OutageLog
   readonly #random: () => number
   readonly #stop: AbortSignal
   readonly #slots: DeliverySlots
@@ -108,13 +110,14 @@ class WebhookWorker {
     this.#options = options
     const { lanes, holder, logger } = options
     this.#leaseMs = options.leaseMs ?? LEASE_MS
+    this.#outages = new OutageLog(logger)
     this.#leases = new LaneLeases({
       lanes,
       holder,
       leaseMs: this.#leaseMs,
-      logger,
-      onFailure: () => {
+      onFailure: (error) => {
         this.#isBehind = true
+        this.#outages.met('leases', 'webhook worker could not prolong its leases', { error: String(error) })
       },
     })
     this.#random = options.random ?? Math.random
@@ -138,7 +141,7 @@ class WebhookWorker {
         if (isIdle && !this.#woken) pause = Math.min(Math.max(POLL_MS, await this.#options.lanes.due()), IDLE_POLL_MS)
       } catch (error) {
         this.#isBehind = true
-        this.#options.logger.warn({ error: String(error) }, 'webhook worker cannot claim')
+        this.#outages.met('claim', 'webhook worker cannot claim', { error: String(error) })
         await this.#pause(OUTAGE_MS)
       }
       await sleep(CLAIM_GAP_MS)
@@ -232,7 +235,8 @@ class WebhookWorker {
   async #releaseLate(held: Held, turn: LaneTurn, error: unknown): Promise<void> {
     const { logger, lanes } = this.#options
     const isOutage = error instanceof Unavailable
-    if (isOutage) logger.warn({ agent: turn.recipient, error: String(error) }, 'webhook turn ended by an outage')
+    const details = { agent: turn.recipient, error: String(error) }
+    if (isOutage) this.#outages.met('turn', 'webhook turn ended by an outage', details)
     else logger.error({ agent: turn.recipient, err: error }, 'webhook turn failed')
     while (performance.now() < held.validUntil) {
       try {

@@ -104,6 +104,11 @@ describe('a full disk', () => {
       .poll(async () => (await kernel.events()).filter(({ type }) => type === 'message_delivered').length, WAIT)
       .toBe(1)
 
+    // One line when it begins and one when it is over, of however many answers.
+    const lines = (text: string) => kernel.output().split(`"${text}"`).length - 1
+    await expect.poll(() => lines('no more of: unavailable'), WAIT).toBe(1)
+    expect(lines('unavailable')).toBe(1)
+
     // Over the death of the process too.
     await kernel.kill()
     await using again = await startKernel(UNLIMITED, { dataDir: kernel.dataDir })
