@@ -1,5 +1,5 @@
 /**
- * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [webhooks] [ceiling] [--seconds 3]
+ * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [large] [webhooks] [ceiling] [--seconds 3]
  * [--agents 10000] [--sizes 1000,100000,1000000] [--events 200000] [--json file]`; all if none is named.
  *
  * Starts what it needs and prints tables for people; `--json` writes the same for scripts. What compares between machines is ratios within one
@@ -19,6 +19,7 @@ import { benchCeiling } from './ceiling.ts'
 import { benchCosts } from './costs.ts'
 import { type EndpointFigures, type Floors, type Measured, measureEndpoints, measureRegistering } from './endpoints.ts'
 import { benchGrowth } from './growth.ts'
+import { benchLarge, measureLoopDelay } from './large.ts'
 import { type Figures, figuresOf, load, serverPids } from './load.ts'
 import { measureMemory } from './memory.ts'
 import { benchNodes } from './nodes.ts'
@@ -38,6 +39,7 @@ const BENCHES = [
   'sizes',
   'authentication',
   'growth',
+  'large',
   'webhooks',
   'ceiling',
 ]
@@ -123,6 +125,11 @@ if (wanted('growth')) {
 if (wanted('ceiling')) {
   const title = `events a second: into one stream, and applied by one worker from a log of ${values.events}`
   table('ceiling', title, await benchCeiling(seconds, positive('events', values.events)))
+}
+if (wanted('large')) {
+  const title = 'embedded storage with so many keys and so many agents, and the greatest to the least'
+  table('large', title, await benchLarge(sizes, SETTINGS))
+  table('loopDelay', 'delay of the event loop while 32 connections write', await measureLoopDelay(seconds, SETTINGS))
 }
 if (wanted('webhooks')) report.webhooks = await benchWebhooks()
 if (values.json !== undefined) await writeFile(values.json, `${JSON.stringify(report, null, 2)}\n`)
