@@ -365,12 +365,11 @@ function flipBit(home: string, text: string): void {
  * `NATS_SERVER_BIN` says goes first. Installs one where there is none, as `findProgram`.
  */
 export async function newestNatsServer(): Promise<{ file: string; version: string; flushes: string }> {
-  const first = await findProgram('nats-server')
-  const directories = process.env.NATS_SERVER_BIN
-    ? []
-    : [...(process.env.PATH ?? '').split(delimiter), join(homedir(), 'go/bin')]
-  const files = new Set([first, ...directories.map((directory) => join(directory, 'nats-server')).filter(existsSync)])
-  const found = await Promise.all([...files].map(async (file) => ({ file, version: await versionOf(file) })))
+  const chosen = process.env.NATS_SERVER_BIN
+  const directories = ['/usr/sbin', ...(process.env.PATH ?? '').split(delimiter), join(homedir(), 'go/bin')]
+  const there = directories.map((directory) => join(directory, 'nats-server')).filter(existsSync)
+  const files = chosen || there.length === 0 ? [await findProgram('nats-server')] : [...new Set(there)]
+  const found = await Promise.all(files.map(async (file) => ({ file, version: await versionOf(file) })))
   const [newest] = found.toSorted((one, other) => other.version.localeCompare(one.version, 'en', { numeric: true }))
   if (newest === undefined) throw new Error('there is no nats-server')
   const flushes = isBefore(newest.version, 2, 10) ? 'every two minutes' : 'always'

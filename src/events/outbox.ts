@@ -21,6 +21,8 @@ const MAX_UNDER_WAY = 4
 /** A further one goes where it is as full as this, since more of them cost the servers more… */
 const FULL_EVENTS = 64
 const FULL_CHARACTERS = 32_768
+/** Of those that nobody waits for. */
+const MANY_EVENTS = 500
 /** …or the one before is slow. */
 const SLOW_MS = 25
 /** What waits in one outbox at most. */
@@ -81,7 +83,8 @@ export class Outbox {
   }
 
   #isFull(): boolean {
-    return this.#waiting.length >= FULL_EVENTS || this.#characters >= FULL_CHARACTERS
+    const events = this.#options.lingerMs === undefined ? FULL_EVENTS : MANY_EVENTS
+    return this.#waiting.length >= events || this.#characters >= FULL_CHARACTERS
   }
 
   #send(): void {
