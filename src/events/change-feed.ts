@@ -21,7 +21,7 @@ import { addConsumer, CONSUMER_NOT_FOUND, deleteConsumer, STREAM, toBatch, unava
 import type { SkippedMessages } from './skipped-messages.ts'
 
 /** Events that one batch holds at most, in number and in bytes as they came over the wire. */
-const BATCH_EVENTS = 500
+const BATCH_EVENTS = 2_000
 const BATCH_BYTES = 8 * 1_048_576
 /** For more events, where nobody waits for those that are there. A message that is fetched within it never enters the index of undelivered ones. */
 const LINGER_MS = 200
