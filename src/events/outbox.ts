@@ -24,7 +24,7 @@ const FULL_CHARACTERS = 32_768
 /** Of those that nobody waits for. */
 const MANY_EVENTS = 500
 /** …or the one before is slow. */
-const SLOW_MS = 25
+const SLOW_MS = 100
 /** What waits in one outbox at most. */
 const MAX_WAITING = 10_000
 const MAX_WAITING_CHARACTERS = 16 * 1_048_576
