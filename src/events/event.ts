@@ -2,12 +2,12 @@
 import { z } from 'zod'
 
 /** Why a message is in the pull queue instead of having been pushed. */
-const queuedReason = z
+const pushFailure = z
   .enum(['undeliverable', 'circuit_open', 'backlog_full'])
   .describe(
     "All attempts failed; the agent's circuit was open; more messages waited to be pushed to the agent than its queue may hold.",
   )
-export type QueuedReason = z.infer<typeof queuedReason>
+export type PushFailure = z.infer<typeof pushFailure>
 
 const messageId = z.string().describe('A UUID')
 const address = z.string().describe('Of an agent, tab_…')
@@ -25,7 +25,7 @@ export const eventData = {
   }),
   message_delivered: z.object({ message_id: messageId, to: address, delivery_method: z.enum(['pull', 'push']) }),
   // A message that was to be pushed is in the pull queue instead.
-  message_queued: z.object({ message_id: messageId, to: address, reason: queuedReason }),
+  push_failed: z.object({ message_id: messageId, to: address, reason: pushFailure }),
   state_written: z.object({
     key: z.string(),
     value: z.string(),
@@ -76,7 +76,7 @@ const CLASS = {
   agent_registered: 'registry',
   message_sent: 'message',
   message_delivered: 'message',
-  message_queued: 'message',
+  push_failed: 'message',
   state_written: 'state',
   state_deleted: 'state',
   state_read: 'read',

@@ -10,7 +10,7 @@ const NOBODY = '00000000-0000-0000-0000-000000000000'
 export function messageReadModel({ maxQueue }: { maxQueue: number }): ReadModel {
   return {
     name: 'messages',
-    types: ['message_sent', 'message_queued', 'message_delivered'],
+    types: ['message_sent', 'push_failed', 'message_delivered'],
     // In a cluster agents wait for the queues, not for the index of what is in them. What is to be pushed is in a hurry.
     mayWait: ({ via }) => via !== 'webhook',
     changesOf: (events) => ({ ...changesOf(events), max_length: maxQueue }),
@@ -23,7 +23,7 @@ function changesOf(events: readonly LoggedEvent[]): { sent: object[]; queued: st
   const delivered = new Set(events.flatMap(({ type, data }) => (type === 'message_delivered' ? [data.message_id] : [])))
   const queued = new Set(
     events.flatMap(({ type, data }) =>
-      type === 'message_queued' && !delivered.has(data.message_id) ? [data.message_id] : [],
+      type === 'push_failed' && !delivered.has(data.message_id) ? [data.message_id] : [],
     ),
   )
   const sent = events.flatMap(({ seq, via, type, data }) =>
@@ -82,7 +82,7 @@ function onSqlite({ sql }: Sqlite, maxQueue: number) {
         values (${seq}, ${data.message_id}, ${data.to}, ${isPushed ? 1 : 0})`
       if (isPushed) addToLane(data.to, seq)
       else addToQueue(data.to, effects)
-    } else if (type === 'message_queued') {
+    } else if (type === 'push_failed') {
       const moved = sql.get`
         update queued_messages set pushed = 0 where seq = ${about ?? null} and pushed = 1 returning recipient`
       if (!moved) return
@@ -106,7 +106,7 @@ const checks: ReadModel['checks'] = {
       changeBy({ seq, type, via, data }) {
         if (type === 'message_sent')
           return { put: { message_id: data.message_id, seq, recipient: data.to, pushed: via === 'webhook' } }
-        if (type === 'message_queued') return { set: { message_id: data.message_id, pushed: false } }
+        if (type === 'push_failed') return { set: { message_id: data.message_id, pushed: false } }
         if (type === 'message_delivered') return { remove: data.message_id }
         return undefined
       },

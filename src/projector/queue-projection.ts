@@ -288,7 +288,7 @@ function changesOf(events: readonly LoggedEvent[]): QueueChange[] {
   for (const event of events) {
     if (event.type === 'message_sent' && event.via !== 'webhook') {
       changeOf(event.data.to).added.push([event.seq, toPayload(toLeasedMessage(event))])
-    } else if (event.type === 'message_queued' && event.about !== undefined) {
+    } else if (event.type === 'push_failed' && event.about !== undefined) {
       // Fetched from the log when it is delivered. Workers move an agent's messages in their order, so places grow here too.
       changeOf(event.data.to).added.push([event.about, ''])
     } else if (event.type === 'message_delivered' && event.about !== undefined) {

@@ -3,12 +3,12 @@
  * do, gives each a *turn*, and gives it back. As a lane is in one worker's hands at a time and goes message by message, an agent's
  * messages are attempted in the order of the log; as a turn ends where a message has to wait, waiting holds no slot.
  *
- * How a message ends is appended to the log: delivered (`message_delivered`), or moved to the pull queue (`message_queued`). A worker that
+ * How a message ends is appended to the log: delivered (`message_delivered`), or moved to the pull queue (`push_failed`). A worker that
  * is killed leaves its lanes to the others when its leases run out; only the deliveries it had in flight may be made again.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Allowance, takeFrom } from '../access/admission.ts'
-import type { NewEvent, QueuedReason } from '../events/event.ts'
+import type { NewEvent, PushFailure } from '../events/event.ts'
 import { type AppendOptions, type EventLog, LogUnavailable } from '../events/event-log.ts'
 import { type Applied, PROJECTOR_SILENCE_MS, ProjectionBehind } from '../events/progress.ts'
 import type { Message } from '../messaging/message-queue.ts'
@@ -339,15 +339,15 @@ class WebhookWorker {
   }
 
   /** Moves a message to the pull queue. */
-  async #giveUp(held: Held, turn: LaneTurn, { seq, id }: QueuedMessage, reason: QueuedReason): Promise<void> {
+  async #giveUp(held: Held, turn: LaneTurn, { seq, id }: QueuedMessage, reason: PushFailure): Promise<void> {
     const to = held.lane.recipient
     const event: NewEvent = {
       ts: new Date().toISOString(),
-      type: 'message_queued',
+      type: 'push_failed',
       agent: to,
       data: { message_id: id, to, reason },
     }
-    await this.#record(held, event, { about: seq, id: `queued-${id}` })
+    await this.#record(held, event, { about: seq, id: `push-failed-${id}` })
     fallbacks.inc({ reason })
     turn.doneSeq = seq
     turn.attempts = 0
@@ -358,7 +358,7 @@ class WebhookWorker {
     for (;;) {
       try {
         // What another worker may have delivered meanwhile must not come to the queue; that this one has delivered stays true.
-        const notAfter = event.type === 'message_queued' ? { notAfter: held.validUntil } : {}
+        const notAfter = event.type === 'push_failed' ? { notAfter: held.validUntil } : {}
         await this.#options.log.append(event, { ...options, ...notAfter })
         return
       } catch (error) {

@@ -116,7 +116,7 @@ it('the schema is that of the lines, and refuses what is none', async () => {
   const others: NewEvent[] = [
     { ts, type: 'operator_created', data: { operator_id: id, contact_hash: 'c', accepted_terms: true } },
     { ts, type: 'agent_registered', agent: 'tab_x', data: { address: 'tab_x', operator_id: id, has_webhook: true } },
-    { ts, type: 'message_queued', agent: 'tab_x', data: { message_id: id, to: 'tab_x', reason: 'circuit_open' } },
+    { ts, type: 'push_failed', agent: 'tab_x', data: { message_id: id, to: 'tab_x', reason: 'circuit_open' } },
     registryRead(),
   ]
   await inSequence(others.length, (index) => log.append(others[index] as NewEvent, { about: 1_000 }))

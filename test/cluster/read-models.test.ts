@@ -54,7 +54,7 @@ beforeAll(async () => {
   const moved = sent(PUSHED, 'moved', ONE)
   await append({ ...moved, via: 'webhook' }, { ...sent(PUSHED, 'z', ONE), via: 'webhook' })
   await append({
-    type: 'message_queued',
+    type: 'push_failed',
     data: { message_id: moved.data.message_id, to: PUSHED, reason: 'undeliverable' },
   })
 })

@@ -211,7 +211,7 @@ it('the pull queue has what could not be pushed, also after Redis was wiped', as
   await sender.send(agent.address, 'undeliverable')
   await vi.waitFor(async () => {
     const events = await cluster.events()
-    expect(events.some(({ type, agent: to }) => type === 'message_queued' && to === agent.address)).toBe(true)
+    expect(events.some(({ type, agent: to }) => type === 'push_failed' && to === agent.address)).toBe(true)
   }, WITHIN)
   await cluster.redis.wipe()
   await vi.waitFor(async () => {

@@ -296,7 +296,7 @@ export function describeMessageQueue(
         const { message_id } = (events[index] as (typeof events)[number]).data
         const { seq: about } = appended[index] as (typeof appended)[number]
         return harness.log.append(
-          { ts: now(), type: 'message_queued', agent: to, data: { message_id, to, reason: 'undeliverable' } },
+          { ts: now(), type: 'push_failed', agent: to, data: { message_id, to, reason: 'undeliverable' } },
           { about, id: `queued-${message_id}` },
         )
       })

@@ -68,7 +68,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       await harness.append([
         how === 'delivered'
           ? { ...about, type: 'message_delivered', data: { message_id, to, delivery_method: 'push' } }
-          : { ...about, type: 'message_queued', data: { message_id, to, reason: 'undeliverable' } },
+          : { ...about, type: 'push_failed', data: { message_id, to, reason: 'undeliverable' } },
       ])
     }
 

@@ -51,7 +51,7 @@ async function sendAll(to: Agent, texts: readonly string[]): Promise<string[]> {
 async function endings(to: Agent): Promise<Record<string, unknown>[]> {
   const events = await target.events()
   return events.flatMap(({ type, agent, data }) =>
-    agent === to.address && ['message_delivered', 'message_queued'].includes(type) ? [{ type, ...data }] : [],
+    agent === to.address && ['message_delivered', 'push_failed'].includes(type) ? [{ type, ...data }] : [],
   )
 }
 
@@ -131,7 +131,7 @@ it('moves what cannot be delivered to the pull queue, in order, and says so in t
   await vi.waitFor(async () => expect(await endings(hook.agent)).toHaveLength(2), WITHIN)
   expect(await endings(hook.agent)).toEqual(
     ids.map((id) => ({
-      type: 'message_queued',
+      type: 'push_failed',
       message_id: id,
       to: hook.agent.address,
       reason: 'undeliverable',
@@ -163,8 +163,8 @@ it('opens the circuit after so many failed messages in a row; then probes with o
   await sendAll(hook.agent, [...failing, 'not attempted'])
   const first = await endingsSoon(failing.length + 1)
   expect(first.map(({ type, reason }) => `${type} ${reason}`)).toEqual([
-    ...failing.map(() => 'message_queued undeliverable'),
-    'message_queued circuit_open',
+    ...failing.map(() => 'push_failed undeliverable'),
+    'push_failed circuit_open',
   ])
   const attempts = hook.receiver.deliveries.length
   expect(attempts).toBe(CIRCUIT_THRESHOLD * (MAX_RETRIES + 1))

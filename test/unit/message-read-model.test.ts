@@ -44,7 +44,7 @@ function sent(id: string, to: string): NewEvent {
 function ended(what: 'deliver' | 'move', { id, to }: Message): NewEvent {
   return what === 'deliver'
     ? { ts, type: 'message_delivered', agent: to, data: { message_id: id, to, delivery_method: 'pull' } }
-    : { ts, type: 'message_queued', agent: to, data: { message_id: id, to, reason: 'undeliverable' } }
+    : { ts, type: 'push_failed', agent: to, data: { message_id: id, to, reason: 'undeliverable' } }
 }
 
 const rows = (query: string) => sqlite.connection.prepare(query).all()

@@ -141,7 +141,7 @@ function start(lanes: readonly ClaimedLane[], { perMinute = 1_000, maxBacklog = 
 }
 
 const types = () => appended.map(({ event }) => event.type)
-const reasons = () => appended.flatMap(({ event }) => (event.type === 'message_queued' ? [event.data.reason] : []))
+const reasons = () => appended.flatMap(({ event }) => (event.type === 'push_failed' ? [event.data.reason] : []))
 
 describe('a webhook worker', () => {
   it('delivers a lane message by message, records each, and says how far it came', async () => {
@@ -204,7 +204,7 @@ describe('a webhook worker', () => {
     const [turn] = await work([lane(2, { retriedSeq: 1, attempts: 2 })])
     expect(post).toHaveBeenCalledTimes(1)
     expect(appended).toMatchObject([
-      { event: { type: 'message_queued', data: { reason: 'undeliverable' } }, options: { about: 1 } },
+      { event: { type: 'push_failed', data: { reason: 'undeliverable' } }, options: { about: 1 } },
     ])
     expect(turn).toMatchObject({ doneSeq: 1, attempts: 0, failures: 1, openUntil: 0, delay: 0 })
   })
@@ -252,7 +252,7 @@ describe('a webhook worker', () => {
 
   it('moves the oldest to the pull queue when more wait than may', async () => {
     await work([lane(3, { pending: 12 })], { maxBacklog: 10 })
-    expect(types()).toEqual(['message_queued', 'message_queued', 'message_delivered'])
+    expect(types()).toEqual(['push_failed', 'push_failed', 'message_delivered'])
     expect(reasons()).toEqual(['backlog_full', 'backlog_full'])
   })
 
