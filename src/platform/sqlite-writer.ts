@@ -195,9 +195,11 @@ export class SqliteWriter<W extends Writes> {
 
   /** Ends the thread, when what was asked for is on the disk or cannot be. Whoever writes must have ended before. */
   async close(): Promise<void> {
+    if (this.#thread.threadId === -1) return
     await this.#run({ ...NOTHING, bytes: 0, mayWait: false }).catch(() => {})
     this.#isClosing = true
     this.#thread.postMessage(undefined)
+    // It may have ended meanwhile, for another reason.
     if (this.#thread.threadId !== -1) await new Promise((resolve) => this.#thread.once('exit', resolve))
   }
 }

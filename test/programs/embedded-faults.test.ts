@@ -4,6 +4,7 @@ import { copyFileSync, openSync, renameSync, rmSync, statSync, truncateSync, wri
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
 import { type Agent, type Answer, Client, keyPath } from '../../lab/client.ts'
 import { type Kernel, startKernel } from '../../lab/kernel.ts'
@@ -231,26 +232,53 @@ describe('the thread that writes', () => {
   })
 })
 
+/** As `Retry-After` says. */
+const RETRY_MS = 1_000
+
 describe('bounds', () => {
-  it.each([
-    ['letters', 'x'],
-    ['what JSON writes six times as long', '\0'],
-  ])('60 values of 1 MiB at once, of %s', async (_what, character) => {
+  it('60 values of 1 MiB at once are all written in 512 MiB, by clients that come again when they are told to', async () => {
     const { kernel, agents } = await started()
     await using _ = kernel
     const [one, two] = agents
-    const value = character.repeat(1_048_576)
+    const value = 'x'.repeat(1_048_576)
+    let refused = 0
+    const write = async (index: number) => {
+      for (;;) {
+        const answer = await (index % 2 ? one : two).tryWrite(`${index}`, value)
+        if (answer.status === 200) return
+        expectOutage(answer)
+        refused++
+        await sleep(RETRY_MS)
+      }
+    }
+    await Promise.all(Array.from({ length: 60 }, (_, index) => write(index)))
+    const peak = await peakMiB(kernel)
+    console.log(`${refused} times told to come again, peak ${peak} MiB`)
+    expect(peak).toBeLessThan(512)
+  })
+
+  it('60 values of 1 MiB that JSON writes six times as long take no more either', async () => {
+    const { kernel, agents } = await started()
+    await using _ = kernel
+    const [one, two] = agents
+    const value = '\0'.repeat(1_048_576)
     const answers = await Promise.all(
       Array.from({ length: 60 }, (_, index) => (index % 2 ? one : two).tryWrite(`${index}`, value)),
     )
-    // Where there is no room for a body its sender is told to come again.
-    for (const answer of answers) if (answer.status !== 200) expectOutage(answer)
-    expect(answers.filter(({ status }) => status === 200).length).toBeGreaterThan(0)
-    const peak = /^VmHWM:\s+(\d+) kB$/m.exec(await readFile(`/proc/${kernel.pid}/status`, 'utf8'))?.[1]
-    console.log(`${answers.filter(({ status }) => status === 200).length} written, peak ${Number(peak) / 1_024} MiB`)
-    expect(Number(peak) / 1_024).toBeLessThan(512)
+    // 360 MB take more than the 30 s that a request may on a machine that is busy with other things.
+    for (const answer of answers) if (answer.status !== 200 && answer.status !== 408) expectOutage(answer)
+    const written = answers.filter(({ status }) => status === 200).length
+    expect(written).toBeGreaterThan(0)
+    const peak = await peakMiB(kernel)
+    console.log(`${written} written, peak ${peak} MiB`)
+    expect(peak).toBeLessThan(512)
   })
 })
+
+async function peakMiB({ pid }: Kernel): Promise<number> {
+  const kilobytes = /^VmHWM:\s+(\d+) kB$/m.exec(await readFile(`/proc/${pid}/status`, 'utf8'))?.[1]
+  return Math.round(Number(kilobytes) / 1_024)
+}
 
 it('what was acknowledged under load before SIGTERM is there afterwards', async () => {
   const { kernel, agents } = await started()
