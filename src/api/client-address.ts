@@ -13,6 +13,9 @@ export interface ClientAddressOptions {
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6
 
+/** Peers whose names are remembered at most: a connection is good for many requests. */
+const MAX_PEERS = 1_000
+
 /** Of an entry that is no address, in characters: what proxies write there is short, and the name of a bucket must be. */
 const MAX_WORD_LENGTH = 64
 
@@ -40,11 +43,21 @@ export function clientAddressReader({
     return client.kind() === 'ipv4' ? client.toString() : block(client as ipaddr.IPv6, ipv6Prefix)
   }
 
+  /** Of peers that are no proxies, by their addresses. */
+  const names = new Map<string, string>()
+  const remember = (address: string, name: string) => {
+    if (names.size >= MAX_PEERS) names.clear()
+    names.set(address, name)
+    return name
+  }
+
   return ({ incoming }) => {
     const { remoteAddress = '' } = incoming.socket
+    const known = names.get(remoteAddress)
+    if (known !== undefined) return known
     const peer = parse(remoteAddress)
     if (peer === undefined) return remoteAddress
-    if (!isTrusted(peer)) return bucketOf(peer)
+    if (!isTrusted(peer)) return remember(remoteAddress, bucketOf(peer))
     // Node joins several headers by commas. Empty elements of a list do not count (RFC 9110 section 5.6.1.2).
     const entries = String(incoming.headers['x-forwarded-for'] ?? '')
       .split(',')
