@@ -6,6 +6,9 @@ import { DatabaseSync } from 'node:sqlite'
 import { describe, expect, it } from 'vitest'
 import { type Agent, Client } from '../../lab/client.ts'
 import { freshDataDirectory, type Kernel, startKernel } from '../../lab/kernel.ts'
+import { verifySqlite } from '../../src/maintenance/verify-sqlite.ts'
+import { openSqlite } from '../../src/platform/sqlite.ts'
+import { readModels } from '../../src/storage/read-models.ts'
 import { runCommand, startCommand } from '../support/command.ts'
 
 const UNLIMITED = {
@@ -194,13 +197,28 @@ describe('verify', () => {
       const sqlite = new DatabaseSync(database(changed))
       expect(Number(sqlite.prepare(change).run().changes), change).toBeGreaterThan(0)
       sqlite.close()
-      const { code, out, err } = await runCommand(changed, 'verify')
-      expect({ code, err }, change).toEqual({ code: 1, err: '' })
-      expect(out, change).toContain(told)
-      expect(out, change).toMatch(/\d+ differences\.\n$/)
+      // What the command says and ends with is looked at once: to start it for each takes most of a second.
+      if (change === 'delete from operators') {
+        const { code, out, err } = await runCommand(changed, 'verify')
+        expect({ code, err }, change).toEqual({ code: 1, err: '' })
+        expect(out, change).toContain(told)
+        expect(out, change).toMatch(/\d+ differences\.\n$/)
+      } else expect(differencesIn(database(changed)).join('\n'), change).toContain(told)
     }
   })
 })
+
+/** What `verify` compares and tells, in this process. */
+function differencesIn(file: string): string[] {
+  const sqlite = openSqlite(file, { readOnly: true })
+  const differences: string[] = []
+  try {
+    verifySqlite(sqlite, readModels({ maxQueue: 10_000 }), (difference) => differences.push(difference))
+  } finally {
+    sqlite.connection.close()
+  }
+  return differences
+}
 
 describe('tail', () => {
   it('without --json prints a line for people, in which nothing steers the terminal', async () => {
