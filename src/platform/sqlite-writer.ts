@@ -67,11 +67,14 @@ export interface SqliteWriterOptions {
   readonly data: unknown
   /** The database cannot be relied on any more. Nothing will be written again. */
   readonly onRuin: (error: Error) => void
+  /** How long a batch is waited for. */
+  readonly deadlineMs?: number
 }
 
 export class SqliteWriter<W extends Writes> {
   readonly #thread: Worker
   readonly #onRuin: (error: Error) => void
+  readonly #deadlineMs: number
   readonly #run: (call: Asked) => Promise<Outcome>
   /** Of the batch under way. */
   #answered = Promise.withResolvers<Answer>()
@@ -83,9 +86,10 @@ export class SqliteWriter<W extends Writes> {
   readonly #written = new Set<() => void>()
   readonly #elsewhere = new Set<() => void>()
 
-  private constructor(thread: Worker, onRuin: (error: Error) => void) {
+  private constructor(thread: Worker, onRuin: (error: Error) => void, deadlineMs: number) {
     this.#thread = thread
     this.#onRuin = onRuin
+    this.#deadlineMs = deadlineMs
     this.#run = batched((calls) => this.#write(calls), {
       maxItems: MAX_BATCH,
       maxSize: MAX_BATCH_BYTES,
@@ -110,7 +114,12 @@ export class SqliteWriter<W extends Writes> {
   }
 
   /** Starts the thread; resolves when it has opened the database. Throws what kept it from that. */
-  static async open<W extends Writes>({ thread, data, onRuin }: SqliteWriterOptions): Promise<SqliteWriter<W>> {
+  static async open<W extends Writes>({
+    thread,
+    data,
+    onRuin,
+    deadlineMs = DEADLINE_MS,
+  }: SqliteWriterOptions): Promise<SqliteWriter<W>> {
     const worker = new Worker(thread, { workerData: data, resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MIB } })
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     worker.once('message', (said: Said) => ('failure' in said ? reject(said.failure) : resolve()))
@@ -122,7 +131,7 @@ export class SqliteWriter<W extends Writes> {
       throw error
     }
     worker.removeAllListeners('error')
-    return new SqliteWriter(worker, onRuin)
+    return new SqliteWriter(worker, onRuin, deadlineMs)
   }
 
   /**
@@ -162,7 +171,7 @@ export class SqliteWriter<W extends Writes> {
     this.#answered = Promise.withResolvers()
     this.#isUnderWay = true
     this.#thread.postMessage(calls.map(({ name, input }) => ({ name, input })))
-    const answer = await withDeadline(this.#answered.promise)
+    const answer = await withDeadline(this.#answered.promise, this.#deadlineMs)
     stop()
     if ('outcomes' in answer) {
       this.#outage = undefined
@@ -204,10 +213,10 @@ export class SqliteWriter<W extends Writes> {
   }
 }
 
-async function withDeadline(answer: Promise<Answer>): Promise<Answer> {
+async function withDeadline(answer: Promise<Answer>, ms: number): Promise<Answer> {
   const { promise, resolve } = Promise.withResolvers<Answer>()
-  const failure = new Error(`the disk did not answer within ${DEADLINE_MS / 1_000} s`)
-  const timer = setTimeout(() => resolve({ failure, isRuin: false }), DEADLINE_MS)
+  const failure = new Error(`the disk did not answer within ${ms / 1_000} s`)
+  const timer = setTimeout(() => resolve({ failure, isRuin: false }), ms)
   try {
     return await Promise.race([answer, promise])
   } finally {

@@ -439,5 +439,5 @@ it('commands wait for who writes, and say so where that takes too long', async (
   expect(answer.headers['retry-after']).toBe('1')
   other.exec('rollback')
   other.close()
-  await expect.poll(async () => (await one.tryWrite('again', '1')).status, { timeout: 5_000, interval: 50 }).toBe(200)
+  await expect.poll(async () => (await one.tryWrite('again', '1')).status, WAIT).toBe(200)
 })

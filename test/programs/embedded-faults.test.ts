@@ -220,11 +220,12 @@ describe('the thread that writes', () => {
   })
 
   it('that does not answer is an outage until it does', async () => {
-    const silent = 'if (!globalThis.asked) { globalThis.asked = true; setTimeout(answer, 12_000) } else answer(calls)'
+    const silent = 'if (!globalThis.asked) { globalThis.asked = true; setTimeout(answer, 3_000) } else answer(calls)'
     const body = `const answer = () => parentPort.postMessage({ outcomes: calls.map(() => ({ value: 1 })) }); ${silent}`
-    const writer = await SqliteWriter.open({ thread: thread(body), data: undefined, onRuin: () => {} })
-    await expect(writer.run('x', undefined as never)).rejects.toThrow('the disk did not answer within 10 s')
-    expect(writer.outage).toContain('the disk did not answer within 10 s')
+    const options = { thread: thread(body), data: undefined, onRuin: () => {}, deadlineMs: 1_000 }
+    const writer = await SqliteWriter.open(options)
+    await expect(writer.run('x', undefined as never)).rejects.toThrow('the disk did not answer within 1 s')
+    expect(writer.outage).toContain('the disk did not answer within 1 s')
     await expect(writer.run('x', undefined as never)).rejects.toThrow(SqliteUnavailable)
     await expect.poll(() => writer.outage, WAIT).toBeUndefined()
     expect(await writer.run('x', undefined as never)).toBe(1)
