@@ -1,9 +1,9 @@
 /** The keeper of maintenance: on one process at a time, whatever fails and whatever the clock does. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { register } from 'prom-client'
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from 'vitest'
 import type { Job } from '../../src/maintenance/job.ts'
-import { type Keeper, startKeeper } from '../../src/maintenance/keeper.ts'
+import { startKeeper } from '../../src/maintenance/keeper.ts'
 import { DatabaseUnavailable } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 
@@ -51,17 +51,14 @@ function sharedLease() {
 }
 
 describe('the keeper', () => {
-  const keepers: Keeper[] = []
   const start = (options: Omit<Parameters<typeof startKeeper>[0], 'logger'>) => {
     const keeper = startKeeper({ ...options, logger })
-    keepers.push(keeper)
+    onTestFinished(() => keeper.stop())
     return keeper
   }
-  afterEach(async () => {
-    await Promise.all(keepers.splice(0).map((keeper) => keeper.stop()))
-  })
 
-  it('is one of those that start at once; when it stops another takes over', async () => {
+  // Together: a job is due once in a second, and these wait for several.
+  it.concurrent('is one of those that start at once; when it stops another takes over', async () => {
     const { state, of } = sharedLease()
     const runs: Record<string, number> = { a: 0, b: 0 }
     const started = Object.keys(runs).map((name) => {
@@ -79,6 +76,49 @@ describe('the keeper', () => {
     await started.find(([name]) => name === first)?.[1].stop()
     await vi.waitFor(() => expect(runs[other]).toBeGreaterThan(0), WAIT)
     expect(state.holder).toBe(other)
+  })
+
+  it.concurrent('runs a job again that throws, and others meanwhile, also one that hangs', async () => {
+    let failures = 0
+    let others = 0
+    const jobs = [
+      jobOf('fails', async function* () {
+        failures++
+        yield 0
+        throw new Error('again')
+      }),
+      jobOf('hangs', async function* () {
+        await new Promise(() => {})
+        yield 0
+      }),
+      jobOf('others', async function* () {
+        others++
+        yield 0
+      }),
+    ]
+    const keeper = start({ jobs })
+    await vi.waitFor(() => expect(Math.min(failures, others)).toBeGreaterThanOrEqual(3), WAIT)
+    const begun = performance.now()
+    await keeper.stop()
+    // What hangs is not waited for: a process that is to end has other things to do.
+    expect(performance.now() - begun).toBeLessThan(20_000)
+  })
+
+  it.concurrent('never runs a job beside itself', async () => {
+    let atOnce = 0
+    let most = 0
+    let runs = 0
+    const job = jobOf('slow', async function* () {
+      most = Math.max(most, ++atOnce)
+      // It is due again meanwhile.
+      await sleep(1_500)
+      atOnce--
+      runs++
+      yield 0
+    })
+    start({ jobs: [job] })
+    await vi.waitFor(() => expect(runs).toBeGreaterThanOrEqual(2), WAIT)
+    expect(most).toBe(1)
   })
 
   it('that has lost its lease begins no other batch', async () => {
@@ -125,49 +165,6 @@ describe('the keeper', () => {
     state.isOut = false
     await vi.waitFor(() => expect(runs).toBeGreaterThan(soFar), WAIT)
     expect(await keeping()).toBe(1)
-  })
-
-  it('runs a job again that throws, and others meanwhile, also one that hangs', async () => {
-    let failures = 0
-    let others = 0
-    const jobs = [
-      jobOf('fails', async function* () {
-        failures++
-        yield 0
-        throw new Error('again')
-      }),
-      jobOf('hangs', async function* () {
-        await new Promise(() => {})
-        yield 0
-      }),
-      jobOf('others', async function* () {
-        others++
-        yield 0
-      }),
-    ]
-    const keeper = start({ jobs })
-    await vi.waitFor(() => expect(Math.min(failures, others)).toBeGreaterThanOrEqual(3), WAIT)
-    const begun = performance.now()
-    await keeper.stop()
-    // What hangs is not waited for: a process that is to end has other things to do.
-    expect(performance.now() - begun).toBeLessThan(20_000)
-  })
-
-  it('never runs a job beside itself', async () => {
-    let atOnce = 0
-    let most = 0
-    let runs = 0
-    const job = jobOf('slow', async function* () {
-      most = Math.max(most, ++atOnce)
-      // It is due again meanwhile.
-      await sleep(1_500)
-      atOnce--
-      runs++
-      yield 0
-    })
-    start({ jobs: [job] })
-    await vi.waitFor(() => expect(runs).toBeGreaterThanOrEqual(2), WAIT)
-    expect(most).toBe(1)
   })
 
   it.each([
