@@ -21,6 +21,10 @@ export const TRY_TIMEOUT_MS = 700
 const BYTES_PER_MS = 2_097
 /** Read events, which nobody waits for, are collected for so long. */
 const READS_LINGER_MS = 250
+/** And tried for so long: an election in NATS takes up to 9 s. */
+const READS_TIMEOUT_MS = 10_000
+/** A process that ends waits so long for what it has yet to append. */
+const FLUSH_TIMEOUT_MS = 3_000
 /** Events that go alone, under way at once, in number and in characters. */
 const MAX_ALONE = 10_000
 const MAX_ALONE_CHARACTERS = 64 * 1_048_576
@@ -81,7 +85,7 @@ export class BatchWriter {
       registry: outbox('registry', APPEND_TIMEOUT_MS),
       message: outbox('message', APPEND_TIMEOUT_MS),
       state: outbox('state', APPEND_TIMEOUT_MS),
-      read: outbox('read', PERSISTENT_TIMEOUT_MS, READS_LINGER_MS),
+      read: outbox('read', READS_TIMEOUT_MS, READS_LINGER_MS),
       // Apart from what may be given up, so that each batch has one patience.
       persistent: outbox('message', PERSISTENT_TIMEOUT_MS),
     }
@@ -124,9 +128,10 @@ export class BatchWriter {
     }
   }
 
-  /** Sends what waits, and resolves when all is stored or given up. */
+  /** Sends what waits, and resolves when all is stored or given up, or after 3 s. */
   async flush(): Promise<void> {
-    await Promise.all(Object.values(this.#outboxes).map((outbox) => outbox.flush()))
+    const flushing = Promise.all(Object.values(this.#outboxes).map((outbox) => outbox.flush()))
+    await Promise.race([flushing, sleep(FLUSH_TIMEOUT_MS, undefined, { ref: false })])
   }
 
   #count(): void {
