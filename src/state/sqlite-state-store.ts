@@ -3,7 +3,7 @@ import type { EventOf } from '../events/event.ts'
 import { sizeOf } from '../events/event.ts'
 import type { Sqlite } from '../platform/sqlite.ts'
 import type { SqliteWriter } from '../platform/sqlite-writer.ts'
-import { AFTER_ALL, BEFORE_ALL, endOfPrefix } from './key-order.ts'
+import { AFTER_ALL, endOfPrefix } from './key-order.ts'
 import { countStateKeys } from './sqlite-state-blocks.ts'
 import type { StateWrites } from './sqlite-state-writes.ts'
 import {
@@ -34,16 +34,18 @@ export class SqliteStateStore implements StateStore {
 
   async page(prefix: string, after: Buffer | undefined, limit: number): Promise<StatePage> {
     const low = Buffer.from(prefix)
-    const high = endOfPrefix(low)
+    const high = endOfPrefix(low) ?? AFTER_ALL
     const sql = this.#sql
     // One snapshot, though another process may write.
     sql.run`begin`
     try {
-      const rows = sql.all`
-        select key from state
-        where key >= ${low} and key > ${after ?? BEFORE_ALL} and key < ${high ?? AFTER_ALL} order by key limit ${limit}`
+      // Not both bounds at once: SQLite begins at the one that it meets first, and passes over all keys up to the other.
+      const rows =
+        after === undefined || Buffer.compare(after, low) < 0
+          ? sql.all`select key from state where key >= ${low} and key < ${high} order by key limit ${limit}`
+          : sql.all`select key from state where key > ${after} and key < ${high} order by key limit ${limit}`
       const keys = rows.map((row) => Buffer.from(row.key as Uint8Array))
-      return { keys, total: countStateKeys(sql, low, high ?? undefined) }
+      return { keys, total: countStateKeys(sql, low, high) }
     } finally {
       sql.run`commit`
     }

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { expect, it } from 'vitest'
 import { MemoryAdmission } from '../../src/access/memory-admission.ts'
 import { SqliteEventLog } from '../../src/events/sqlite-event-log.ts'
-import { openSqlite } from '../../src/platform/sqlite.ts'
+import { migrateSqlite, openSqlite } from '../../src/platform/sqlite.ts'
 import { SqliteStateStore } from '../../src/state/sqlite-state-store.ts'
 import { openFreshSqlite } from '../support/embedded-database.ts'
 import { describeAdmission } from './admission.ts'
@@ -41,6 +41,40 @@ describeStateStore('SQLite', async ({ capacityBytes }) => {
     nodes: [new SqliteStateStore(reader, writer)],
     log: new SqliteEventLog(reader, writer),
     [Symbol.asyncDispose]: dispose,
+  }
+})
+
+it('a page of keys costs the same wherever it begins', async () => {
+  const sqlite = openSqlite(':memory:')
+  try {
+    migrateSqlite(sqlite)
+    sqlite.connection.exec(`
+      with recursive n(i) as (select 0 union all select i + 1 from n where i < 199999)
+      insert into state (key, value, seq, modified_by, modified_at)
+      select cast(printf('k/%06d', i) as blob), x'', i, '', '' from n;
+      delete from state_blocks;
+      insert into state_blocks select 1, iif(seq = 0, x'', key), 200 from state where seq % 200 = 0;
+      insert into state_blocks select 2, iif(seq = 0, x'', key), 20000 from state where seq % 20000 = 0;`)
+    const unused = { run: () => Promise.reject(new Error('nothing is written')) }
+    const store = new SqliteStateStore(sqlite, unused)
+    // The quickest of some, as the machine may be busy with other things.
+    const quickest = async (after: string | undefined) => {
+      let least = Number.POSITIVE_INFINITY
+      for (let round = 0; round < 20; round++) {
+        const begin = performance.now()
+        const { keys, total } = await store.page('k/', after === undefined ? undefined : Buffer.from(after), 50)
+        expect(total).toBe(200_000)
+        least = Math.min(least, performance.now() - begin)
+        expect(String(keys[0])).toBe(after === undefined ? 'k/000000' : 'k/199950')
+        expect(keys).toHaveLength(50)
+      }
+      return least
+    }
+    expect(await quickest('k/199949')).toBeLessThan(5 * (await quickest(undefined)))
+    // A place before the prefix is no place in it.
+    expect((await store.page('k/19', Buffer.from('k/0'), 1)).keys.map(String)).toEqual(['k/190000'])
+  } finally {
+    sqlite.connection.close()
   }
 })
 
