@@ -1,6 +1,6 @@
 /**
- * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [large] [webhooks] [ceiling] [--seconds 3]
- * [--agents 10000] [--sizes 1000,100000,1000000] [--events 200000] [--json file]`; all if none is named.
+ * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [large] [webhooks] [ceiling]
+ * [--seconds 3] [--agents 10000] [--sizes 1000,100000,1000000] [--events 200000] [--json file]`; all if none is named.
  *
  * Starts what it needs and prints tables for people; `--json` writes the same for scripts. What compares between machines is ratios within one
  * run: of each endpoint to a bare Hono route, and on the cluster to its floor, the smallest program that makes only the unavoidable calls to the
