@@ -74,7 +74,9 @@ export async function startKernel(
     BCRYPT_COST: '4',
     ...settings,
   }
-  const [program = '', ...rest] = [...(options.under ?? []), process.execPath, MAIN, 'serve']
+  // As `npm start` has it.
+  const node = [process.execPath, '--max-semi-space-size=8']
+  const [program = '', ...rest] = [...(options.under ?? []), ...node, MAIN, 'serve']
   const child = spawn(program, rest, {
     // Whatever works there is gone with it.
     cwd: environment.DATA_DIR,
