@@ -132,8 +132,7 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   function respondTo(error: unknown, context: ApiContext, route: string): Response {
     const apiError = toApiError(error)
     if (apiError.code === 'internal_error') logger.error({ err: error, route }, 'defect')
-    else if (apiError.code === 'unavailable')
-      outages.met(partOf(error), 'unavailable', { route, cause: describe(error) })
+    else if (apiError.code === 'unavailable') outages.met(partOf(error), 'unavailable', describe(error), { route })
     return respondWithError(context, apiError)
   }
 

@@ -103,7 +103,9 @@ export class Outbox {
       this.#sentAt = performance.now()
       const sending = this.#store(batch).finally(() => {
         this.#underWay.delete(sending)
-        if (this.#waiting.length > 0 && this.#options.lingerMs === undefined) this.#send()
+        // With what its confirmation brings in this turn.
+        if (this.#waiting.length > 0 && this.#options.lingerMs === undefined)
+          this.#turn ??= setImmediate(() => this.#send())
       })
       this.#underWay.add(sending)
     }

@@ -105,7 +105,7 @@ export async function runProjector(options: ProjectorOptions, signal: AbortSigna
     } catch (error) {
       if (signal.aborted) break
       failures.inc({ projection: projection.name })
-      outages.met(projection.name, 'projector starts over', { error: String(error) })
+      outages.met(projection.name, 'projector starts over', String(error))
       await sleep(BACK_OFF_MS, undefined, { signal }).catch(() => {})
     } finally {
       leadingGauge.set({ projection: projection.name }, 0)

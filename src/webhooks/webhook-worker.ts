@@ -117,7 +117,7 @@ class WebhookWorker {
       leaseMs: this.#leaseMs,
       onFailure: (error) => {
         this.#isBehind = true
-        this.#outages.met('leases', 'webhook worker could not prolong its leases', { error: String(error) })
+        this.#outages.met('leases', 'webhook worker could not prolong its leases', String(error))
       },
     })
     this.#random = options.random ?? Math.random
@@ -141,7 +141,7 @@ class WebhookWorker {
         if (isIdle && !this.#woken) pause = Math.min(Math.max(POLL_MS, await this.#options.lanes.due()), IDLE_POLL_MS)
       } catch (error) {
         this.#isBehind = true
-        this.#outages.met('claim', 'webhook worker cannot claim', { error: String(error) })
+        this.#outages.met('claim', 'webhook worker cannot claim', String(error))
         await this.#pause(OUTAGE_MS)
       }
       await sleep(CLAIM_GAP_MS)
@@ -235,9 +235,9 @@ class WebhookWorker {
   async #releaseLate(held: Held, turn: LaneTurn, error: unknown): Promise<void> {
     const { logger, lanes } = this.#options
     const isOutage = error instanceof Unavailable
-    const details = { agent: turn.recipient, error: String(error) }
-    if (isOutage) this.#outages.met('turn', 'webhook turn ended by an outage', details)
-    else logger.error({ agent: turn.recipient, err: error }, 'webhook turn failed')
+    const agent = turn.recipient
+    if (isOutage) this.#outages.met('turn', 'webhook turn ended by an outage', String(error), { agent })
+    else logger.error({ agent, err: error }, 'webhook turn failed')
     while (performance.now() < held.validUntil) {
       try {
         return await lanes.release({ ...turn, delay: isOutage ? OUTAGE_MS : DEFECT_MS })
