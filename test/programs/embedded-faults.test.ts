@@ -105,10 +105,11 @@ describe('a full disk', () => {
       .poll(async () => (await kernel.events()).filter(({ type }) => type === 'message_delivered').length, WAIT)
       .toBe(1)
 
-    // One line when it begins and one when it is over, of however many answers.
+    // A line for each reason, which are few, and one when it is over, of however many answers.
     const lines = (text: string) => kernel.output().split(`"${text}"`).length - 1
     await expect.poll(() => lines('no more of: unavailable'), WAIT).toBe(1)
-    expect(lines('unavailable')).toBe(1)
+    expect(lines('unavailable')).toBeGreaterThan(0)
+    expect(lines('unavailable')).toBeLessThanOrEqual(5)
 
     // Over the death of the process too.
     await kernel.kill()
