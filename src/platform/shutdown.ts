@@ -28,19 +28,19 @@ const SAME_WISH_MS = 1_000
  * than a second later), it ends with status 1. To be called before the program says that it is ready: a signal may come at once.
  */
 export async function untilStopped(logger: Logger, timeoutMs: number): Promise<void> {
-  const signal = await new Promise<NodeJS.Signals>((resolve) => {
-    for (const name of SIGNALS) process.off(name, endAtOnce).once(name, resolve)
-  })
-  const since = performance.now()
-  logger.info({ signal }, 'stopping')
   const force = (why: string) => {
     logger.error(`stopped by force: ${why}`)
     process.exit(1)
   }
-  for (const name of SIGNALS) {
-    process.on(name, () => {
-      if (performance.now() - since > SAME_WISH_MS) force('a second signal')
-    })
+  const stopped = Promise.withResolvers<NodeJS.Signals>()
+  let since: number | undefined
+  // One listener for all of them, and never none: what comes while nobody listens ends the process at once.
+  const hear = (signal: NodeJS.Signals) => {
+    if (since !== undefined && performance.now() - since > SAME_WISH_MS) force('a second signal')
+    since ??= performance.now()
+    stopped.resolve(signal)
   }
+  for (const name of SIGNALS) process.on(name, hear).off(name, endAtOnce)
+  logger.info({ signal: await stopped.promise }, 'stopping')
   setTimeout(() => force(`not done within ${timeoutMs} ms`), timeoutMs).unref()
 }

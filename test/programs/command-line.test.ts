@@ -4,6 +4,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setImmediate } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest'
 import { Client } from '../../lab/client.ts'
 import { freshDataDirectory, type Kernel, startKernel } from '../../lab/kernel.ts'
@@ -11,6 +12,8 @@ import { lockDirectory } from '../../src/platform/directory-lock.ts'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 const TIMEOUT_MS = 300_000
+/** Of signals that are one wish. */
+const SAME_MOMENT_MS = 60
 
 let directory: string
 /** Its maintenance is due within a minute, which passes while others are tested. */
@@ -316,6 +319,21 @@ function startThrough(command: string, args: string[], dataDir: string) {
   onTestFinished(end)
   return { child, ended, printed, output: () => out }
 }
+
+it('a signal that comes again and again in a moment, as from a terminal and from npm, ends the kernel in order', async () => {
+  for (let time = 0; time < 3; time++) {
+    const dataDir = await freshDataDirectory()
+    const running = startThrough(process.execPath, ['src/main.ts', 'serve'], dataDir)
+    await running.printed('Tabulum serves')
+    const { child } = running
+    for (const begun = performance.now(); performance.now() - begun < SAME_MOMENT_MS; await setImmediate())
+      if (child.exitCode === null && child.signalCode === null) child.kill('SIGINT')
+    // One that comes when all is done, and Node listens to nothing any more, may be what ends it.
+    await running.ended
+    expect(running.output()).toContain('"msg":"stopping"')
+    ;(await lockDirectory(dataDir))()
+  }
+})
 
 describe('the kernel under another program ends in order, and gives its data directory back', () => {
   it.each([
