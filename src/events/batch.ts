@@ -74,10 +74,6 @@ export class Batch {
     this.#origin = origin
   }
 
-  get bytes(): number {
-    return this.#data.length
-  }
-
   /** The sequence number of its last event. */
   get lastSeq(): number {
     let count = 0

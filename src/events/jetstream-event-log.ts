@@ -170,7 +170,8 @@ export class JetStreamEventLog implements EventLog {
           if (page.events.length > 0) return
           const { cluster } = await consumer.info(true)
           page.add(await this.#skipped.find(next, cluster?.leader ?? ''))
-          return
+          // Of an erased message nothing may be left to read; an empty page would say that the log ends there.
+          return page.events.length === 0 && next < last ? this.#readInTurn(page, next + 1, last) : undefined
         }
         page.add(toBatch(message.seq, message))
         if (page.isFull || next === last) return

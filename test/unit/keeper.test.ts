@@ -1,11 +1,11 @@
 /** The keeper of maintenance: on one process at a time, whatever fails and whatever the clock does. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { register } from 'prom-client'
-import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from 'vitest'
+import { describe, expect, it, onTestFinished, vi } from 'vitest'
 import type { Job } from '../../src/maintenance/job.ts'
 import { startKeeper } from '../../src/maintenance/keeper.ts'
 import { DatabaseUnavailable } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
+import { allowNoUnheardRejection, metric } from '../support/job-test.ts'
 
 /** Waited out where a lease ends. */
 const LEASE_MS = 800
@@ -15,23 +15,7 @@ const HOUR_MS = 3_600_000
 
 const jobOf = (name: string, run: Job['run'], schedule = '* * * * * *'): Job => ({ name, schedule, run })
 
-async function metric(name: string, labels: Record<string, string> = {}): Promise<number | undefined> {
-  const values = (await register.getSingleMetric(name)?.get())?.values ?? []
-  const matches = (value: Partial<Record<string, string | number>>) =>
-    Object.entries(labels).every(([label, wanted]) => value[label] === wanted)
-  return values.find((value) => matches(value.labels))?.value
-}
-
-const rejections: unknown[] = []
-const hear = (reason: unknown) => rejections.push(reason)
-beforeEach(() => {
-  rejections.length = 0
-  process.on('unhandledRejection', hear)
-})
-afterEach(() => {
-  process.off('unhandledRejection', hear)
-  expect(rejections).toEqual([])
-})
+allowNoUnheardRejection()
 
 /** A lease that keepers share in this process. `isOut`: the database does not answer. */
 function sharedLease() {

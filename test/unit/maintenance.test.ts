@@ -2,13 +2,13 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { validate } from 'node-cron'
-import { register } from 'prom-client'
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { ABANDONED_MS, CutOff, NotCaughtUp } from '../../src/maintenance/cut-off.ts'
 import { BATCH_ROWS, type Job, runJob } from '../../src/maintenance/job.ts'
 import { CLUSTER_JOBS, clusterJobs, EMBEDDED_JOBS, embeddedJobs } from '../../src/maintenance/jobs.ts'
 import { DatabaseUnavailable } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
+import { allowNoUnheardRejection, metric } from '../support/job-test.ts'
 
 const logger = createLogger('silent', 'test')
 const WAIT = { timeout: 60_000, interval: 20 }
@@ -17,26 +17,10 @@ const never = new AbortController().signal
 
 const jobOf = (name: string, run: Job['run'], schedule = '* * * * * *'): Job => ({ name, schedule, run })
 
-async function metric(name: string, labels: Record<string, string> = {}): Promise<number | undefined> {
-  const values = (await register.getSingleMetric(name)?.get())?.values ?? []
-  const matches = (value: Partial<Record<string, string | number>>) =>
-    Object.entries(labels).every(([label, wanted]) => value[label] === wanted)
-  return values.find((value) => matches(value.labels))?.value
-}
-
 const runsOf = async (task: string, outcome: string) =>
   (await metric('tabulum_maintenance_runs_total', { task, outcome })) ?? 0
 
-const rejections: unknown[] = []
-const hear = (reason: unknown) => rejections.push(reason)
-beforeEach(() => {
-  rejections.length = 0
-  process.on('unhandledRejection', hear)
-})
-afterEach(() => {
-  process.off('unhandledRejection', hear)
-  expect(rejections).toEqual([])
-})
+allowNoUnheardRejection()
 
 describe('a run of a job', () => {
   it('is counted, with its rows and the time of its success', async () => {
