@@ -48,7 +48,7 @@ const waitingEvents = new Gauge({
   help: 'Events of this process that wait to be sent to the event log.',
 })
 
-interface Batch {
+interface Outgoing {
   readonly eventClass: EventClass
   readonly entries: readonly Entry[]
   /** What the server knows a repeat by. */
@@ -138,7 +138,7 @@ export class BatchWriter {
     waitingEvents.set(Object.values(this.#outboxes).reduce((sum, { waiting }) => sum + waiting, 0))
   }
 
-  async #appendAlone(batch: Batch, characters: number): Promise<Appended> {
+  async #appendAlone(batch: Outgoing, characters: number): Promise<Appended> {
     if (this.#alone >= MAX_ALONE || this.#aloneCharacters + characters > MAX_ALONE_CHARACTERS)
       throw new LogUnavailable('too much is under way to the event log')
     this.#alone++
@@ -157,7 +157,7 @@ export class BatchWriter {
   }
 
   /** Stores a batch. Returns the sequence number of its first event. */
-  async #publish({ eventClass, entries, id, isShared, timeoutMs }: Batch): Promise<Appended> {
+  async #publish({ eventClass, entries, id, isShared, timeoutMs }: Outgoing): Promise<Appended> {
     this.#count()
     batchEvents.observe(entries.length)
     const taken = messageOf(this.#highest)
@@ -220,6 +220,6 @@ export class BatchWriter {
 }
 
 /** The id of a batch that nobody else has. */
-function ownId(): Pick<Batch, 'id' | 'isShared'> {
+function ownId(): Pick<Outgoing, 'id' | 'isShared'> {
   return { id: randomUUID(), isShared: false }
 }
