@@ -44,9 +44,9 @@ export function indexOf(seq: number): number {
 
 /** A line of a batch. What projections need beside the public event has a name of its own in it. */
 export function toLine({ ts, type, agent, data }: NewEvent, routing: Routing): string {
-  const { via, about, reservation } = routing
-  const isBare = via === undefined && about === undefined && reservation === undefined
-  return JSON.stringify({ ts, type, agent, data, ...(!isBare && { routing: { via, about, reservation } }) })
+  const { via, about, recipient, reservation } = routing
+  const isBare = [via, about, recipient, reservation].every((value) => value === undefined)
+  return JSON.stringify({ ts, type, agent, data, ...(!isBare && { routing: { via, about, recipient, reservation } }) })
 }
 
 const NEWLINE = 0x0a

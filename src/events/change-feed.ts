@@ -1,6 +1,6 @@
 /**
  * Following what changes in the log. One consumer of JetStream serves all followers of a process that are at about the same
- * place: an event comes over the wire and is parsed once, however many projections the process leads. The others come too, and
+ * place: an event comes over the wire and is parsed once, however many projections the process leads. Those that nobody wants come too, and
  * are not parsed: that no message is missing shows that the replica which sends them has lost nothing.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -15,7 +15,7 @@ import {
 } from 'nats'
 import { inBackground } from '../platform/background.ts'
 import { type Batch, isChange, messageOf, type StoredEvent, seqOf } from './batch.ts'
-import { changesOf, type EventType, type LoggedEvent } from './event.ts'
+import { changesOf, classOf, type EventType, type LoggedEvent } from './event.ts'
 import { EventLost, type FollowOptions, LogUnavailable } from './event-log.ts'
 import { addConsumer, CONSUMER_NOT_FOUND, deleteConsumer, STREAM, toBatch, unavailable } from './event-stream.ts'
 import type { SkippedMessages } from './skipped-messages.ts'
@@ -84,14 +84,14 @@ export class ChangeFeeds {
           continue
         }
         if (follower.isIdle) {
-          let feed = this.#covering(follower.position) ?? follower.feed
+          let feed = this.#covering(follower) ?? follower.feed
           if (feed === undefined) {
             // The log has grown since it left the feed before.
             if (hasJoined) {
               begun = await beginningOfLast(this.#manager)
               askedAt = performance.now()
             }
-            feed = await this.#open(follower.position)
+            feed = await this.#open(follower)
           }
           if (feed !== follower.feed) {
             follower.feed?.leave(follower)
@@ -129,13 +129,17 @@ export class ChangeFeeds {
     }
   }
 
-  #covering(position: number): ChangeFeed | undefined {
-    for (const feed of this.#feeds) if (feed.covers(position)) return feed
+  #covering({ position, wantsReads }: Follower): ChangeFeed | undefined {
+    for (const feed of this.#feeds) if (feed.hasReads === wantsReads && feed.covers(position)) return feed
     return undefined
   }
 
-  async #open(since: number): Promise<ChangeFeed> {
-    const feed = new ChangeFeed(this.#stream, this.#manager, this.#skipped, since, () => this.#feeds.delete(feed))
+  async #open({ position, wantsReads }: Follower): Promise<ChangeFeed> {
+    const feed = new ChangeFeed(this.#stream, this.#manager, this.#skipped, {
+      since: position,
+      hasReads: wantsReads,
+      onEnd: () => this.#feeds.delete(feed),
+    })
     try {
       await feed.begin()
     } catch (error) {
@@ -162,7 +166,7 @@ interface Source {
   messages?: ConsumerMessages
 }
 
-/** All that changes something after a place, for one follower or more. */
+/** All that changes something after a place, and what else is wanted, for one follower or more. */
 class ChangeFeed {
   /** Messages that the server has yet to send, as it said with the last one, or when it began. */
   pending = 0
@@ -171,6 +175,8 @@ class ChangeFeed {
   /** The message that comes next: that of the position, of which there may be more, at first. */
   #next: number
   failure: LogUnavailable | undefined
+  /** Whether it hands on events that only record that somebody looked. */
+  readonly hasReads: boolean
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
   readonly #skipped: SkippedMessages
@@ -190,9 +196,9 @@ class ChangeFeed {
     stream: JetStreamClient,
     manager: JetStreamManager,
     skipped: SkippedMessages,
-    since: number,
-    onEnd: () => void,
+    { since, hasReads, onEnd }: { since: number; hasReads: boolean; onEnd: () => void },
   ) {
+    this.hasReads = hasReads
     this.#stream = stream
     this.#manager = manager
     this.#skipped = skipped
@@ -271,19 +277,19 @@ class ChangeFeed {
     this.#skips = 0
     this.pending = message.info.pending
     try {
-      this.#take(toBatch(message.seq, message), isChange(message.subject))
+      this.#take(toBatch(message.seq, message), this.hasReads || isChange(message.subject))
     } catch (error) {
       this.#fail(error)
     }
   }
 
-  /** Hands a message on. One of events that change nothing is not parsed. */
-  #take(batch: Batch, isChange: boolean): void {
+  /** Hands a message on. One whose events are nothing for anybody is not parsed. */
+  #take(batch: Batch, isWanted: boolean): void {
     this.#delivered++
     this.#next = batch.message + 1
     const before = this.position
     this.position = Math.max(before, batch.lastSeq)
-    if (!isChange) {
+    if (!isWanted) {
       for (const follower of this.#followers) {
         follower.pass(this.position)
         if (this.position >= follower.waitsFor) follower.wake()
@@ -381,6 +387,8 @@ class Follower {
   position: number
   /** An event that is nothing for it wakes it from this place on. */
   waitsFor = Number.POSITIVE_INFINITY
+  /** Also events that only record that somebody looked. */
+  readonly wantsReads: boolean
   readonly #types: ReadonlySet<EventType>
   readonly #mayWait: (event: LoggedEvent) => boolean
   readonly #arrived: StoredEvent[] = []
@@ -390,9 +398,10 @@ class Follower {
   #lingering: NodeJS.Timeout | undefined
   #waking = Promise.withResolvers<void>()
 
-  constructor(since: number, { capability, mayWait = () => false }: FollowOptions) {
+  constructor(since: number, { types = changesOf(), mayWait = () => false }: FollowOptions) {
     this.position = since
-    this.#types = new Set(changesOf(capability))
+    this.#types = new Set(types)
+    this.wantsReads = types.some((type) => classOf(type) === 'read')
     this.#mayWait = mayWait
   }
 

@@ -1,7 +1,7 @@
 /** The port of the event log: append-only, one total order, the commit point of everything. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Unavailable } from '../platform/unavailable.ts'
-import type { Capability, LoggedEvent, NewEvent, Routing } from './event.ts'
+import type { EventType, LoggedEvent, NewEvent, Routing } from './event.ts'
 
 export interface AppendOptions extends Routing {
   /**
@@ -31,8 +31,8 @@ export interface Appended {
 }
 
 export interface FollowOptions {
-  /** Only the events of this one. */
-  readonly capability?: Capability | undefined
+  /** Only events of these types. Default: all that change something. */
+  readonly types?: readonly EventType[] | undefined
   /** Events that nobody waits for: a log may hold them back for some milliseconds, so that more of them come in one batch. */
   readonly mayWait?: ((event: LoggedEvent) => boolean) | undefined
   /** Told right before an empty batch, now and then: all that this follower gets up to here it has got. A log that finds what it gets by itself may say nothing. */
@@ -75,7 +75,7 @@ export interface EventLog {
   get(seqs: readonly number[]): Promise<LoggedEvent[]>
 
   /**
-   * All events that change something after `since` in batches, as they happen, until `signal` aborts. An empty batch says that there is
+   * The events after `since` that change something, or those of the given types, in batches, as they happen, until `signal` aborts. An empty batch says that there is
    * nothing more at present. Throws `LogUnavailable` when the log cannot be followed any longer.
    */
   follow(since: number, signal: AbortSignal, options?: FollowOptions): AsyncIterable<LoggedEvent[]>

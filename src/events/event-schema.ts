@@ -9,7 +9,8 @@ const line = {
 const routing = z
   .looseObject({
     via: z.literal('webhook').optional().describe('A message that is to be pushed'),
-    about: z.int().optional().describe('Sequence number of the message that was delivered or queued'),
+    about: z.int().optional().describe('Sequence number of the message that was delivered, queued or redacted'),
+    recipient: z.string().optional().describe('Whose queue a message that was redacted may wait in'),
     reservation: z.string().optional(),
   })
   .describe("What the kernel's own projections need beside the public event; not for others to rely on")

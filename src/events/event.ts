@@ -12,6 +12,13 @@ export type PushFailure = z.infer<typeof pushFailure>
 const messageId = z.string().describe('A UUID')
 const address = z.string().describe('Of an agent, tab_…')
 
+/** What the log keeps of each removal of content. */
+const removal = {
+  reason: z.string().describe('For the public'),
+  performed_by: z.string().describe('Who removed it'),
+  content_hash: z.string().describe('SHA-256 of what was removed, in hexadecimal digits'),
+}
+
 /** What an event of each type carries. Never a credential or a hash of one. */
 export const eventData = {
   operator_created: z.object({ operator_id: z.string(), contact_hash: z.string(), accepted_terms: z.literal(true) }),
@@ -35,6 +42,9 @@ export const eventData = {
   state_deleted: z.object({ key: z.string(), deleted_by: address }),
   state_read: z.object({ key: z.string(), read_by: address, found: z.boolean() }),
   registry_read: z.object({ read_by: address }),
+  // By the operator of the infrastructure, of what is illegal to host.
+  state_key_removed: z.object({ key: z.string(), ...removal }),
+  message_redacted: z.object({ message_id: messageId, ...removal }),
 } as const
 
 export type EventData = { [T in keyof typeof eventData]: z.infer<(typeof eventData)[T]> }
@@ -57,8 +67,10 @@ export function sizeOf({ data }: NewEvent): number {
 export interface Routing {
   /** Set on a message that is to be pushed. */
   via?: 'webhook'
-  /** The sequence number of the event that this one is about: of a delivery or of a move to the pull queue, that of its message. */
+  /** The sequence number of the event that this one is about: of a delivery, a move to the pull queue or a redaction, that of its message. */
   about?: number
+  /** Whose queue the message of a redaction may wait in. */
+  recipient?: string
   /** What a write took its room from, where that was a reservation of its own. A UUID. */
   reservation?: string
 }
@@ -81,6 +93,8 @@ const CLASS = {
   state_deleted: 'state',
   state_read: 'read',
   registry_read: 'read',
+  state_key_removed: 'state',
+  message_redacted: 'message',
 } as const satisfies Record<EventType, EventClass>
 
 export function classOf(type: EventType): EventClass {

@@ -74,8 +74,12 @@ export class SqliteEventLog implements EventLog {
     })
   }
 
-  async *follow(since: number, signal: AbortSignal, { capability }: FollowOptions = {}): AsyncIterable<LoggedEvent[]> {
-    const types = JSON.stringify(changesOf(capability))
+  async *follow(
+    since: number,
+    signal: AbortSignal,
+    { types = changesOf() }: FollowOptions = {},
+  ): AsyncIterable<LoggedEvent[]> {
+    const wanted = JSON.stringify(types)
     let woken = Promise.withResolvers<void>()
     const wake = () => woken.resolve()
     const unsubscribe = this.#writer?.onWritten(wake)
@@ -89,7 +93,7 @@ export class SqliteEventLog implements EventLog {
         const end = await this.lastSeq()
         const events = pageOf(this.#sql.iterate`
           select * from events
-          where seq > ${position} and seq <= ${end} and type in (select value from json_each(${types}))
+          where seq > ${position} and seq <= ${end} and type in (select value from json_each(${wanted}))
           order by seq limit ${PAGE}`)
         if (events.length > 0) {
           isCaughtUp = false

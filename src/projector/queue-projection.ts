@@ -8,7 +8,7 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge } from 'prom-client'
-import type { LoggedEvent } from '../events/event.ts'
+import { changesOf, type LoggedEvent } from '../events/event.ts'
 import type { FollowOptions } from '../events/event-log.ts'
 import { toLeasedMessage } from '../messaging/messages-of-log.ts'
 import { POSITION_KEY, removeGenerations } from '../messaging/queue-generations.ts'
@@ -65,7 +65,7 @@ type Found = [
 export class QueueProjection implements Projection {
   readonly name = 'queues'
   readonly follows: FollowOptions = {
-    capability: 'message',
+    types: changesOf('message'),
     // What was delivered is leased for long enough yet.
     mayWait: ({ type }) => type === 'message_delivered',
   }
@@ -251,7 +251,7 @@ export class QueueProjection implements Projection {
     if (!current || current.incarnation !== this.#redis.incarnation) throw new LeaseLost('Redis was restarted')
     const options = { maxQueue: this.#maxQueue, positionKey: POSITION_KEY }
     try {
-      dropped.inc(await changeQueues(this.#redis, current.generation, changesOf(events), options))
+      dropped.inc(await changeQueues(this.#redis, current.generation, queueChangesOf(events), options))
     } catch (error) {
       throw error instanceof QueuesLost ? new LeaseLost(error.message) : error
     }
@@ -278,7 +278,7 @@ export class QueueProjection implements Projection {
   }
 }
 
-function changesOf(events: readonly LoggedEvent[]): QueueChange[] {
+function queueChangesOf(events: readonly LoggedEvent[]): QueueChange[] {
   const changes = new Map<string, { recipient: string; added: [number, string][]; removed: number[] }>()
   const changeOf = (recipient: string) => {
     const change = changes.get(recipient) ?? { recipient, added: [], removed: [] }

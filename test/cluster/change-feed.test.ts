@@ -4,7 +4,7 @@ import { runInNewContext } from 'node:vm'
 import { connect, type JetStreamManager, type NatsConnection } from 'nats'
 import { afterAll, beforeAll, beforeEach, expect, it, vi } from 'vitest'
 import { type NatsCluster, natsOptions, startNats } from '../../lab/servers.ts'
-import type { LoggedEvent } from '../../src/events/event.ts'
+import { changesOf, type LoggedEvent } from '../../src/events/event.ts'
 import { type FollowOptions, LogUnavailable } from '../../src/events/event-log.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
@@ -86,7 +86,7 @@ it('two at one place share a consumer, and each gets what it wants once and in o
   const since = await log.lastSeq()
   await using one = follow(since)
   await vi.waitFor(() => expect(one.batches).toEqual([[]]), WAIT)
-  await using other = follow(since, { capability: 'message' })
+  await using other = follow(since, { types: changesOf('message') })
   await vi.waitFor(() => expect(other.batches).toEqual([[]]), WAIT)
   const appended = await inSequence(40, (index) =>
     log.append(index % 4 === 0 ? sent('tab_bbbbbbbbbbbbbbbbbbbb', 'x') : written('shared', String(index))),
@@ -199,7 +199,7 @@ it('what may wait comes though reads, which are for nobody, come after it and ar
   const since = await log.lastSeq()
   const { seq } = await log.append(sent('tab_bbbbbbbbbbbbbbbbbbbb', 'x'))
   await inParallel(20, () => log.append(read('feed/read')))
-  await using patient = follow(since, { capability: 'message', mayWait: () => true })
+  await using patient = follow(since, { types: changesOf('message'), mayWait: () => true })
   await vi.waitFor(() => expect(patient.batches).toEqual([[seq], []]), WAIT)
 })
 
@@ -214,7 +214,7 @@ it('one for whom nothing comes is told how far it is, so that it need not begin 
     hadThen.push(messages.seqs().length)
   }
   const before = (await inParallel(8, () => append(200))).flat()
-  await using messages = follow(since, { capability: 'message', onPassed })
+  await using messages = follow(since, { types: changesOf('message'), onPassed })
   await vi.waitFor(() => expect(messages.batches).toEqual([[]]), WAIT)
   expect(passed).toEqual([Math.max(...before)])
   const [last = 0] = await append(1)

@@ -3,6 +3,7 @@ import { connect, type JetStreamManager, type NatsConnection } from 'nats'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { type NatsCluster, type NatsServer, natsOptions, startNats } from '../../lab/servers.ts'
 import { messageOf } from '../../src/events/batch.ts'
+import { changesOf } from '../../src/events/event.ts'
 import { EventLost, LogUnavailable, readEvents } from '../../src/events/event-log.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
@@ -173,7 +174,7 @@ it('who follows one capability has what the leader lacks of it, which counts it 
   const stop = new AbortController()
   const batches: number[][] = []
   const run = async () => {
-    for await (const events of log.follow(seq - 1, stop.signal, { capability: 'message' })) {
+    for await (const events of log.follow(seq - 1, stop.signal, { types: changesOf('message') })) {
       batches.push(events.map((event) => event.seq))
       if (events.length === 0) stop.abort()
     }

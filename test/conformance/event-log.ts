@@ -2,7 +2,7 @@
 import { randomUUID } from 'node:crypto'
 import { setImmediate } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { changesOf, type LoggedEvent, type NewEvent } from '../../src/events/event.ts'
+import { changesOf, type EventType, type LoggedEvent, type NewEvent } from '../../src/events/event.ts'
 import { type EventLog, type FollowOptions, LogUnavailable } from '../../src/events/event-log.ts'
 import { holdUp } from '../support/hold-up.ts'
 import { deleted, inParallel, inSequence, read, registryRead, sent, written } from './support.ts'
@@ -292,7 +292,7 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         }
       })
 
-      it('keeps to one capability where one is named, and says when of that there is nothing more', async () => {
+      it('keeps to the types that are named, and says when of that there is nothing more', async () => {
         const since = await log.lastSeq()
         const [message] = await appendAll([
           sent('tab_bbbbbbbbbbbbbbbbbbbb', 'one'),
@@ -300,8 +300,26 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
           registryRead(),
         ])
         const batches: LoggedEvent[][] = []
-        await following(log, since, (batch) => batches.push(batch) > 0 && batch.length === 0, { capability: 'message' })
+        await following(log, since, (batch) => batches.push(batch) > 0 && batch.length === 0, {
+          types: changesOf('message'),
+        })
         expect(batches.flat().map(({ seq }) => seq)).toEqual([message])
+      })
+
+      it('brings records of reading to those who name their types, beside others who do not', async () => {
+        const since = await log.lastSeq()
+        const types: EventType[] = [...changesOf(), 'state_read', 'registry_read']
+        const changes: LoggedEvent[][] = []
+        const all: LoggedEvent[][] = []
+        const isLast = (batch: LoggedEvent[]) => batch.at(-1)?.type === 'state_written'
+        const done = [
+          following(log, since, (batch) => all.push(batch) > 0 && isLast(batch), { types }),
+          following(log, since, (batch) => changes.push(batch) > 0 && isLast(batch)),
+        ]
+        const seqs = await appendAll([read('read'), deleted('read'), registryRead(), written('read', '')])
+        await Promise.all(done)
+        expect(all.flat().map(({ seq }) => seq)).toEqual(seqs)
+        expect(changes.flat().map(({ seq }) => seq)).toEqual([seqs[1], seqs[3]])
       })
 
       it('brings each once and in order, where some may wait and the last may not', async () => {
