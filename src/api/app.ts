@@ -1,51 +1,39 @@
 /** The HTTP application: what every request passes through on its way to its endpoint and back. */
 import type { HttpBindings } from '@hono/node-server'
 import { Hono } from 'hono'
-import { Counter } from 'prom-client'
-import type { Admission, BucketState, Category } from '../access/admission.ts'
-import { type Level, parseAuthorization } from '../access/tokens.ts'
+import type { BucketState } from '../access/admission.ts'
 import type { ByteBudget, Hold } from '../platform/byte-budget.ts'
 import type { Logger } from '../platform/logger.ts'
 import { OutageLog } from '../platform/outage-log.ts'
 import { recordAnswer } from '../platform/request-metrics.ts'
 import { Unavailable } from '../platform/unavailable.ts'
-import type { Registry } from '../registry/registry.ts'
 import { HELD_OF_AN_ANSWER } from './answer-size.ts'
 import { readJson } from './body.ts'
 import { docsPage } from './docs-page.ts'
 import type { ApiContext, ApiEnvironment, Endpoint } from './endpoint.ts'
 import { ApiError, respondWithError, toApiError } from './errors.ts'
-import { createOpenApiDocument } from './openapi.ts'
+import type { OpenApiDocument } from './openapi.ts'
 import { percentDecode, rawPath, readQuery } from './request.ts'
 
 export interface AppParts {
   endpoints: readonly Endpoint[]
-  admission: Admission
-  registry: Pick<Registry, 'authenticate'>
+  /** Finds out who asks and takes the request from their bucket; `applyLimit` says what of that. Throws `unauthorized` and `rate_limited`. */
+  admit: (context: ApiContext, endpoint: Endpoint) => Promise<void>
   /** Names the client that a request comes from. */
   clientAddress: (bindings: HttpBindings) => string
   logger: Logger
-  /** Where the terms are that operators accept, for the documentation. */
-  termsUrl: string | undefined
+  /** Describes the endpoints, and where that is served: as it is, and as a page for people. */
+  document: { content: OpenApiDocument; path: string; page: string }
+  /** Of every answer. With them `OPTIONS` is answered for every path. */
+  corsHeaders?: Readonly<Record<string, string>>
   /** What bodies, and what is made of them, may hold until they are answered. */
   requestBytes: ByteBudget
   /** What answers may hold until they have been written. */
   answerBytes: ByteBudget
 }
 
-const sessionLookups = { hit: 0, miss: 0 }
-new Counter({
-  name: 'tabulum_session_lookups_total',
-  help: 'Requests by whether their session was cached.',
-  labelNames: ['result'] as const,
-  collect() {
-    this.reset()
-    for (const [result, count] of Object.entries(sessionLookups)) this.inc({ result }, count)
-  },
-})
-
-/** What is served beside the endpoints. */
-const PAGES = ['/v1/openapi.json', '/docs']
+/** What a pattern may end in: it takes the rest of the path. */
+const PARAMETER = /\/\{\w+\}$/
 
 /** What each answer to a `GET` is taken to hold at least; most are shorter. */
 const SHORT_ANSWER_BYTES = 16_384
@@ -53,14 +41,14 @@ const SHORT_ANSWER_BYTES = 16_384
 const MAX_WRITE_MS = 60_000
 
 export function createApp(parts: AppParts): Hono<ApiEnvironment> {
-  const { endpoints, admission, registry, clientAddress, logger, termsUrl, requestBytes, answerBytes } = parts
+  const { endpoints, admit, clientAddress, logger, document, corsHeaders, requestBytes, answerBytes } = parts
   const outages = new OutageLog(logger)
   const app = new Hono<ApiEnvironment>({ getPath: (_request, options) => rawPath(options?.env as HttpBindings) })
 
   const groups = Map.groupBy(endpoints, ({ path }) => path)
   for (const [pattern, group] of groups) {
-    const hasKey = pattern.endsWith('/{key}')
-    const beforeKey = pattern.slice(0, -'{key}'.length)
+    const hasKey = PARAMETER.test(pattern)
+    const beforeKey = pattern.replace(PARAMETER, '/')
     for (const endpoint of group) {
       app.on(endpoint.method, hasKey ? `${beforeKey}*` : pattern, (context) =>
         answered(context, pattern, async () => {
@@ -76,7 +64,7 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
           // Before anything is leased or read. What changes something has a short answer.
           if (endpoint.method === 'GET') answer.resize(SHORT_ANSWER_BYTES)
           holdUntilWritten(context, answer)
-          const { status, body } = await endpoint.handle({
+          const answered = await endpoint.handle({
             context,
             identity,
             key: hasKey ? percentDecode(path.slice(beforeKey.length), 'the key') : '',
@@ -84,20 +72,20 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
             body: endpoint.body && (await readJson(context, endpoint.body, request)),
             answer,
           })
-          return respond(context, status, body, answer)
+          return answered instanceof Response ? answered : respond(context, answered.status, answered.body, answer)
         }),
       )
     }
   }
 
-  const document = createOpenApiDocument(endpoints, termsUrl)
-  const page = docsPage(document)
-  app.get('/v1/openapi.json', (context) => answered(context, '/v1/openapi.json', async () => context.json(document)))
-  app.get('/docs', (context) =>
-    answered(context, '/docs', async () =>
+  const page = docsPage(document.content, document.path)
+  app.get(document.path, (context) => answered(context, document.path, async () => context.json(document.content)))
+  app.get(document.page, (context) =>
+    answered(context, document.page, async () =>
       context.html(page, 200, { 'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'" }),
     ),
   )
+  if (corsHeaders) app.options('*', (context) => answered(context, 'options', async () => context.body(null, 200)))
   app.notFound((context) => {
     const path = rawPath(context.env)
     return answered(context, patternOf(path) ?? 'unknown', async () => {
@@ -126,6 +114,7 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
       milliseconds: performance.now() - start,
       agent: context.get('identity'),
     })
+    for (const [name, value] of Object.entries(corsHeaders ?? {})) response.headers.set(name, value)
     return response
   }
 
@@ -138,47 +127,20 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
 
   /** The pattern that serves a path by some method; the keys' where another method serves a narrower one, as `/v1/state/_capacity`. */
   function patternOf(path: string): string | undefined {
-    const patterns = [...groups.keys(), ...PAGES]
+    const patterns = [...groups.keys(), document.path, document.page]
     const ofKeys = patterns.find(
-      (pattern) => pattern.endsWith('/{key}') && path.startsWith(pattern.replace('{key}', '')),
+      (pattern) => PARAMETER.test(pattern) && path.startsWith(pattern.replace(PARAMETER, '/')),
     )
     return ofKeys ?? patterns.find((pattern) => pattern === path)
   }
 
   function notServed(path: string): ApiError {
     const pattern = patternOf(path)
-    if (pattern === undefined) return new ApiError('not_found', 'there is no such route; see /docs')
+    if (pattern === undefined) return new ApiError('not_found', `there is no such route; see ${document.page}`)
     const group = groups.get(pattern)
     return group
       ? methodNotAllowed(group)
       : new ApiError('method_not_allowed', 'only GET is served here', { Allow: 'GET, HEAD' })
-  }
-
-  /** Finds out who asks and takes the request from their bucket. Throws `unauthorized` and `rate_limited`. */
-  async function admit(context: ApiContext, { level, limit }: Endpoint): Promise<void> {
-    if (limit === 'client') {
-      applyLimit(context, await admission.admitClient(clientAddress(context.env)))
-      return
-    }
-    if (!level) return
-    const { identity, bucket } = await authenticate(context, level, limit)
-    context.set('identity', identity)
-    if (bucket) applyLimit(context, bucket)
-  }
-
-  async function authenticate(context: ApiContext, level: Level, category: Category | undefined) {
-    const token = parseAuthorization(context.req.header('authorization'), level)
-    // Made where it is thrown: an error collects its stack, which costs as much as the rest of this.
-    const unauthorized = () =>
-      new ApiError('unauthorized', `an ${level} token is needed: Authorization: Bearer <token>`)
-    if (!token) throw unauthorized()
-    const admitted = await admission.admit(token, category)
-    sessionLookups[admitted ? 'hit' : 'miss']++
-    if (admitted) return { identity: admitted.session.identity, bucket: admitted.bucket }
-    const identity = await registry.authenticate(token)
-    const opened = identity === undefined ? undefined : await admission.open(token, { identity }, category)
-    if (!opened) throw unauthorized()
-    return { identity: opened.session.identity, bucket: opened.bucket }
   }
 }
 
@@ -202,7 +164,8 @@ function holdUntilWritten({ env: { outgoing } }: ApiContext, hold: Hold): void {
   else outgoing.once('close', () => hold.release())
 }
 
-function applyLimit(context: ApiContext, bucket: BucketState): void {
+/** Says in the answer what is left of a bucket. Throws `rate_limited`. */
+export function applyLimit(context: ApiContext, bucket: BucketState): void {
   const seconds = Math.max(1, Math.ceil(bucket.retryAfterMs / 1_000))
   // On a 429 the time that `Retry-After` says, by this node's clock.
   const resetMs = bucket.allowed ? bucket.fullAtMs : Date.now() + seconds * 1_000

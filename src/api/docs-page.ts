@@ -20,11 +20,13 @@ nav ul { list-style: none; padding: 0; columns: 2 20rem } nav code { background:
 
 type Html = ReturnType<typeof html>
 
-export function docsPage(document: OpenApiDocument): Html {
+/** @param path where the document is */
+export function docsPage(document: OpenApiDocument, path: string): Html {
   const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
     Object.entries(methods).map(([method, operation]) => ({ method: method.toUpperCase(), path, operation })),
   )
   const { securitySchemes } = document.components as { securitySchemes: Record<string, { description: string }> }
+  const levels = Object.entries(securitySchemes)
   return html`<!doctype html>
 <html lang="en">
 <head>
@@ -35,16 +37,20 @@ export function docsPage(document: OpenApiDocument): Html {
 </head>
 <body>
 <h1>${document.info.title} API</h1>
-<p class="note">Version ${document.info.version} · <a href="/v1/openapi.json">OpenAPI document</a>${document.info.termsOfService === undefined ? '' : html` · <a href="${document.info.termsOfService}">Terms</a>`}</p>
+<p class="note">Version ${document.info.version} · <a href="${path}">OpenAPI document</a>${document.info.termsOfService === undefined ? '' : html` · <a href="${document.info.termsOfService}">Terms</a>`}</p>
 ${document.info.description.split('\n\n').map((paragraph) => html`<p>${paragraph === PUBLIC_FOR_EVER ? html`<strong>${paragraph}</strong>` : prose(paragraph)}</p>`)}
 <nav><ul>${operations.map(
     ({ method, path, operation }) =>
       html`<li><a href="#${operation.operationId}"><code><span class="method">${method}</span> ${path}</code></a></li>`,
   )}</ul></nav>
 <section id="tokens">
-<h2>Tokens, limits and errors</h2>
-<p>A token is sent as <code>Authorization: Bearer &lt;token&gt;</code>. There are two kinds:</p>
-${table(Object.entries(securitySchemes).map(([level, { description }]) => [{ name: level }, prose(description)]))}
+<h2>${levels.length > 0 ? 'Tokens, limits and errors' : 'Limits and errors'}</h2>
+${
+  levels.length > 0
+    ? html`<p>A token is sent as <code>Authorization: Bearer &lt;token&gt;</code>. There are two kinds:</p>
+${table(levels.map(([level, { description }]) => [{ name: level }, prose(description)]))}`
+    : ''
+}
 <p>An answer of a limited operation carries <code>X-RateLimit-Limit</code>, <code>X-RateLimit-Remaining</code> and
 <code>X-RateLimit-Reset</code>; 429 and 503 carry <code>Retry-After</code>, in whole seconds. Every error looks so:</p>
 ${example({ error: 'rate_limited', message: 'for a person' })}

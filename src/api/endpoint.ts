@@ -63,7 +63,8 @@ export interface Endpoint<Body = unknown> {
   success: { status: ApiResponse['status']; description: string; schema: z.ZodType; example: object }
   /** Beside those that every endpoint of its kind has. */
   errors?: readonly ErrorCode[]
-  handle: (request: ApiRequest<Body>) => Promise<ApiResponse>
+  /** A `Response` where the answer is no JSON. */
+  handle: (request: ApiRequest<Body>) => Promise<ApiResponse | Response>
 }
 
 /** Ties the type of the body to its schema, and forgets it where endpoints of all kinds stand together. */

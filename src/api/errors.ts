@@ -25,6 +25,7 @@ export const ERROR_CODES = {
   rate_limited: 429,
   internal_error: 500,
   unavailable: 503,
+  too_many_connections: 503,
   store_full: 507,
 } as const satisfies Record<string, ContentfulStatusCode>
 

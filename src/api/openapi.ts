@@ -36,6 +36,7 @@ const MEANING: Record<ErrorCode, string> = {
   rate_limited: 'Over the limit; try again after `Retry-After` seconds',
   internal_error: 'A defect of the kernel',
   unavailable: 'A backing service is out; nothing took effect, or it will take effect whole',
+  too_many_connections: 'As many streams are open as may be; try again later',
   store_full: 'The write would take the shared state over its capacity',
 }
 
@@ -50,6 +51,8 @@ const limitHeaders = {
 const authenticateHeader = {
   'WWW-Authenticate': { description: 'How to', schema: { type: 'string', const: 'Bearer' } },
 }
+/** … with these. */
+const RETRIED: ReadonlySet<ErrorCode> = new Set(['rate_limited', 'unavailable', 'too_many_connections'])
 const retryHeader = { 'Retry-After': header('Whole seconds to wait, at least 1') }
 
 /** What an author of an agent has to know before the first request. */
@@ -58,32 +61,46 @@ export const PUBLIC_FOR_EVER =
   'state, and which of them were read. It stays in the event log, which anyone may read, when the key is deleted or overwritten and the ' +
   'message fetched, and there is no way to take it back. Send no secrets and no personal data; what only the recipient may read, encrypt.'
 
+/** What is said of an API beside its endpoints. */
+export interface ApiDescription {
+  title: string
+  /** Paragraphs, with empty lines between them. */
+  description: string
+  termsOfService?: string
+  /** By the level that endpoints name. */
+  securitySchemes: Readonly<Record<string, { type: string; scheme: string; description: string }>>
+}
+
 /** @param termsUrl where the terms are that operators accept, if there are any */
-export function createOpenApiDocument(endpoints: readonly Endpoint[], termsUrl: string | undefined): OpenApiDocument {
+export function describeAgentApi(termsUrl: string | undefined): ApiDescription {
+  const bearer = (description: string) => ({ type: 'http', scheme: 'bearer', description })
+  return {
+    title: 'Tabulum',
+    description:
+      'A kernel for AI agents: register, find each other, exchange messages, share state. Bodies are JSON in UTF-8, sizes are bytes of UTF-8, ' +
+      `times are RFC 3339 in UTC.\n\n${PUBLIC_FOR_EVER}\n\nWho registers an operator accepts its terms: ${termsInWords(termsUrl)}.`,
+    ...(termsUrl !== undefined && { termsOfService: termsUrl }),
+    securitySchemes: {
+      operator: bearer('The `api_key` of an operator: `sk_live_` and 64 hex digits'),
+      agent: bearer('The `agent_token` of an agent: `at_live_` and 64 hex digits'),
+    },
+  }
+}
+
+export function createOpenApiDocument(
+  endpoints: readonly Endpoint[],
+  { securitySchemes, ...info }: ApiDescription,
+): OpenApiDocument {
   const paths: OpenApiDocument['paths'] = {}
   for (const endpoint of endpoints) {
     paths[endpoint.path] ??= {}
     Object.assign(paths[endpoint.path] ?? {}, { [endpoint.method.toLowerCase()]: operation(endpoint) })
   }
-  const bearer = (description: string) => ({ type: 'http', scheme: 'bearer', description })
   return {
     openapi: '3.1.0',
-    info: {
-      title: 'Tabulum',
-      version: CONTRACT_VERSION,
-      description:
-        'A kernel for AI agents: register, find each other, exchange messages, share state. Bodies are JSON in UTF-8, sizes are bytes of UTF-8, ' +
-        `times are RFC 3339 in UTC.\n\n${PUBLIC_FOR_EVER}\n\nWho registers an operator accepts its terms: ${termsInWords(termsUrl)}.`,
-      ...(termsUrl !== undefined && { termsOfService: termsUrl }),
-      license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
-    },
+    info: { ...info, version: CONTRACT_VERSION, license: { name: 'Apache-2.0', identifier: 'Apache-2.0' } },
     paths,
-    components: {
-      securitySchemes: {
-        operator: bearer('The `api_key` of an operator: `sk_live_` and 64 hex digits'),
-        agent: bearer('The `agent_token` of an agent: `at_live_` and 64 hex digits'),
-      },
-    },
+    components: { securitySchemes },
   }
 }
 
@@ -97,7 +114,7 @@ function operation(endpoint: Endpoint): OpenApiOperation {
         headers: {
           ...(limit && code !== 'unauthorized' && limitHeaders),
           ...(code === 'unauthorized' && authenticateHeader),
-          ...((code === 'rate_limited' || code === 'unavailable') && retryHeader),
+          ...(RETRIED.has(code) && retryHeader),
         },
         content: {
           'application/json': { schema: schema(errorBody, 'output'), example: { error: code, message: MEANING[code] } },
@@ -133,7 +150,7 @@ function errorsOf({ level, limit, body, errors = [], path }: Endpoint): ErrorCod
   if (level) codes.add('unauthorized')
   if (limit) codes.add('rate_limited')
   if (body) for (const code of ['bad_request', 'value_too_large', 'unsupported_media_type'] as const) codes.add(code)
-  if (path !== '/v1/health') for (const code of ['internal_error', 'unavailable'] as const) codes.add(code)
+  if (!path.endsWith('/health')) for (const code of ['internal_error', 'unavailable'] as const) codes.add(code)
   return [...codes].sort((a, b) => ERROR_CODES[a] - ERROR_CODES[b])
 }
 

@@ -1,8 +1,10 @@
 /** An API node on given storage: the capabilities put together, behind HTTP. The same for embedded and cluster storage. */
 import { Credentials } from '../access/credentials.ts'
+import { agentAccess } from '../api/agent-access.ts'
 import { createApp } from '../api/app.ts'
 import { clientAddressReader } from '../api/client-address.ts'
 import { createEndpoints } from '../api/endpoints.ts'
+import { createOpenApiDocument, describeAgentApi } from '../api/openapi.ts'
 import type { Config } from '../config.ts'
 import { formatEvent } from '../events/event.ts'
 import { Messaging } from '../messaging/messaging.ts'
@@ -79,18 +81,22 @@ export async function startNode(config: Config, storage: Storage, logger: Logger
     },
     termsUrl: config.TERMS_URL,
   })
+  const clientAddress = clientAddressReader({
+    trustedProxies: config.TRUSTED_PROXIES,
+    ipv6Prefix: config.RATE_LIMIT_IPV6_PREFIX,
+  })
   const app = createApp({
     endpoints,
-    admission,
-    registry,
-    clientAddress: clientAddressReader({
-      trustedProxies: config.TRUSTED_PROXIES,
-      ipv6Prefix: config.RATE_LIMIT_IPV6_PREFIX,
-    }),
+    admit: agentAccess({ admission, registry, clientAddress }),
+    clientAddress,
     logger,
     requestBytes: new ByteBudget({ name: 'requests', limit: config.REQUESTS_MAX_BYTES }),
     answerBytes: new ByteBudget({ name: 'answers', limit: config.ANSWERS_MAX_BYTES }),
-    termsUrl: config.TERMS_URL,
+    document: {
+      content: createOpenApiDocument(endpoints, describeAgentApi(config.TERMS_URL)),
+      path: '/v1/openapi.json',
+      page: '/docs',
+    },
   })
   const internal = await startInternalServer({
     host: config.internalHost,

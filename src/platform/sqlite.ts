@@ -111,11 +111,16 @@ export function verdictOn(error: unknown): Verdict {
   return RUINS.has(primary) ? 'ruin' : 'defect'
 }
 
+export interface Attempting {
+  /** Asks the connection itself something, with the same meaning of errors. */
+  attempt<T>(ask: () => T): T
+}
+
 /**
  * The same connection for who serves requests from it: an outage is thrown as `SqliteUnavailable`, and so is a ruin, which is told
  * first. A defect is thrown as it is.
  */
-export function forServing({ connection, sql }: Sqlite, onRuin: (error: Error) => void): Sqlite {
+export function forServing({ connection, sql }: Sqlite, onRuin: (error: Error) => void): Sqlite & Attempting {
   const meaning = (error: unknown): unknown => {
     const verdict = verdictOn(error)
     if (verdict === 'defect' || !(error instanceof Error)) return error
@@ -132,6 +137,7 @@ export function forServing({ connection, sql }: Sqlite, onRuin: (error: Error) =
   }
   return {
     connection,
+    attempt,
     sql: {
       get: (...query) => attempt(() => sql.get(...query)),
       all: (...query) => attempt(() => sql.all(...query)),

@@ -1,8 +1,10 @@
 /** Messages are delivered by the answer that carries them, written whole, and by nothing else. */
 import { connect } from 'node:net'
 import { afterAll, beforeEach, expect, it, vi } from 'vitest'
+import { agentAccess } from '../../src/api/agent-access.ts'
 import { createApp } from '../../src/api/app.ts'
 import { createEndpoints, type EndpointParts } from '../../src/api/endpoints.ts'
+import { createOpenApiDocument, describeAgentApi } from '../../src/api/openapi.ts'
 import { ByteBudget } from '../../src/platform/byte-budget.ts'
 import { startHttpServer } from '../../src/platform/http-server.ts'
 import { createLogger } from '../../src/platform/logger.ts'
@@ -20,13 +22,22 @@ const parts = {
   state: { write: async () => ({ writtenAt: '2026-01-01T00:00:00Z' }) },
   limits: { stateMaxKeyBytes: 2_000, stateMaxValueBytes: 1_024, messageMaxContentBytes: 1_024 },
 } as unknown as EndpointParts
+const clientAddress = () => '127.0.0.1'
+const endpoints = createEndpoints(parts)
 const app = createApp({
-  endpoints: createEndpoints(parts),
-  admission: { admit: async () => ({ session: { identity: 'tab_x' } }) } as never,
-  registry: { authenticate: async () => undefined },
-  clientAddress: () => '127.0.0.1',
+  endpoints,
+  admit: agentAccess({
+    admission: { admit: async () => ({ session: { identity: 'tab_x' } }) } as never,
+    registry: { authenticate: async () => undefined },
+    clientAddress,
+  }),
+  clientAddress,
   logger,
-  termsUrl: undefined,
+  document: {
+    content: createOpenApiDocument(endpoints, describeAgentApi(undefined)),
+    path: '/v1/openapi.json',
+    page: '/docs',
+  },
   requestBytes: new ByteBudget({ name: 'requests', limit: 1_000 }),
   answerBytes,
 })
