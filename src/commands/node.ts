@@ -32,7 +32,7 @@ export interface Node {
 }
 
 export async function startNode(config: Config, storage: Storage, logger: Logger): Promise<Node> {
-  const { log, admission } = storage
+  const { log, admission, removals } = storage
   const cursors = await CursorSeal.load(storage.keys)
   const webhookSecrets = await WebhookSecrets.load(storage, config.WEBHOOK_SECRET_KEY)
   const credentials = new Credentials({
@@ -49,7 +49,8 @@ export async function startNode(config: Config, storage: Storage, logger: Logger
     },
   )
   const state = new State({ store: storage.state, log, cursors }, { capacityBytes: config.STATE_CAPACITY_BYTES })
-  const messaging = new Messaging({ registry, log, queue: storage.queue, progress: storage.queueProgress })
+  const { queue, queueProgress: progress } = storage
+  const messaging = new Messaging({ registry, log, queue, removals, progress })
   const allow = config.WEBHOOK_ALLOW_CIDRS.map(parseCidr)
   const resolve = createHostResolver()
 

@@ -33,6 +33,7 @@ export async function startPushing(
     {
       lanes: storage.lanes,
       log: storage.log,
+      removals: storage.removals,
       client,
       secrets,
       progress: storage.laneProgress,

@@ -19,6 +19,12 @@ const removal = {
   content_hash: z.string().describe('SHA-256 of what was removed, in hexadecimal digits'),
 }
 
+/** Of an event whose content was removed; the content says where that is told of. */
+const redaction = {
+  redacted: z.literal(true).optional(),
+  redacted_reason: z.string().optional().describe('For the public'),
+}
+
 /** What an event of each type carries. Never a credential or a hash of one. */
 export const eventData = {
   operator_created: z.object({ operator_id: z.string(), contact_hash: z.string(), accepted_terms: z.literal(true) }),
@@ -28,7 +34,8 @@ export const eventData = {
     from: address,
     to: address,
     content: z.string(),
-    content_length: z.int().describe('In bytes'),
+    content_length: z.int().describe('In bytes, of what was sent'),
+    ...redaction,
   }),
   message_delivered: z.object({ message_id: messageId, to: address, delivery_method: z.enum(['pull', 'push']) }),
   // A message that was to be pushed is in the pull queue instead.
@@ -36,8 +43,9 @@ export const eventData = {
   state_written: z.object({
     key: z.string(),
     value: z.string(),
-    value_length: z.int().describe('In bytes'),
+    value_length: z.int().describe('In bytes, of what was written'),
     written_by: address,
+    ...redaction,
   }),
   state_deleted: z.object({ key: z.string(), deleted_by: address }),
   state_read: z.object({ key: z.string(), read_by: address, found: z.boolean() }),

@@ -15,7 +15,7 @@ import {
 } from './event-log.ts'
 import type { EventWrites } from './sqlite-append.ts'
 
-type Writer = Pick<SqliteWriter<EventWrites>, 'run' | 'onWritten'>
+type Writer = Pick<SqliteWriter<EventWrites>, 'run' | 'onWritten' | 'onWrittenElsewhere'>
 
 /** Nobody waits for the others, which only record that somebody looked. */
 const CHANGES: ReadonlySet<EventType> = new Set(changesOf())
@@ -82,7 +82,7 @@ export class SqliteEventLog implements EventLog {
     const wanted = JSON.stringify(types)
     let woken = Promise.withResolvers<void>()
     const wake = () => woken.resolve()
-    const unsubscribe = this.#writer?.onWritten(wake)
+    const subscriptions = [this.#writer?.onWritten(wake), this.#writer?.onWrittenElsewhere(wake)]
     signal.addEventListener('abort', wake, { once: true })
     try {
       let position = since
@@ -110,7 +110,7 @@ export class SqliteEventLog implements EventLog {
         if (!signal.aborted) await woken.promise
       }
     } finally {
-      unsubscribe?.()
+      for (const unsubscribe of subscriptions) unsubscribe?.()
       signal.removeEventListener('abort', wake)
     }
   }

@@ -9,6 +9,11 @@ export function toLeasedMessage(event: LoggedEvent): LeasedMessage {
   return { seq: event.seq, message_id, from, to, content, timestamp: event.ts }
 }
 
+/** Whether the log itself has the content of this message no more. */
+export function wasErased({ type, data }: LoggedEvent): boolean {
+  return type === 'message_sent' && data.redacted === true
+}
+
 /** Whether it is a message for a webhook. */
 export function isToBePushed({ type, via }: LoggedEvent): boolean {
   return type === 'message_sent' && via === 'webhook'

@@ -7,8 +7,9 @@ import { type EventLog, LogUnavailable } from '../events/event-log.ts'
 import { type Applied, PROJECTOR_SILENCE_MS, ProjectionBehind } from '../events/progress.ts'
 import { batched } from '../platform/batch.ts'
 import type { Registry } from '../registry/registry.ts'
+import type { Removals } from '../removal/removals.ts'
 import { type Accept, type LeasedMessage, type Message, type MessageQueue, QueueUnavailable } from './message-queue.ts'
-import { toLeasedMessage } from './messages-of-log.ts'
+import { toLeasedMessage, wasErased } from './messages-of-log.ts'
 
 /** Nobody has that address. */
 export class UnknownRecipient extends Error {
@@ -55,6 +56,7 @@ export class Messaging {
   readonly #registry: Pick<Registry, 'findAgent'>
   readonly #log: EventLog
   readonly #queue: MessageQueue
+  readonly #removals: Pick<Removals, 'ofMessages'>
   readonly #progress: Applied
   readonly #now: () => number
   /** Deliveries under way to the log. */
@@ -64,12 +66,19 @@ export class Messaging {
   readonly #takenOut: (seq: number) => Promise<boolean>
 
   constructor(
-    parts: { registry: Pick<Registry, 'findAgent'>; log: EventLog; queue: MessageQueue; progress: Applied },
+    parts: {
+      registry: Pick<Registry, 'findAgent'>
+      log: EventLog
+      queue: MessageQueue
+      removals: Pick<Removals, 'ofMessages'>
+      progress: Applied
+    },
     options: { now?: () => number } = {},
   ) {
     this.#registry = parts.registry
     this.#log = parts.log
     this.#queue = parts.queue
+    this.#removals = parts.removals
     this.#progress = parts.progress
     this.#now = options.now ?? Date.now
     this.#takenOut = batched(
@@ -116,10 +125,16 @@ export class Messaging {
   async #first(seq: number, again: Message): Promise<Message> {
     const [event] = await this.#log.get([seq])
     const first = event && toLeasedMessage(event)
-    if (!first || first.from !== again.from || first.to !== again.to || first.content !== again.content) {
-      throw new IdempotencyKeyReused()
-    }
+    if (!first || first.from !== again.from || first.to !== again.to) throw new IdempotencyKeyReused()
+    const isSame = wasErased(event) ? await this.#wasContentOf(first, again.content) : first.content === again.content
+    if (!isSame) throw new IdempotencyKeyReused()
     return first
+  }
+
+  /** Whether a message that was erased had this content: its hash was kept. */
+  async #wasContentOf({ message_id }: Message, content: string): Promise<boolean> {
+    const removal = (await this.#removals.ofMessages([message_id])).get(message_id)
+    return removal?.content_hash === hash('sha256', content)
   }
 
   /**

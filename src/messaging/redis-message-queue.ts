@@ -10,6 +10,7 @@ import { indexOf, messageOf, seqOf } from '../events/batch.ts'
 import type { EventLog } from '../events/event-log.ts'
 import { inBackground } from '../platform/background.ts'
 import { COMMAND_TIMEOUT_MS, loadScript, type RedisClient, RedisFull, RedisUnavailable } from '../platform/redis.ts'
+import type { Removals } from '../removal/removals.ts'
 import { MessageLoader, type Queued } from './message-loader.ts'
 import {
   type Accept,
@@ -23,6 +24,7 @@ import {
 const leaseScript = loadScript('lease', new URL('./lua/lease.lua', import.meta.url), 1)
 const releaseScript = loadScript('release_messages', new URL('./lua/release.lua', import.meta.url), 1)
 const addScript = loadScript('add_messages', new URL('./lua/add.lua', import.meta.url))
+const redactScript = loadScript('redact_messages', new URL('./lua/redact.lua', import.meta.url), 2)
 const removeScript = loadScript('remove_messages', new URL('./lua/remove.lua', import.meta.url))
 
 /** A queue that the projector has emptied is forgotten after this; one that was frozen for longer would find its lease gone. */
@@ -49,11 +51,20 @@ export function queueKey(generation: string, recipient: string): string {
   return `queue:${generation}:{${recipient}}`
 }
 
-/** What a queue keeps of a message beside its place: nothing where the content is large. */
+/** What a queue keeps of a message beside its place, where that is in the log. */
+export const PAYLOADS = {
+  /** The content is large. */
+  large: '',
+  redacted: 'r',
+  /** It was to be pushed until now: whether it was redacted meanwhile, this queue does not know. */
+  moved: 'p',
+} as const
+
+/** What a queue keeps of a message beside its place. */
 export function toPayload(message: LeasedMessage): string {
   const { message_id, from, to, content, timestamp } = message
   return Buffer.byteLength(content) > INLINE_CONTENT_BYTES
-    ? ''
+    ? PAYLOADS.large
     : JSON.stringify([message_id, from, to, content, timestamp])
 }
 
@@ -68,11 +79,12 @@ export class RedisMessageQueue implements MessageQueue {
   constructor(
     redis: RedisClient,
     log: EventLog,
+    removals: Removals,
     current: () => QueueGeneration | undefined,
     options: { maxContentBytes: number },
   ) {
     this.#redis = redis
-    this.#loader = new MessageLoader(log, options.maxContentBytes)
+    this.#loader = new MessageLoader(log, removals, options.maxContentBytes)
     this.#current = current
   }
 
@@ -157,7 +169,9 @@ type TooLate = [now: number]
 
 function toQueued([id, [, payload]]: Entry): Queued {
   const seq = seqOfEntry(id)
-  if (payload === '') return seq
+  if (payload === PAYLOADS.large) return { seq, redaction: 'no' }
+  if (payload === PAYLOADS.redacted) return { seq, redaction: 'yes' }
+  if (payload === PAYLOADS.moved) return { seq, redaction: 'ask' }
   const [message_id, from, to, content, timestamp] = JSON.parse(payload) as [string, string, string, string, string]
   return { seq, message_id, from, to, content, timestamp }
 }
@@ -233,6 +247,23 @@ export async function changeQueues(
     return dropped.reduce<number>((sum, count) => sum + Number(count), 0)
   } catch (error) {
     throw error instanceof Error && error.message.startsWith('LOST ') ? new QueuesLost(error.message) : error
+  }
+}
+
+/**
+ * Takes the contents of messages out of the queue of a recipient, for good; those that are there still keep their places. Those that are not are passed
+ * over: whoever adds one later has to say that it was redacted. Throws `RedisUnavailable`.
+ */
+export async function redactQueued(
+  redis: RedisClient,
+  generation: string,
+  recipient: string,
+  seqs: readonly number[],
+): Promise<void> {
+  const key = queueKey(generation, recipient)
+  for (let from = 0; from < seqs.length; from += CHANGED_AT_ONCE) {
+    const ids = seqs.slice(from, from + CHANGED_AT_ONCE).map(idOf)
+    await redis.script(redactScript, [key, `${key}:redacted`], [PAYLOADS.redacted, ...ids])
   }
 }
 

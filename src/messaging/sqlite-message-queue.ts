@@ -4,6 +4,7 @@
  */
 import type { EventLog } from '../events/event-log.ts'
 import type { Sqlite } from '../platform/sqlite.ts'
+import { SqliteRemovals } from '../removal/sqlite-removals.ts'
 import { MessageLoader } from './message-loader.ts'
 import type { Accept, Lease, LeasedMessage, MessageQueue } from './message-queue.ts'
 
@@ -26,7 +27,7 @@ export class SqliteMessageQueue implements MessageQueue {
   /** @param reader another connection than the one that writes */
   constructor(reader: Sqlite, log: EventLog, options: { maxContentBytes: number }) {
     this.#sql = reader.sql
-    this.#loader = new MessageLoader(log, options.maxContentBytes)
+    this.#loader = new MessageLoader(log, new SqliteRemovals(reader), options.maxContentBytes)
   }
 
   lease(recipient: string, limit: number, accept: Accept = () => true): Promise<Lease> {
@@ -43,7 +44,8 @@ export class SqliteMessageQueue implements MessageQueue {
 
   async #lease(recipient: string, limit: number, accept: Accept): Promise<Lease> {
     const { oldest, free } = this.#read(recipient, limit)
-    const messages = await this.#loader.load(oldest, accept)
+    const queued = oldest.map((seq) => ({ seq, redaction: 'ask' as const }))
+    const messages = await this.#loader.load(queued, accept)
     const seqs = messages.map(({ seq }) => seq)
     if (seqs.length > 0) {
       const leased = this.#leased.get(recipient) ?? new Set()

@@ -37,6 +37,16 @@ export interface Schema {
   signing_keys: { name: string; key: Buffer }
   projections: { name: string; applied_seq: number; holder: string | null; lease_expires_at: Date | null }
   erasures: { message: number; lines: string; reason: string; erased_at: Generated<Date> }
+  removals: {
+    seq: number
+    ts: string
+    action: string
+    key: Buffer | null
+    message_id: string | null
+    reason: string
+    performed_by: string
+    content_hash: string
+  }
   leases: { name: string; holder: string | null; expires_at: Generated<Date> }
   state: {
     key: Buffer

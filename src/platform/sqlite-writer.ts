@@ -154,9 +154,10 @@ export class SqliteWriter<W extends Writes> {
     return () => void this.#written.delete(listener)
   }
 
-  /** Calls `listener` within half a second when another process has written. */
-  onWrittenElsewhere(listener: () => void): void {
+  /** Calls `listener` within half a second when another process has written. Returns how to end that. */
+  onWrittenElsewhere(listener: () => void): () => void {
     this.#elsewhere.add(listener)
+    return () => void this.#elsewhere.delete(listener)
   }
 
   /** Why nothing could be written last; undefined where all is well. */

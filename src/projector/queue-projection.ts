@@ -7,6 +7,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { sql } from 'kysely'
 import { Counter, Gauge } from 'prom-client'
 import { changesOf, type LoggedEvent } from '../events/event.ts'
 import type { FollowOptions } from '../events/event-log.ts'
@@ -14,9 +15,11 @@ import { toLeasedMessage } from '../messaging/messages-of-log.ts'
 import { POSITION_KEY, removeGenerations } from '../messaging/queue-generations.ts'
 import {
   changeQueues,
+  PAYLOADS,
   type QueueChange,
   type QueueGeneration,
   QueuesLost,
+  redactQueued,
   toPayload,
 } from '../messaging/redis-message-queue.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
@@ -170,6 +173,13 @@ export class QueueProjection implements Projection {
           this.#database
             .selectFrom('queued_messages')
             .select(['recipient', 'seq'])
+            .select(({ exists, selectFrom }) =>
+              exists(
+                selectFrom('removals')
+                  .select('removals.seq')
+                  .whereRef('removals.message_id', '=', sql<string>`queued_messages.message_id::text`),
+              ).as('redacted'),
+            )
             .where('pushed', '=', false)
             .where(({ eb, refTuple, tuple }) =>
               eb(refTuple('recipient', 'seq'), '>', tuple(after.recipient, after.seq)),
@@ -183,7 +193,7 @@ export class QueueProjection implements Projection {
       const changes = Map.groupBy(page, ({ recipient }) => recipient)
       const added = [...changes].map(([recipient, rows]) => ({
         recipient,
-        added: rows.map(({ seq }): [number, string] => [seq, '']),
+        added: rows.map(({ seq, redacted }): [number, string] => [seq, redacted ? PAYLOADS.redacted : PAYLOADS.large]),
         removed: [],
       }))
       const add = () => changeQueues(this.#redis, generation, added, { maxQueue: this.#maxQueue })
@@ -250,6 +260,8 @@ export class QueueProjection implements Projection {
     if (!last) return
     if (!current || current.incarnation !== this.#redis.incarnation) throw new LeaseLost('Redis was restarted')
     const options = { maxQueue: this.#maxQueue, positionKey: POSITION_KEY }
+    for (const [recipient, seqs] of redactionsOf(events))
+      await redactQueued(this.#redis, current.generation, recipient, seqs)
     try {
       dropped.inc(await changeQueues(this.#redis, current.generation, queueChangesOf(events), options))
     } catch (error) {
@@ -278,6 +290,16 @@ export class QueueProjection implements Projection {
   }
 }
 
+/** The places of redacted messages, by whose queue they may wait in. */
+function redactionsOf(events: readonly LoggedEvent[]): Map<string, number[]> {
+  const redactions = new Map<string, number[]>()
+  for (const { type, about, recipient } of events) {
+    if (type !== 'message_redacted' || about === undefined || recipient === undefined) continue
+    redactions.set(recipient, [...(redactions.get(recipient) ?? []), about])
+  }
+  return redactions
+}
+
 function queueChangesOf(events: readonly LoggedEvent[]): QueueChange[] {
   const changes = new Map<string, { recipient: string; added: [number, string][]; removed: number[] }>()
   const changeOf = (recipient: string) => {
@@ -285,12 +307,15 @@ function queueChangesOf(events: readonly LoggedEvent[]): QueueChange[] {
     changes.set(recipient, change)
     return change
   }
+  // Those of messages that are in their queue already are redacted there.
+  const redacted = new Set([...redactionsOf(events).values()].flat())
   for (const event of events) {
     if (event.type === 'message_sent' && event.via !== 'webhook') {
-      changeOf(event.data.to).added.push([event.seq, toPayload(toLeasedMessage(event))])
+      const payload = redacted.has(event.seq) ? PAYLOADS.redacted : toPayload(toLeasedMessage(event))
+      changeOf(event.data.to).added.push([event.seq, payload])
     } else if (event.type === 'push_failed' && event.about !== undefined) {
       // Fetched from the log when it is delivered. Workers move an agent's messages in their order, so places grow here too.
-      changeOf(event.data.to).added.push([event.about, ''])
+      changeOf(event.data.to).added.push([event.about, redacted.has(event.about) ? PAYLOADS.redacted : PAYLOADS.moved])
     } else if (event.type === 'message_delivered' && event.about !== undefined) {
       changeOf(event.data.to).removed.push(event.about)
     }

@@ -14,20 +14,21 @@ interface Final {
   /** The batch deletes the key, whether or not it writes it again. */
   deleted: boolean
   seq: number
+  /** Who wrote it; empty where the key is gone. */
   by: string
   at: string
 }
 
 export const stateReadModel: ReadModel = {
   name: 'state',
-  types: ['state_written', 'state_deleted'],
+  types: ['state_written', 'state_deleted', 'state_key_removed'],
 
   /** The last change of each key, and which reservations its writes were made on. */
   changesOf(events): { finals: Final[]; reservations: string[] } {
     const finals = new Map<string, Final>()
     const reservations: string[] = []
     for (const { seq, ts, type, data, reservation } of events) {
-      if (type !== 'state_written' && type !== 'state_deleted') continue
+      if (type !== 'state_written' && type !== 'state_deleted' && type !== 'state_key_removed') continue
       const key = toBase64(data.key)
       const isWrite = type === 'state_written'
       finals.set(key, {
@@ -35,7 +36,7 @@ export const stateReadModel: ReadModel = {
         value: isWrite ? toBase64(data.value) : null,
         deleted: !isWrite || finals.get(key)?.deleted === true,
         seq,
-        by: isWrite ? data.written_by : data.deleted_by,
+        by: isWrite ? data.written_by : '',
         at: ts,
       })
       if (reservation !== undefined) reservations.push(reservation)
@@ -59,7 +60,7 @@ export const stateReadModel: ReadModel = {
           on conflict (key) do update set value = excluded.value, seq = excluded.seq,
             modified_by = excluded.modified_by, modified_at = excluded.modified_at`
         count(key.length + value.length - (before ?? 0), before === undefined ? 1 : 0, key)
-      } else if (type === 'state_deleted') {
+      } else if (type === 'state_deleted' || type === 'state_key_removed') {
         const key = Buffer.from(data.key)
         const before = sizeOfKey(sql, key)
         if (before === undefined) return
@@ -75,7 +76,7 @@ export const stateReadModel: ReadModel = {
         table: 'replayed_state',
         columns: { key: 'bytes', value_hash: 'bytes', seq: 'integer', author: 'text' },
         changeBy({ seq, type, data }: LoggedEvent) {
-          if (type === 'state_deleted') return { remove: Buffer.from(data.key) }
+          if (type === 'state_deleted' || type === 'state_key_removed') return { remove: Buffer.from(data.key) }
           if (type !== 'state_written') return undefined
           const value_hash = hash('sha256', data.value, 'buffer')
           return { put: { key: Buffer.from(data.key), value_hash, seq, author: data.written_by } }

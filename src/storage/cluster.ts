@@ -28,6 +28,7 @@ import { type Projection, type ProjectorOptions, runProjector } from '../project
 import { QueueProjection } from '../projector/queue-projection.ts'
 import { PostgresRegistryStore } from '../registry/postgres-registry-store.ts'
 import { RegistryTables } from '../registry/postgres-registry-tables.ts'
+import { PostgresRemovals } from '../removal/postgres-removals.ts'
 import { PostgresStateStore } from '../state/postgres-state-store.ts'
 import { StateTables } from '../state/postgres-state-tables.ts'
 import { Doorbell } from '../webhooks/doorbell.ts'
@@ -172,6 +173,7 @@ export async function openCluster(
 
   const registryTables = new RegistryTables(database)
   const stateTables = new StateTables(database, config.STATE_CAPACITY_BYTES)
+  const removals = new PostgresRemovals(database)
   const maxQueue = config.MESSAGE_MAX_QUEUE_PER_AGENT
   const queueProjection = new QueueProjection(redis, database, { maxQueue })
   const stop = new AbortController()
@@ -214,7 +216,7 @@ export async function openCluster(
     log,
     registry: new PostgresRegistryStore(registryTables, log, databaseProgress),
     state: new PostgresStateStore(stateTables, log, databaseProgress),
-    queue: new RedisMessageQueue(redis, log, () => announcements.latest('queues')?.queues, {
+    queue: new RedisMessageQueue(redis, log, removals, () => announcements.latest('queues')?.queues, {
       maxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES,
     }),
     queueProgress,
@@ -222,6 +224,7 @@ export async function openCluster(
     lanes: new PostgresWebhookLanes(database, { circuitMs: config.WEBHOOK_CIRCUIT_DURATION }),
     laneProgress: databaseProgress,
     pushes,
+    removals,
     secrets: new PostgresSealedSecrets(database),
     keys: new PostgresSigningKeys(database),
     jobs: jobsOn({ database, redis, log, registry: registryTables, state: stateTables }),

@@ -19,6 +19,7 @@ import { SqliteWriter } from '../platform/sqlite-writer.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { SqliteRegistryStore } from '../registry/sqlite-registry-store.ts'
 import { tidyChallenges } from '../registry/sqlite-registry-writes.ts'
+import { SqliteRemovals } from '../removal/sqlite-removals.ts'
 import { SqliteStateStore } from '../state/sqlite-state-store.ts'
 import { Doorbell } from '../webhooks/doorbell.ts'
 import { SqliteSealedSecrets } from '../webhooks/sqlite-sealed-secrets.ts'
@@ -79,6 +80,7 @@ export async function openEmbedded(config: Config, logger: Logger): Promise<Stor
     lanes: new SqliteWebhookLanes(reader, writer, { circuitMs: config.WEBHOOK_CIRCUIT_DURATION }),
     laneProgress: APPLIED_AT_ONCE,
     pushes,
+    removals: new SqliteRemovals(reader),
     secrets: new SqliteSealedSecrets(reader, writer),
     keys: new SqliteSigningKeys(reader),
     jobs: embeddedJobs({

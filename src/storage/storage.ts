@@ -8,6 +8,7 @@ import type { MessageQueue } from '../messaging/message-queue.ts'
 import type { ReadinessChecks } from '../platform/internal-server.ts'
 import type { SigningKeys } from '../platform/signing-keys.ts'
 import type { RegistryStore } from '../registry/registry-store.ts'
+import type { Removals } from '../removal/removals.ts'
 import type { StateStore } from '../state/state-store.ts'
 import type { Doorbell } from '../webhooks/doorbell.ts'
 import type { WebhookLanes } from '../webhooks/webhook-lanes.ts'
@@ -26,6 +27,8 @@ export interface Storage {
   readonly laneProgress: Applied
   /** Rings when there is something new in the lanes. */
   readonly pushes: Doorbell
+  /** What the operator of the infrastructure removed. */
+  readonly removals: Removals
   readonly secrets: SealedSecrets
   readonly keys: SigningKeys
   readonly checks: ReadinessChecks

@@ -17,6 +17,8 @@ import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
 import { OutageLog } from '../platform/outage-log.ts'
 import { Unavailable } from '../platform/unavailable.ts'
+import { redact } from '../removal/redaction.ts'
+import type { Removals } from '../removal/removals.ts'
 import { type RetryPolicy, retryDelay } from './back-off.ts'
 import { type CircuitMode, type CircuitPolicy, circuitMode, recordFailure } from './circuit-breaker.ts'
 import type { DeliveryOutcome } from './delivery-outcome.ts'
@@ -63,6 +65,8 @@ const USER_AGENT = 'Tabulum-Webhooks/1'
 export interface WebhookWorkerOptions {
   lanes: WebhookLanes
   log: EventLog
+  /** Asked before each attempt: what was removed is not sent. */
+  removals: Removals
   client: Pick<WebhookClient, 'post'>
   secrets: Pick<WebhookSecrets, 'open'>
   /** Of the projection that fills the lanes. */
@@ -264,7 +268,7 @@ class WebhookWorker {
 
   /** One attempt at a message. Returns whether to go on to the next one. */
   async #attempt(held: Held, turn: LaneTurn, { seq, id }: QueuedMessage, mode: CircuitMode): Promise<boolean> {
-    const { log, outbound, retry, circuit } = this.#options
+    const { log, removals, outbound, retry, circuit } = this.#options
     const { state, fullAtMs } = takeFrom(turn.bucketFullAt, outbound, databaseClock(held))
     if (!state.allowed) {
       // Where the clock was set back, this is less than it was.
@@ -272,7 +276,7 @@ class WebhookWorker {
       turn.delay = Math.ceil(state.retryAfterMs)
       return false
     }
-    const [event] = await log.get([seq])
+    const [event] = await redact(await log.get([seq]), removals)
     if (event === undefined) throw new LogUnavailable(`event ${seq} was not found`)
     const message = toLeasedMessage(event)
     turn.bucketFullAt = fullAtMs

@@ -13,6 +13,7 @@ import type { Database } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { RedisClient } from '../../src/platform/redis.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
+import { noRemovals } from '../conformance/support.ts'
 
 const HOUR_MS = 3_600_000
 const SESSION_TTL_MS = 30_000
@@ -111,7 +112,7 @@ it('messages whose lease was never settled are visible again when it has run out
   try {
     const noLog = { get: async () => [] } as unknown as EventLog
     const generation = { generation: randomUUID().slice(0, 8), incarnation: redis.incarnation ?? '' }
-    const queue = new RedisMessageQueue(redis, noLog, () => generation, { maxContentBytes: 65_536 })
+    const queue = new RedisMessageQueue(redis, noLog, noRemovals, () => generation, { maxContentBytes: 65_536 })
     const to = 'agent'
     const key = queueKey(generation.generation, to)
     // More than are looked at in one go.

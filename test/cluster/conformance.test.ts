@@ -12,14 +12,16 @@ import { RedisClient } from '../../src/platform/redis.ts'
 import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { runProjector } from '../../src/projector/projector.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
+import { PostgresRemovals } from '../../src/removal/postgres-removals.ts'
 import { PostgresStateStore } from '../../src/state/postgres-state-store.ts'
 import { StateTables } from '../../src/state/postgres-state-tables.ts'
 import { readModels } from '../../src/storage/read-models.ts'
 import { describeAdmission } from '../conformance/admission.ts'
 import { describeEventLog } from '../conformance/event-log.ts'
 import { describeMessageQueue } from '../conformance/message-queue.ts'
+import { describeRemovals } from '../conformance/removals.ts'
 import { describeStateStore } from '../conformance/state-store.ts'
-import { openFreshPostgres } from './support.ts'
+import { applyEvents, openFreshPostgres } from './support.ts'
 
 const logger = createLogger('warn', 'test')
 
@@ -37,6 +39,19 @@ async function createLog() {
 
 describeEventLog('JetStream', createLog)
 
+describeRemovals('Postgres', async () => {
+  const { database, [Symbol.asyncDispose]: dispose } = await openFreshPostgres()
+  let seq = 0
+  return {
+    removals: new PostgresRemovals(database),
+    async apply(event) {
+      await applyEvents(database, [{ ...event, seq: ++seq }])
+      return seq
+    },
+    [Symbol.asyncDispose]: dispose,
+  }
+})
+
 /** How Redis is run, and what `REDIS_MODE` says of it. */
 const FORMS = [
   ['Redis', sharedRedis, 'single'],
@@ -49,14 +64,15 @@ for (const [name, start, mode] of FORMS) {
     const clients = await Promise.all([1, 2, 3].map(() => RedisClient.open(redis.url, mode, logger)))
     const [one, two, three] = clients as [RedisClient, RedisClient, RedisClient]
     const projection = new QueueProjection(three, database.database, { maxQueue })
+    const removals = new PostgresRemovals(database.database)
     const progress = new Progress()
     const stop = new AbortController()
     const projecting = runProjector({ projection, log, progress, logger, holder: randomUUID() }, stop.signal)
     while (projection.announced === undefined) await sleep(50)
     return {
       nodes: [
-        new RedisMessageQueue(one, log, () => projection.announced, { maxContentBytes: 65_536 }),
-        new RedisMessageQueue(two, log, () => projection.announced, { maxContentBytes: 65_536 }),
+        new RedisMessageQueue(one, log, removals, () => projection.announced, { maxContentBytes: 65_536 }),
+        new RedisMessageQueue(two, log, removals, () => projection.announced, { maxContentBytes: 65_536 }),
       ],
       log,
       applied: (seq) => progress.reached(seq, 20_000),

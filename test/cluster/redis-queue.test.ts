@@ -20,6 +20,7 @@ import { createLogger } from '../../src/platform/logger.ts'
 import { COMMAND_TIMEOUT_MS, callScript, loadScript, RedisClient, type Script } from '../../src/platform/redis.ts'
 import { LeaseLost } from '../../src/projector/projector.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
+import { noRemovals } from '../conformance/support.ts'
 import { holdUp } from '../support/hold-up.ts'
 
 const GENERATION = 'test'
@@ -360,6 +361,7 @@ function queueOn(redis: RedisClient) {
   const queue = new RedisMessageQueue(
     redis,
     noLog,
+    noRemovals,
     () => {
       const { incarnation } = redis
       return incarnation === undefined ? undefined : { generation: GENERATION, incarnation }

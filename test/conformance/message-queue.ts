@@ -2,9 +2,11 @@
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { newAddress } from '../../src/access/tokens.ts'
+import type { NewEvent } from '../../src/events/event.ts'
 import type { EventLog } from '../../src/events/event-log.ts'
 import type { LeasedMessage, MessageQueue } from '../../src/messaging/message-queue.ts'
-import { inParallel, inSequence, now, sent } from './support.ts'
+import { REDACTED } from '../../src/removal/redaction.ts'
+import { inParallel, inSequence, now, redacted, sent } from './support.ts'
 
 export interface MessageQueueHarness extends AsyncDisposable {
   /** One queue for each API node; where storage has room for one node only, one. */
@@ -307,6 +309,70 @@ export function describeMessageQueue(
       expect(remaining).toBe(0)
       await deliver(to, messages)
       expect(await queue.lease(to, 10)).toMatchObject({ messages: [], remaining: 0 })
+    })
+
+    describe('of messages that were redacted', () => {
+      const LARGE = 'x'.repeat(10_000)
+
+      /** Appends the redaction of a message, and waits until the queue has taken it in. */
+      async function redact(to: string, { seq, message_id }: Pick<LeasedMessage, 'seq' | 'message_id'>): Promise<void> {
+        const { seq: place } = await harness.log.append(redacted(message_id), { about: seq, recipient: to })
+        await harness.applied(place)
+      }
+
+      /** Sends, and says which messages they are. */
+      async function sendKnown(to: string, texts: readonly string[]) {
+        const messages = texts.map((text) => sent(to, text))
+        const appended = await inSequence(messages.length, (index) => harness.log.append(messages[index] as NewEvent))
+        await harness.applied(Math.max(...appended.map(({ seq }) => seq)))
+        return messages.map(({ data: { message_id } }, index) => ({ message_id, seq: appended[index]?.seq ?? 0 }))
+      }
+
+      it('hands out the redaction in the place of the content, small or large, in order and once', async () => {
+        const to = newAddress()
+        const messages = await sendKnown(to, ['0', 'small', '2', LARGE, '4'])
+        for (const index of [1, 3]) await redact(to, messages[index] as LeasedMessage)
+        const { messages: leased, remaining } = await other.lease(to, 10)
+        expect(leased.map(({ content, message_id }) => ({ content, message_id }))).toEqual(
+          ['0', REDACTED, '2', REDACTED, '4'].map((content, index) => ({
+            content,
+            message_id: messages[index]?.message_id,
+          })),
+        )
+        expect(remaining).toBe(0)
+        await send(to, ['5'])
+        await deliver(to, leased)
+        expect(contents((await queue.lease(to, 10)).messages)).toEqual(['5'])
+      })
+
+      it('leaves leases as they are: what is released comes redacted, what is delivered is gone', async () => {
+        const to = newAddress()
+        const messages = await sendKnown(to, ['0', '1', '2', '3'])
+        const [one, two] = [await queue.lease(to, 1), await other.lease(to, 2)]
+        for (const message of messages.slice(0, 3)) await redact(to, message)
+        const rest = await queue.lease(to, 10)
+        expect(contents(rest.messages)).toEqual(['3'])
+        await deliver(to, one.messages)
+        await two.release()
+        await rest.release()
+        const again = await other.lease(to, 10)
+        expect(contents(again.messages)).toEqual([REDACTED, REDACTED, '3'])
+        expect(again.remaining).toBe(0)
+      })
+
+      it('takes a redaction that comes with its message, or when it was delivered', async () => {
+        const to = newAddress()
+        const event = sent(to, 'at once')
+        const { message_id } = event.data
+        const { seq: about } = await harness.log.append(event)
+        await redact(to, { seq: about, message_id })
+        const { messages } = await queue.lease(to, 10)
+        expect(contents(messages)).toEqual([REDACTED])
+        await deliver(to, messages)
+        await redact(to, { seq: about, message_id })
+        await send(to, ['next'])
+        expect(contents((await other.lease(to, 10)).messages)).toEqual(['next'])
+      })
     })
 
     it('loses and doubles nothing while many send, receive and give back at once', async () => {

@@ -4,10 +4,12 @@ import { expect, it } from 'vitest'
 import { MemoryAdmission } from '../../src/access/memory-admission.ts'
 import { SqliteEventLog } from '../../src/events/sqlite-event-log.ts'
 import { migrateSqlite, openSqlite } from '../../src/platform/sqlite.ts'
+import { SqliteRemovals } from '../../src/removal/sqlite-removals.ts'
 import { SqliteStateStore } from '../../src/state/sqlite-state-store.ts'
 import { openFreshSqlite } from '../support/embedded-database.ts'
 import { describeAdmission } from './admission.ts'
 import { describeEventLog } from './event-log.ts'
+import { describeRemovals } from './removals.ts'
 import { describeStateStore } from './state-store.ts'
 import { read, registryRead, written } from './support.ts'
 
@@ -32,6 +34,16 @@ it('that somebody read something comes before what is changed later, and is on t
   } finally {
     again.connection.close()
     await dispose()
+  }
+})
+
+describeRemovals('SQLite', async () => {
+  const { reader, writer, [Symbol.asyncDispose]: dispose } = await openFreshSqlite()
+  const log = new SqliteEventLog(reader, writer)
+  return {
+    removals: new SqliteRemovals(reader),
+    apply: async (event) => (await log.append(event)).seq,
+    [Symbol.asyncDispose]: dispose,
   }
 })
 

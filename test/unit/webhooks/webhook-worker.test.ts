@@ -7,6 +7,8 @@ import { type AppendOptions, type EventLog, LogUnavailable } from '../../../src/
 import { Progress } from '../../../src/events/progress.ts'
 import { DatabaseUnavailable } from '../../../src/platform/database.ts'
 import { createLogger } from '../../../src/platform/logger.ts'
+import { REDACTED } from '../../../src/removal/redaction.ts'
+import type { Removal } from '../../../src/removal/removals.ts'
 import type { DeliveryOutcome } from '../../../src/webhooks/delivery-outcome.ts'
 import { Doorbell } from '../../../src/webhooks/doorbell.ts'
 import { SecretNotOpened } from '../../../src/webhooks/secret-box.ts'
@@ -15,6 +17,7 @@ import type { WebhookPost } from '../../../src/webhooks/webhook-client.ts'
 import type { ClaimedLane, LaneTurn } from '../../../src/webhooks/webhook-lanes.ts'
 import type { WebhookSecret } from '../../../src/webhooks/webhook-secrets.ts'
 import { runWebhookWorker } from '../../../src/webhooks/webhook-worker.ts'
+import { noRemovals } from '../../conformance/support.ts'
 
 const MINUTE_MS = 60_000
 const DELIVERED: DeliveryOutcome = { kind: 'delivered', status: 200 }
@@ -37,6 +40,8 @@ let post: ReturnType<
 let renew: (recipients: readonly string[]) => Promise<Set<string>>
 let append: () => Promise<void>
 let openSecret: () => WebhookSecret
+/** By message. */
+let removals: Map<string, Removal>
 let running: Promise<void> | undefined
 
 beforeEach(() => {
@@ -51,6 +56,7 @@ beforeEach(() => {
   released = []
   toClaim = []
   lastChange = undefined
+  removals = new Map()
   post = vi.fn(async () => DELIVERED)
   renew = async (recipients) => new Set(recipients)
   append = async () => {}
@@ -122,6 +128,7 @@ function start(lanes: readonly ClaimedLane[], { perMinute = 1_000, maxBacklog = 
         backlog: async () => ({ messages: 0, oldestSeq: undefined, openCircuits: 0 }),
       },
       log,
+      removals: { ...noRemovals, ofMessages: async () => removals },
       client: { post },
       secrets: { open: () => openSecret() },
       progress,
@@ -144,6 +151,23 @@ const types = () => appended.map(({ event }) => event.type)
 const reasons = () => appended.flatMap(({ event }) => (event.type === 'push_failed' ? [event.data.reason] : []))
 
 describe('a webhook worker', () => {
+  it('sends the redaction in the place of a content that was removed, and delivers it once', async () => {
+    const three = lane(3)
+    const redacted = {
+      seq: 9,
+      ts: '',
+      action: 'message_redacted',
+      reason: '',
+      performed_by: '',
+      content_hash: '',
+    } as const
+    removals.set(three.messages[1]?.id ?? '', redacted)
+    await work([three])
+    const contents = post.mock.calls.map(([, { body }]) => (JSON.parse(String(body)) as { content: string }).content)
+    expect(contents).toEqual(['1', REDACTED, '3'])
+    expect(types()).toEqual(['message_delivered', 'message_delivered', 'message_delivered'])
+  })
+
   it('delivers a lane message by message, records each, and says how far it came', async () => {
     const [turn] = await work([lane(3, { standing: 'unknown', failures: 1 })])
     expect(post).toHaveBeenCalledTimes(3)
