@@ -84,6 +84,7 @@ const settings = z.object({
   INTERNAL_PORT: port(9090),
   /** Address of the internal port: by default HOST in a cluster, whose nodes are probed from outside, and 127.0.0.1 for `serve`. */
   INTERNAL_HOST: z.string().min(1).optional(),
+  /** Where anybody may watch. */
   OBSERVE_PORT: port(8090),
   /**
    * How long a connection is kept for its next request. Longer than a load balancer in front keeps it (those of clouds: up to 600 s), so that
@@ -93,6 +94,8 @@ const settings = z.object({
   /** Embedded storage only. */
   DATA_DIR: z.string().min(1).default('./data'),
   DATABASE_URL: url('postgres:', 'postgresql:'),
+  /** Where the observation service reads: a replica of DATABASE_URL, which it writes its own tables to. */
+  OBSERVE_DATABASE_URL: url('postgres:', 'postgresql:'),
   /** `session` uses prepared statements; `transaction` suits a pooler that hands out connections per transaction. */
   DATABASE_POOL_MODE: choice(['session', 'transaction'], 'session'),
   /** Connections to Postgres that one process opens at most. */
@@ -112,6 +115,10 @@ const settings = z.object({
   RATE_LIMIT_REGISTRY_READ_PER_MIN: perMinute(30),
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: perMinute(5),
   RATE_LIMIT_WEBHOOK_PER_MIN: perMinute(60),
+  /** Of one client address, at the observation service. */
+  RATE_LIMIT_OBSERVE_PER_MIN: perMinute(300),
+  /** Live streams that one process of the observation service serves at once. */
+  OBSERVE_MAX_STREAMS: integer(100, 0, 5_000),
   /** Leading bits of an IPv6 address that make one client: providers give each customer a /64 at least. */
   RATE_LIMIT_IPV6_PREFIX: integer(64, 1, 128),
   /** Sum of the bytes of all keys and values. */
@@ -203,16 +210,29 @@ export function loadConfig(
   return { ...config, cluster, internalHost: config.INTERNAL_HOST ?? (cluster ? config.HOST : '127.0.0.1') }
 }
 
-/** For a command that listens on both. Throws `ConfigError` where the ports of agents and of operators are the same. */
-export function checkPorts({ PORT, INTERNAL_PORT, HOST, internalHost }: Config): void {
+/** For a command that listens on more than one of them. Throws `ConfigError` where two ports are the same. */
+export function checkPorts(config: Config, names: readonly PortName[] = ['PORT', 'INTERNAL_PORT']): void {
   const areAll = (host: string) => host === '0.0.0.0' || host === '::'
-  const overlap = HOST === internalHost || areAll(HOST) || areAll(internalHost)
-  if (PORT !== INTERNAL_PORT || PORT === 0 || !overlap) return
-  throw new ConfigError(`PORT and INTERNAL_PORT are both ${PORT}: the internal port is not for agents, give it another`)
+  const hostOf = (name: PortName) => (name === 'INTERNAL_PORT' ? config.internalHost : config.HOST)
+  for (const [index, one] of names.entries()) {
+    for (const other of names.slice(index + 1)) {
+      const [oneHost, otherHost] = [hostOf(one), hostOf(other)]
+      const overlap = oneHost === otherHost || areAll(oneHost) || areAll(otherHost)
+      if (config[one] !== config[other] || config[one] === 0 || !overlap) continue
+      throw new ConfigError(`${one} and ${other} are both ${config[one]}: ${PURPOSES[other]}, give it another`)
+    }
+  }
+}
+
+type PortName = 'PORT' | 'OBSERVE_PORT' | 'INTERNAL_PORT'
+const PURPOSES: Record<PortName, string> = {
+  PORT: 'this port is for agents',
+  OBSERVE_PORT: 'the observation service has a port of its own',
+  INTERNAL_PORT: 'the internal port is not for agents',
 }
 
 /** Whose prefix means that a setting of ours was meant, whatever follows. */
-const OUR_PREFIXES = ['RATE_LIMIT_', 'WEBHOOK_', 'STATE_', 'MESSAGE_', 'DATABASE_', 'REDIS_', 'NATS_']
+const OUR_PREFIXES = ['RATE_LIMIT_', 'OBSERVE_', 'WEBHOOK_', 'STATE_', 'MESSAGE_', 'DATABASE_', 'REDIS_', 'NATS_']
 /**
  * … unless it is another program's: passwords and addresses that the configuration of the servers is made with (docker-compose.yml,
  * deploy/), programs of the tests, what Kubernetes says of services and systemd of directories.

@@ -55,6 +55,18 @@ Needs DATABASE_URL of the role that owns the schema.`,
     partOfCluster: true,
     run: async (config) => (await import('./commands/migrate.ts')).migrate(config),
   },
+  observe: {
+    summary: 'run the observation service',
+    help: `Usage: observe
+
+Serves the public, read-only observation API from the event log and read models of its own. Any number; one of them keeps the read models.
+In a cluster needs DATABASE_URL (of the role that owns the schema observation) and NATS_URL (of the user observer), and no more; without them
+it reads the embedded storage in DATA_DIR. OBSERVE_PORT (8090) for whoever watches, INTERNAL_PORT (9090) for /livez, /readyz and /metrics.
+Serve runs it by itself.`,
+    runsForLong: true,
+    partOfCluster: true,
+    run: async (config) => (await import('./commands/observe.ts')).observe(config),
+  },
   verify: {
     summary: 'compare state, registry and queues with the event log',
     help: `Usage: verify

@@ -12,7 +12,12 @@ const run = promisify(execFile)
 
 const START_DEADLINE_MS = 60_000
 const DATABASE = 'tabulum'
-const PASSWORDS = { postgres: 'superuser-password', tabulum_owner: 'owner-password', tabulum: 'app-password' }
+const PASSWORDS = {
+  postgres: 'superuser-password',
+  tabulum_owner: 'owner-password',
+  tabulum: 'app-password',
+  tabulum_observer: 'observer-password',
+}
 
 /** Small enough to run many at once. */
 const SMALL = ['shared_buffers=32MB', 'max_wal_size=256MB']
@@ -31,6 +36,8 @@ export interface PostgresDatabase extends AsyncDisposable {
   readonly ownerUrl: string
   /** As the role of api nodes and workers. */
   readonly appUrl: string
+  /** As the role of the observation service. */
+  readonly observerUrl: string
   readonly superuserUrl: string
 }
 
@@ -117,6 +124,7 @@ export async function startPostgres({
     port,
     ownerUrl: url('tabulum_owner'),
     appUrl: url('tabulum'),
+    observerUrl: url('tabulum_observer'),
     superuserUrl: url('postgres'),
     process: server,
     dataDirectory: data,
@@ -162,6 +170,7 @@ export async function makeDatabase(
     // What belongs to a database itself is not copied: see deploy/postgres/init.
     `revoke all on database ${name} from public`,
     `grant connect, temporary on database ${name} to tabulum`,
+    `grant connect on database ${name} to tabulum_observer`,
   )
   return {
     isMigrated: true,
@@ -169,6 +178,7 @@ export async function makeDatabase(
     port,
     ownerUrl: url('tabulum_owner'),
     appUrl: url('tabulum'),
+    observerUrl: url('tabulum_observer'),
     superuserUrl: url('postgres'),
     [Symbol.asyncDispose]: () => administer(`drop database ${name} with (force)`),
   }
@@ -232,7 +242,12 @@ async function makeTemplate(user: User | undefined): Promise<string> {
       ['--no-psqlrc', '--quiet', '--set', 'ON_ERROR_STOP=1', ...what, url(database)],
       {
         cwd: directory,
-        env: { ...env, TABULUM_OWNER_PASSWORD: PASSWORDS.tabulum_owner, TABULUM_PASSWORD: PASSWORDS.tabulum },
+        env: {
+          ...env,
+          TABULUM_OWNER_PASSWORD: PASSWORDS.tabulum_owner,
+          TABULUM_PASSWORD: PASSWORDS.tabulum,
+          TABULUM_OBSERVER_PASSWORD: PASSWORDS.tabulum_observer,
+        },
       },
     )
   }

@@ -1,5 +1,6 @@
 /** The HTTP application: what every request passes through on its way to its endpoint and back. */
 import type { HttpBindings } from '@hono/node-server'
+import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response'
 import { Hono } from 'hono'
 import type { BucketState } from '../access/admission.ts'
 import type { ByteBudget, Hold } from '../platform/byte-budget.ts'
@@ -114,6 +115,8 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
       milliseconds: performance.now() - start,
       agent: context.get('identity'),
     })
+    // What is written by somebody else has its headers already.
+    if (response === RESPONSE_ALREADY_SENT) return response
     for (const [name, value] of Object.entries(corsHeaders ?? {})) response.headers.set(name, value)
     return response
   }

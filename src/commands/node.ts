@@ -31,7 +31,13 @@ export interface Node {
   close(): Promise<void>
 }
 
-export async function startNode(config: Config, storage: Storage, logger: Logger): Promise<Node> {
+/** @param moreMetrics of a part of the process that has its own, as Prometheus has it */
+export async function startNode(
+  config: Config,
+  storage: Storage,
+  logger: Logger,
+  moreMetrics?: () => Promise<string>,
+): Promise<Node> {
   const { log, admission, removals } = storage
   const cursors = await CursorSeal.load(storage.keys)
   const webhookSecrets = await WebhookSecrets.load(storage, config.WEBHOOK_SECRET_KEY)
@@ -104,6 +110,7 @@ export async function startNode(config: Config, storage: Storage, logger: Logger
     port: config.INTERNAL_PORT,
     checks: storage.checks,
     logger,
+    ...(moreMetrics && { moreMetrics }),
     readEvents: async ({ since, limit }) => (await log.read(since, limit)).map(formatEvent),
   })
   const server = await startHttpServer({

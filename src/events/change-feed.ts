@@ -51,13 +51,16 @@ export class ChangeFeeds {
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
   readonly #skipped: SkippedMessages
+  readonly #isObserver: boolean
   /** The oldest first. */
   readonly #feeds = new Set<ChangeFeed>()
 
-  constructor(stream: JetStreamClient, manager: JetStreamManager, skipped: SkippedMessages) {
+  /** @param isObserver may not remove consumers: the server does so when they have not been used for a while */
+  constructor(stream: JetStreamClient, manager: JetStreamManager, skipped: SkippedMessages, isObserver: boolean) {
     this.#stream = stream
     this.#manager = manager
     this.#skipped = skipped
+    this.#isObserver = isObserver
   }
 
   /**
@@ -138,6 +141,7 @@ export class ChangeFeeds {
     const feed = new ChangeFeed(this.#stream, this.#manager, this.#skipped, {
       since: position,
       hasReads: wantsReads,
+      removesConsumers: !this.#isObserver,
       onEnd: () => this.#feeds.delete(feed),
     })
     try {
@@ -166,6 +170,14 @@ interface Source {
   messages?: ConsumerMessages
 }
 
+interface FeedOptions {
+  /** Begins after this place. */
+  readonly since: number
+  readonly hasReads: boolean
+  readonly removesConsumers: boolean
+  readonly onEnd: () => void
+}
+
 /** All that changes something after a place, and what else is wanted, for one follower or more. */
 class ChangeFeed {
   /** Messages that the server has yet to send, as it said with the last one, or when it began. */
@@ -177,6 +189,7 @@ class ChangeFeed {
   failure: LogUnavailable | undefined
   /** Whether it hands on events that only record that somebody looked. */
   readonly hasReads: boolean
+  readonly #removesConsumers: boolean
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
   readonly #skipped: SkippedMessages
@@ -196,8 +209,9 @@ class ChangeFeed {
     stream: JetStreamClient,
     manager: JetStreamManager,
     skipped: SkippedMessages,
-    { since, hasReads, onEnd }: { since: number; hasReads: boolean; onEnd: () => void },
+    { since, hasReads, removesConsumers, onEnd }: FeedOptions,
   ) {
+    this.#removesConsumers = removesConsumers
     this.hasReads = hasReads
     this.#stream = stream
     this.#manager = manager
@@ -270,7 +284,7 @@ class ChangeFeed {
     if (source === undefined) return
     this.#source = undefined
     source.messages?.stop()
-    inBackground('delete_consumer', deleteConsumer(this.#manager, source.name))
+    if (this.#removesConsumers) inBackground('delete_consumer', deleteConsumer(this.#manager, source.name))
   }
 
   #receive(message: JsMsg): void {

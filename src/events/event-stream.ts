@@ -14,7 +14,7 @@ import {
   RetentionPolicy,
   StorageType,
 } from 'nats'
-import { StartupError } from '../platform/startup-error.ts'
+import { NotThereYet, StartupError } from '../platform/startup-error.ts'
 import { ALL_SUBJECTS, Batch, CHANGE_SUBJECTS } from './batch.ts'
 import { DEDUPLICATION_WINDOW_MS, LogUnavailable } from './event-log.ts'
 
@@ -27,9 +27,10 @@ const RETRY_MS = 50
 const STREAM_TIMEOUT_MS = 20_000
 /** The server removes a consumer that nobody has asked anything for so long. */
 const UNUSED_MS = 30_000
-/** The server's codes: there is no such consumer, and the stream holds no such message. */
+/** The server's codes: there is no such consumer, the stream holds no such message, there is no such stream. */
 export const CONSUMER_NOT_FOUND = 10014
 const NO_MESSAGE_FOUND = 10037
+const STREAM_NOT_FOUND = 10059
 
 /** Throws `StartupError` where the stream that is there has another number of replicas. */
 export async function ensureStream(manager: JetStreamManager, replicas: number): Promise<void> {
@@ -44,9 +45,19 @@ export async function ensureStream(manager: JetStreamManager, replicas: number):
   }
 }
 
+/** Throws `StartupError` where there is no such stream yet. */
+export async function findStream(manager: JetStreamManager): Promise<void> {
+  try {
+    await manager.streams.info(STREAM)
+  } catch (error) {
+    if (!(error instanceof NatsError && error.api_error?.err_code === STREAM_NOT_FOUND)) throw error
+    throw new NotThereYet(`there is no stream ${STREAM} yet: an api node or worker creates it`)
+  }
+}
+
 async function findOrCreateStream(manager: JetStreamManager, replicas: number): Promise<void> {
   const existing = await manager.streams.info(STREAM).catch((error: unknown) => {
-    if (error instanceof NatsError && error.api_error?.err_code === 10059) return undefined
+    if (error instanceof NatsError && error.api_error?.err_code === STREAM_NOT_FOUND) return undefined
     throw error
   })
   if (existing) {

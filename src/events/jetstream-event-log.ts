@@ -21,6 +21,7 @@ import {
   addConsumer,
   deleteConsumer,
   ensureStream,
+  findStream,
   lastChangeSeqOf,
   STREAM,
   toBatch,
@@ -59,6 +60,8 @@ export interface LogOptions {
   readonly origin?: string
   /** Where to find what is left of messages that were erased. Without it there are none. */
   readonly erasures?: Erasures
+  /** It is read with the rights of an observer, who creates and removes nothing of the kernel's. */
+  readonly isObserver?: boolean
   /** Done when the log is closed. */
   readonly onClose?: () => Promise<void>
 }
@@ -72,6 +75,8 @@ export class JetStreamEventLog implements EventLog {
   readonly #feeds: ChangeFeeds
   readonly #skipped: SkippedMessages
   readonly #onClose: () => Promise<void>
+  /** An observer cannot remove a consumer, and a page is no reason to leave one behind. */
+  readonly #maxDirectReads: number
   /** The last event of the last message that was read: who asks for what comes after it need not have that message again. */
   #readTo = 0
 
@@ -79,16 +84,17 @@ export class JetStreamEventLog implements EventLog {
     connection: NatsConnection,
     manager: JetStreamManager,
     lastChange: () => Promise<number>,
-    { origin, erasures, onClose = async () => {} }: LogOptions,
+    { origin, erasures, isObserver = false, onClose = async () => {} }: LogOptions,
   ) {
     this.#onClose = onClose
+    this.#maxDirectReads = isObserver ? Number.POSITIVE_INFINITY : MAX_DIRECT_READS
     this.#connection = connection
     this.#stream = connection.jetstream({ timeout: TRY_TIMEOUT_MS })
     this.#manager = manager
     this.#lastChange = lastChange
     this.#writer = new BatchWriter(this.#stream, origin)
     this.#skipped = new SkippedMessages(manager, erasures)
-    this.#feeds = new ChangeFeeds(this.#stream, manager, this.#skipped)
+    this.#feeds = new ChangeFeeds(this.#stream, manager, this.#skipped, isObserver)
   }
 
   /** Opens the log, creating the stream where there is none. Throws `StartupError` where the cluster cannot hold the log. */
@@ -99,7 +105,7 @@ export class JetStreamEventLog implements EventLog {
   ): Promise<JetStreamEventLog> {
     const manager = await connection.jetstreamManager({ timeout: API_TIMEOUT_MS, checkAPI: false })
     try {
-      await ensureStream(manager, replicas)
+      await (options.isObserver ? findStream(manager) : ensureStream(manager, replicas))
     } catch (error) {
       if (error instanceof StartupError) throw error
       const reason = error instanceof Error ? error.message : String(error)
@@ -135,7 +141,7 @@ export class JetStreamEventLog implements EventLog {
     const first = since === this.#readTo ? messageOf(since) + 1 : Math.max(1, messageOf(since))
     const page = new Page(since, limit)
     if (first > last || limit <= 0) return page.events
-    if (Math.min(limit, last - first + 1) <= MAX_DIRECT_READS) await this.#readOneByOne(page, first, last)
+    if (Math.min(limit, last - first + 1) <= this.#maxDirectReads) await this.#readOneByOne(page, first, last)
     else await this.#readInTurn(page, first, last)
     this.#readTo = page.readTo ?? this.#readTo
     return page.events

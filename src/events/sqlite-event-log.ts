@@ -22,6 +22,8 @@ const CHANGES: ReadonlySet<EventType> = new Set(changesOf())
 
 /** Events that one page of catching up holds at most. */
 const PAGE = 500
+/** Who follows what another thread or process appends looks so often; it takes microseconds. */
+const POLL_MS = 50
 
 export class SqliteEventLog implements EventLog {
   readonly #sql: Sqlite['sql']
@@ -31,7 +33,7 @@ export class SqliteEventLog implements EventLog {
 
   /**
    * @param reader another connection than the writer's
-   * @param writer undefined where nothing is appended or followed
+   * @param writer undefined where nothing is appended: what others append is looked for
    * @param onAppended called with each event that was appended here, once it is on the disk
    */
   constructor(reader: Sqlite, writer?: Writer, onAppended: (event: LoggedEvent) => void = () => {}) {
@@ -107,7 +109,10 @@ export class SqliteEventLog implements EventLog {
           yield []
           continue
         }
-        if (!signal.aborted) await woken.promise
+        if (signal.aborted) break
+        const poll = this.#writer ? undefined : setTimeout(wake, POLL_MS)
+        await woken.promise
+        clearTimeout(poll)
       }
     } finally {
       for (const unsubscribe of subscriptions) unsubscribe?.()

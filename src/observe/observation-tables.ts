@@ -13,16 +13,11 @@ import {
   TYPE_NUMBERS,
   typeOf,
 } from './changes.ts'
+import type { EventFilter } from './live/source.ts'
 import type { ObservationDatabase, RowTypes } from './observation-database.ts'
 
 /** Addresses whose ids a process remembers, some 150 bytes each. */
 const MAX_KNOWN_AGENTS = 100_000
-
-export interface EventFilter {
-  readonly types?: ReadonlySet<EventType> | undefined
-  /** The event's `agent`. */
-  readonly agent?: string | undefined
-}
 
 export interface SeqRange {
   /** Exclusive. */

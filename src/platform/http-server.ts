@@ -1,6 +1,6 @@
 /** An HTTP server that starts listening or says why not, and stops without dropping a request. */
-import { createServer, type IncomingMessage, type Server, type ServerResponse, STATUS_CODES } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import { createServer, type IncomingMessage, type Server, ServerResponse, STATUS_CODES } from 'node:http'
+import type { AddressInfo, Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { getRequestListener, type HttpBindings } from '@hono/node-server'
 import { inBackground } from './background.ts'
@@ -22,11 +22,19 @@ export interface HttpServerOptions {
   /** What refused requests are counted under. */
   refusedRoute: string
   logger: Logger
+  /**
+   * Requests that ask for another protocol and whose connection `fetch` may take over, by `upgradeOf`. What it does not take is answered as any
+   * other request, as are all those for which this is false: their Upgrade header means nothing. Default: none.
+   */
+  upgrades?: (incoming: IncomingMessage) => boolean
 }
 
 export interface HttpServer {
   readonly port: number
-  /** Takes no new connections, lets requests under way finish, and resolves when all connections are closed. */
+  /**
+   * Takes no new connections, lets requests under way finish, and resolves when all connections are closed. Those that were taken over are
+   * broken off: whoever took them ends them before.
+   */
   close(): Promise<void>
 }
 
@@ -52,13 +60,30 @@ export function brokenBy(incoming: IncomingMessage): BrokenRequest | undefined {
   return brokenRequests.get(incoming)
 }
 
+/** The connection of a request that asks for another protocol. */
+export interface Upgrade {
+  readonly socket: Socket
+  /** What the client has sent behind the request. */
+  readonly head: Buffer
+  /** From now on the connection is the caller's, and the request gets no answer. */
+  take(): void
+}
+
+const upgrades = new WeakMap<IncomingMessage, Upgrade>()
+
+/** What a request may take over, if the server's `upgrades` said so. */
+export function upgradeOf(incoming: IncomingMessage): Upgrade | undefined {
+  return upgrades.get(incoming)
+}
+
 export async function startHttpServer(options: HttpServerOptions): Promise<HttpServer> {
-  const { fetch, host, port, keepAliveMs, refusedRoute, logger } = options
+  const { fetch, host, port, keepAliveMs, refusedRoute, logger, upgrades: isUpgrade = () => false } = options
   let closing = false
   /** The latest of each connection: answers go out in the order of requests, so when its answer has, all have. */
   const exchanges = new WeakMap<Duplex, { incoming: IncomingMessage; outgoing: ServerResponse }>()
   /** Connections on which nothing is understood any more. */
   const lost = new WeakSet<Duplex>()
+  const taken = new Set<Socket>()
 
   const record = (refusal: Refusal, method = '', cause?: string) =>
     recordAnswer(logger, { method, route: refusedRoute, status: refusal.status, cause })
@@ -84,6 +109,7 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       connectionsCheckingInterval: TIMEOUT_CHECK_MS,
       requireHostHeader: false,
       highWaterMark: 16_384,
+      shouldUpgradeCallback: isUpgrade,
     },
     (incoming, outgoing) => {
       exchanges.set(incoming.socket, { incoming, outgoing })
@@ -92,14 +118,7 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
         if (!incoming.complete) throwAway(incoming)
       })
       // When all that came with it has been parsed: a body that is broken there is refused, whatever it is for, as HAProxy does.
-      whenParsed(incoming, () => {
-        const refusal = brokenBy(incoming)?.refusal ?? judge(incoming)
-        if (refusal !== undefined) return refuse(incoming, outgoing, refusal)
-        if (closing) announceClose(outgoing)
-        // A backslash is not allowed in a URL, and URL parsers take it for a slash; here it is what its escape is.
-        incoming.url = incoming.url?.replaceAll('\\', '%5C')
-        inBackground('answer_request', Promise.resolve(listener(incoming, outgoing)))
-      })
+      whenParsed(incoming, () => answer(incoming, outgoing))
     },
   )
   // How Node ends a connection after its last answer. It would break one on which the rest of a refused body is still coming, and the
@@ -117,6 +136,24 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     socket.on('error', () => socket.destroy())
     endWith(socket, judgeConnect(incoming), incoming.method)
   })
+  server.on('upgrade', (incoming, _socket, head) => {
+    const { socket } = incoming
+    socket.on('error', () => socket.destroy())
+    afterAnswer(exchanges.get(socket)?.outgoing, () => {
+      if (!socket.writable) return
+      const outgoing = new ServerResponse(incoming)
+      announceClose(outgoing)
+      outgoing.assignSocket(socket)
+      outgoing.once('finish', () => linger(socket))
+      const take = () => {
+        outgoing.detachSocket(socket)
+        taken.add(socket)
+        socket.once('close', () => taken.delete(socket))
+      }
+      upgrades.set(incoming, { socket, head, take })
+      answer(incoming, outgoing)
+    })
+  })
   server.on('clientError', (error: NodeJS.ErrnoException, socket) => {
     // Whatever else comes is an error too.
     if (lost.has(socket)) return
@@ -130,11 +167,24 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     port: (server.address() as AddressInfo).port,
     close: async () => {
       closing = true
+      for (const socket of taken) socket.destroy()
       const closed = new Promise((resolve) => server.close(resolve))
       const sweep = setInterval(() => server.closeIdleConnections(), CLOSE_POLL_MS)
       await closed
       clearInterval(sweep)
     },
+  }
+
+  function answer(incoming: IncomingMessage, outgoing: ServerResponse): void {
+    const refusal = brokenBy(incoming)?.refusal ?? judge(incoming)
+    if (refusal !== undefined) {
+      refuse(incoming, outgoing, refusal)
+      return
+    }
+    if (closing) announceClose(outgoing)
+    // A backslash is not allowed in a URL, and URL parsers take it for a slash; here it is what its escape is.
+    incoming.url = incoming.url?.replaceAll('\\', '%5C')
+    inBackground('answer_request', Promise.resolve(listener(incoming, outgoing)))
   }
 
   function refuse({ method }: IncomingMessage, outgoing: ServerResponse, refusal: Refusal): void {

@@ -29,6 +29,8 @@ export interface InternalServerOptions {
   port: number
   checks: ReadinessChecks
   logger: Logger
+  /** Metrics of a part that keeps its own, as text. */
+  moreMetrics?: () => Promise<string>
   /** A page of the events after `since` as JSON: at most `limit`, fewer if they are large, none at the end of the log. */
   readEvents?: (asked: { since: number; limit: number }) => Promise<readonly string[]>
 }
@@ -68,6 +70,7 @@ export async function startInternalServer({
   port,
   checks,
   logger,
+  moreMetrics,
   readEvents,
 }: InternalServerOptions): Promise<InternalServer> {
   if (!collecting) collectDefaultMetrics({ prefix: 'tabulum_', eventLoopMonitoringPrecision: EVENT_LOOP_PRECISION_MS })
@@ -119,7 +122,9 @@ export async function startInternalServer({
     return context.json({ status, parts }, status === 'ready' || status === 'degraded' ? 200 : 503)
   })
   app.get('/metrics', async (context) =>
-    context.body(await register.metrics(), 200, { 'Content-Type': register.contentType }),
+    context.body(`${await register.metrics()}\n${(await moreMetrics?.()) ?? ''}`, 200, {
+      'Content-Type': register.contentType,
+    }),
   )
   if (readEvents) {
     const page = batched((asked: { since: number; limit: number }[]) => Promise.all(asked.map(readEvents)), {

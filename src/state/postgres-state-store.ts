@@ -11,6 +11,7 @@ import type { StateTables } from './postgres-state-tables.ts'
 import {
   StateBusy,
   type StateEntry,
+  type StateListing,
   type StatePage,
   type StateStore,
   type StoredUsage,
@@ -44,6 +45,10 @@ export class PostgresStateStore implements StateStore {
 
   page(prefix: string, after: Buffer | undefined, limit: number): Promise<StatePage> {
     return this.#tables.page(prefix, after, limit)
+  }
+
+  listings(prefix: string, after: Buffer | undefined, limit: number): Promise<{ keys: StateListing[]; total: number }> {
+    return this.#tables.listings(prefix, after, limit)
   }
 
   usage(): Promise<StoredUsage> {

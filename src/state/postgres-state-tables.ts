@@ -4,7 +4,7 @@ import { batched, shared } from '../platform/batch.ts'
 import { type Database, MAINTENANCE_TIMEOUT_MS, roundTrip } from '../platform/database.ts'
 import { AFTER_ALL, BEFORE_ALL, endOfPrefix } from './key-order.ts'
 import { toBase64 } from './state-read-model.ts'
-import type { StateEntry, StatePage, StoredUsage } from './state-store.ts'
+import type { StateEntry, StateListing, StatePage, StoredUsage } from './state-store.ts'
 
 /** Room for one write. */
 export interface Reservation {
@@ -162,6 +162,31 @@ export class StateTables {
     )
     const [{ total, keys } = { total: 0, keys: null }] = rows
     return { keys: keys === null ? [] : keys.split(' ').map((key) => Buffer.from(key, 'hex')), total }
+  }
+
+  /** As `StateReader.listings`. */
+  async listings(
+    prefix: string,
+    after: Buffer | undefined,
+    limit: number,
+  ): Promise<{ keys: StateListing[]; total: number }> {
+    const low = Buffer.from(prefix)
+    const high = endOfPrefix(low)
+    const { rows } = await roundTrip(this.#database, 'state_listings', () =>
+      sql<{ total: number; key: Buffer | null; modified_by: string; modified_at: Date; length: number }>`
+        select total, key, modified_by, modified_at, length
+        from (select count_state_keys(${low}, ${high}) as total) counted
+        left join (
+          select key, modified_by, modified_at, octet_length(value) as length from state
+          where key >= ${low} and key > ${after ?? BEFORE_ALL} and key < ${high ?? AFTER_ALL}
+          order by key limit ${limit}
+        ) as page on true
+        order by key`.execute(this.#database),
+    )
+    const keys = rows.flatMap(({ key, modified_by, modified_at, length }) =>
+      key === null ? [] : { key, modifiedBy: modified_by, modifiedAt: modified_at.toISOString(), length },
+    )
+    return { keys, total: rows[0]?.total ?? 0 }
   }
 
   async #usage(): Promise<StoredUsage> {

@@ -15,6 +15,16 @@ export interface StatePage {
   total: number
 }
 
+/** What a list for people says of a key. */
+export interface StateListing {
+  key: Buffer
+  modifiedBy: string
+  /** RFC 3339, in UTC. */
+  modifiedAt: string
+  /** Bytes of the value. */
+  length: number
+}
+
 export interface StoredUsage {
   /** Bytes of all keys and values. */
   usedBytes: number
@@ -37,15 +47,21 @@ export class StateBusy extends Error {
 }
 
 /** Any of its methods throws `Unavailable` when a part is out. */
-export interface StateStore {
+export interface StateReader {
   /** The entry of a key; undefined if absent. Never older than what was acknowledged. */
   find(key: string): Promise<StateEntry | undefined>
 
   /** Keys that begin with `prefix`, after the key `after` in byte order, at most `limit`. */
   page(prefix: string, after: Buffer | undefined, limit: number): Promise<StatePage>
 
-  usage(): Promise<StoredUsage>
+  /** As `page`, with what there is to say of each key beside its value. */
+  listings(prefix: string, after: Buffer | undefined, limit: number): Promise<{ keys: StateListing[]; total: number }>
 
+  usage(): Promise<StoredUsage>
+}
+
+/** Any of its methods throws `Unavailable` when a part is out. */
+export interface StateStore extends StateReader {
   /**
    * Appends the event of a write if the store has room for it. Resolves when it can be read. Throws `StoreFull`, `StateBusy`: then there is no
    * event; `ProjectionBehind` or `Unavailable`: then the write may still take effect, whole.

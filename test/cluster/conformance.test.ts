@@ -1,11 +1,14 @@
 /** The conformance suites on a cluster's storage: real Postgres, Redis and NATS, two API nodes' worth of adapters on each. */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { sharedNats, sharedRedis, startRedisCluster } from '../../lab/servers.ts'
+import { sql } from 'kysely'
+import { sharedNats, sharedPostgres, sharedRedis, startRedisCluster } from '../../lab/servers.ts'
 import { RedisAdmission } from '../../src/access/redis-admission.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { Progress } from '../../src/events/progress.ts'
 import { RedisMessageQueue } from '../../src/messaging/redis-message-queue.ts'
+import { PostgresObservation } from '../../src/observe/observation-database.ts'
+import { openPostgres, openPostgresSession } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { connectNats } from '../../src/platform/nats.ts'
 import { RedisClient } from '../../src/platform/redis.ts'
@@ -15,10 +18,12 @@ import { QueueProjection } from '../../src/projector/queue-projection.ts'
 import { PostgresRemovals } from '../../src/removal/postgres-removals.ts'
 import { PostgresStateStore } from '../../src/state/postgres-state-store.ts'
 import { StateTables } from '../../src/state/postgres-state-tables.ts'
+import { makeTables, SCHEMA } from '../../src/storage/observation.ts'
 import { readModels } from '../../src/storage/read-models.ts'
 import { describeAdmission } from '../conformance/admission.ts'
 import { describeEventLog } from '../conformance/event-log.ts'
 import { describeMessageQueue } from '../conformance/message-queue.ts'
+import { describeObservation } from '../conformance/observation.ts'
 import { describeRemovals } from '../conformance/removals.ts'
 import { describeStateStore } from '../conformance/state-store.ts'
 import { applyEvents, openFreshPostgres } from './support.ts'
@@ -49,6 +54,30 @@ describeRemovals('Postgres', async () => {
       return seq
     },
     [Symbol.asyncDispose]: dispose,
+  }
+})
+
+describeObservation('Postgres', async () => {
+  const server = await sharedPostgres()
+  const options = { url: server.observerUrl, poolMode: 'session', maxConnections: 2 } as const
+  const [pool, owner] = [openPostgres(options), openPostgresSession(options)]
+  const session = openPostgresSession({ ...options, url: server.appUrl })
+  await makeTables(owner, SCHEMA, async () => true)
+  return {
+    database: new PostgresObservation(pool, { schema: SCHEMA }),
+    verified: {
+      database: new PostgresObservation(session, { schema: SCHEMA }),
+      begin: 'begin isolation level repeatable read',
+      bytes: 'bytea',
+    },
+    async execute(statement) {
+      await sql.raw(`set search_path to ${SCHEMA}`).execute(owner)
+      await sql.raw(statement).execute(owner)
+    },
+    async [Symbol.asyncDispose]() {
+      await Promise.all([pool, owner, session].map((database) => database.destroy()))
+      await server[Symbol.asyncDispose]()
+    },
   }
 })
 

@@ -1,0 +1,58 @@
+/** How far the read models are, for who asks them: an answer is as new as what was acknowledged before the question, if that takes no longer than a second. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { batched } from '../platform/batch.ts'
+
+/** After this the answer is given as it is. */
+const PATIENCE_MS = 1_000
+/** Where another process applies the log, it is looked how far it is so often. */
+const POLL_MS = 25
+/** Questions that share one look at the end of the log, and that wait for it, at most. */
+const MAX_WAITING = 10_000
+
+export interface FreshnessParts {
+  /** The sequence number of the last event of the log. */
+  lastSeq: () => Promise<number>
+  /** How far the log has been applied. */
+  position: () => Promise<number>
+}
+
+export class Freshness {
+  readonly #parts: FreshnessParts
+  readonly #end: () => Promise<number>
+  #applied = 0
+  #wanted = Promise.withResolvers<void>()
+
+  constructor(parts: FreshnessParts) {
+    this.#parts = parts
+    const look = batched<undefined, number>(
+      async (asked) => {
+        const seq = await parts.lastSeq()
+        return asked.map(() => seq)
+      },
+      { maxItems: MAX_WAITING, maxWaiting: MAX_WAITING },
+    )
+    this.#end = () => look(undefined)
+  }
+
+  /** Resolves when somebody waits for what has not been applied yet. */
+  get wanted(): Promise<void> {
+    return this.#wanted.promise
+  }
+
+  /** This process has applied the log so far. */
+  advance(seq: number): void {
+    if (seq > this.#applied) this.#applied = seq
+  }
+
+  /** Resolves when all that is in the log now has been applied, or after a second. Throws `Unavailable`. */
+  async wait(): Promise<void> {
+    const end = await this.#end()
+    const deadline = performance.now() + PATIENCE_MS
+    while (this.#applied < end && performance.now() < deadline) {
+      this.#wanted.resolve()
+      this.#wanted = Promise.withResolvers()
+      this.advance(await this.#parts.position())
+      if (this.#applied < end) await sleep(POLL_MS)
+    }
+  }
+}

@@ -1,0 +1,20 @@
+/** The read models of the observation in SQLite. */
+import { DatabaseSync } from 'node:sqlite'
+import { observationSchema, SqliteObservation } from '../../src/observe/observation-database.ts'
+import { describeObservation } from './observation.ts'
+
+describeObservation('SQLite', async () => {
+  const connection = new DatabaseSync(':memory:')
+  connection.exec(observationSchema('sqlite').text)
+  const database = new SqliteObservation(connection, (error) => {
+    throw error
+  })
+  return {
+    database,
+    verified: { database, begin: 'begin', bytes: 'blob' },
+    execute: async (statement) => connection.exec(statement),
+    async [Symbol.asyncDispose]() {
+      connection.close()
+    },
+  }
+})
