@@ -12,10 +12,13 @@ interface Command {
   partOfCluster?: boolean
   /** Options that it takes, each there or not. */
   flags?: readonly string[]
-  run: (config: Config, args: string[], flags: Flags) => Promise<void>
+  /** Options that it takes, each with a value. */
+  options?: readonly string[]
+  run: (config: Config, args: string[], flags: Flags, options: Options) => Promise<void>
 }
 
 type Flags = Readonly<Record<string, boolean | undefined>>
+type Options = Readonly<Record<string, string | undefined>>
 
 const COMMANDS: Record<string, Command> = {
   serve: {
@@ -91,6 +94,23 @@ The token is refused from now on, on every node; while Redis is out, within SESS
 On embedded storage (DATA_DIR) within a second, whether or not a kernel runs.`,
     run: async (config, [identity]) => (await import('./commands/revoke.ts')).revoke(config, identity),
   },
+  remove: {
+    summary: 'remove content that is illegal to host',
+    help: `Usage: remove state --key <key> --reason <reason> [--by <name>] [--yes] [--dry-run]
+       remove message --id <message id> --reason <reason> [--by <name>] [--yes] [--dry-run]
+       remove list
+
+For the operator of the infrastructure, and for nothing but what the law demands. Of a key: it is deleted, and agents get 404. Of a message: if it was
+not fetched yet, it arrives with a redaction in the place of its content. In all observation, what was and what is, the redaction is shown. The
+transparency log, which is public, tells of it for ever: what, when, why (--reason), by whom (--by, operator), and the SHA-256 of the content.
+A key that cannot be typed is given percent-encoded, as in the API's paths: --encoded-key <key>.
+--dry-run says what would be done, and changes nothing. Without --yes it asks first. The list is what was removed, the oldest first.
+Works while everything runs: on a cluster, or on the embedded storage in DATA_DIR.`,
+    flags: ['yes', 'dry-run'],
+    options: ['key', 'encoded-key', 'id', 'reason', 'by'],
+    run: async (config, args, flags, options) =>
+      (await import('./commands/remove.ts')).remove(config, args, flags, options),
+  },
   tail: {
     summary: 'print the event log as it happens',
     help: `Usage: tail [since] [--json]
@@ -148,6 +168,7 @@ async function main(args: string[]): Promise<void> {
     options: {
       help: { type: 'boolean', short: 'h' },
       ...Object.fromEntries((command.flags ?? []).map((flag) => [flag, { type: 'boolean' as const }])),
+      ...Object.fromEntries((command.options ?? []).map((option) => [option, { type: 'string' as const }])),
     },
     allowPositionals: true,
   })
@@ -166,7 +187,7 @@ async function main(args: string[]): Promise<void> {
     ])
     hearProcessErrors(createLogger(config.LOG_LEVEL, name))
   }
-  await command.run(config, positionals, values as Flags)
+  await command.run(config, positionals, values as Flags, values as Options)
 }
 
 endAtSignals()

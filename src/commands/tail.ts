@@ -5,6 +5,7 @@ import { formatEvent, type LoggedEvent } from '../events/event.ts'
 import { type EventLog, readEvents } from '../events/event-log.ts'
 import { SqliteEventLog } from '../events/sqlite-event-log.ts'
 import { StartupError } from '../platform/startup-error.ts'
+import { escapeControls } from '../platform/terminal.ts'
 import { connectLog } from '../storage/cluster.ts'
 import { readDatabase } from '../storage/embedded.ts'
 
@@ -46,12 +47,4 @@ function toText({ seq, ts, type, agent = '-', data }: LoggedEvent): string {
   const all = JSON.stringify(data)
   const shown = all.length > MAX_DATA_CHARACTERS ? `${all.slice(0, MAX_DATA_CHARACTERS)}…` : all
   return `${ts} ${seq} ${type.padEnd(TYPE_COLUMNS)} ${agent} ${escapeControls(shown)}`
-}
-
-/** What an agent has written must not steer the terminal: controls, and what hides or turns the direction of text. */
-function escapeControls(text: string): string {
-  return text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (character) => {
-    const code = character.codePointAt(0) ?? 0
-    return `\\u${code.toString(16).padStart(4, '0')}`
-  })
 }

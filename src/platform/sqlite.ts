@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { DatabaseSync, type SQLTagStore } from 'node:sqlite'
+import { StartupError } from './startup-error.ts'
 import { Unavailable } from './unavailable.ts'
 
 /** One connection. What it is asked is done before the call returns. */
@@ -54,15 +55,31 @@ export function openSqlite(file: string, { readOnly = false }: { readOnly?: bool
  * more than those, by a later version.
  */
 export function migrateSqlite({ connection }: Sqlite): void {
-  const steps = readdirSync(MIGRATIONS)
-    .filter((file) => file.endsWith('.sql'))
-    .sort()
+  const steps = stepNames()
   transaction(connection, () => {
     const version = schemaVersion(connection)
     if (version > steps.length) throw new Error('a later version of the kernel has used it')
     for (const step of steps.slice(version)) connection.exec(readFileSync(join(MIGRATIONS, step), 'utf8'))
     connection.exec(`pragma user_version = ${steps.length}`)
   })
+}
+
+/** For a command that writes beside a kernel. Throws `StartupError` where the database is not of this version. */
+export function checkSqliteSchema({ connection }: Sqlite): void {
+  const version = schemaVersion(connection)
+  const needed = stepNames().length
+  if (version === needed) return
+  throw new StartupError(
+    version < needed
+      ? 'the database was made by an earlier version of the kernel: start serve of this version on it first'
+      : 'the database was made by a later version of the kernel: use that one',
+  )
+}
+
+function stepNames(): string[] {
+  return readdirSync(MIGRATIONS)
+    .filter((file) => file.endsWith('.sql'))
+    .sort()
 }
 
 /** How many steps have been applied. */

@@ -28,7 +28,9 @@ import { type Projection, type ProjectorOptions, runProjector } from '../project
 import { QueueProjection } from '../projector/queue-projection.ts'
 import { PostgresRegistryStore } from '../registry/postgres-registry-store.ts'
 import { RegistryTables } from '../registry/postgres-registry-tables.ts'
+import { clusterRemovalStore } from '../removal/cluster-removal-store.ts'
 import { PostgresRemovals } from '../removal/postgres-removals.ts'
+import type { RemovalStore } from '../removal/removal-store.ts'
 import { PostgresStateStore } from '../state/postgres-state-store.ts'
 import { StateTables } from '../state/postgres-state-tables.ts'
 import { Doorbell } from '../webhooks/doorbell.ts'
@@ -114,6 +116,27 @@ export async function withClusterJobs(config: Config, work: (jobs: readonly Job[
   } finally {
     await log.close()
     await redis.close()
+    await database.destroy()
+  }
+}
+
+/** Does something with what removals are made on. Throws `StartupError`. */
+export async function withClusterRemovals<T>(config: Config, work: (store: RemovalStore) => Promise<T>): Promise<T> {
+  const { databaseUrl, redisUrl } = clusterServers(config, 'remove')
+  const logger = createLogger('silent', 'remove')
+  const database = await connectDatabase(config, databaseUrl)
+  const log = await connectLog(config, 'remove')
+  let opened: RedisClient | undefined
+  const redis = async () => {
+    opened ??= await RedisClient.open(redisUrl, config.REDIS_MODE, logger)
+    return opened
+  }
+  try {
+    await checkSchema(database, POSTGRES)
+    return await work(clusterRemovalStore({ database, log, redis }))
+  } finally {
+    await log.close()
+    await opened?.close()
     await database.destroy()
   }
 }

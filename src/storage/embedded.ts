@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { MemoryAdmission } from '../access/memory-admission.ts'
 import type { Config } from '../config.ts'
 import { APPLIED_AT_ONCE } from '../events/progress.ts'
-import { tidyEventIds } from '../events/sqlite-append.ts'
+import { createAppend, tidyEventIds } from '../events/sqlite-append.ts'
 import { SqliteEventLog } from '../events/sqlite-event-log.ts'
 import type { Job } from '../maintenance/job.ts'
 import { embeddedJobs } from '../maintenance/jobs.ts'
@@ -14,17 +14,28 @@ import { inBackground } from '../platform/background.ts'
 import { exists, inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import type { Logger } from '../platform/logger.ts'
 import { SqliteSigningKeys } from '../platform/signing-keys.ts'
-import { forServing, openSqlite, type Sqlite, schemaVersion, transaction, verdictOn } from '../platform/sqlite.ts'
+import {
+  checkSqliteSchema,
+  forServing,
+  openSqlite,
+  type Sqlite,
+  schemaVersion,
+  transaction,
+  verdictOn,
+} from '../platform/sqlite.ts'
 import { SqliteWriter } from '../platform/sqlite-writer.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { SqliteRegistryStore } from '../registry/sqlite-registry-store.ts'
 import { tidyChallenges } from '../registry/sqlite-registry-writes.ts'
+import type { RemovalStore } from '../removal/removal-store.ts'
+import { sqliteRemovalStore } from '../removal/sqlite-removal-store.ts'
 import { SqliteRemovals } from '../removal/sqlite-removals.ts'
 import { SqliteStateStore } from '../state/sqlite-state-store.ts'
 import { Doorbell } from '../webhooks/doorbell.ts'
 import { SqliteSealedSecrets } from '../webhooks/sqlite-sealed-secrets.ts'
 import { SqliteWebhookLanes } from '../webhooks/sqlite-webhook-lanes.ts'
 import type { EmbeddedWriterOptions, EmbeddedWrites } from './embedded-writer.ts'
+import { readModels } from './read-models.ts'
 import { allowances, type Storage } from './storage.ts'
 
 const WRITER = new URL('./embedded-writer.ts', import.meta.url)
@@ -109,6 +120,19 @@ export function withEmbeddedJobs(config: Config, work: (jobs: readonly Job[]) =>
         idempotency: batch((sqlite, limit) => tidyEventIds(sqlite, Date.now(), limit)),
       }),
     )
+  })
+}
+
+/** Does something with what removals are made on, beside a kernel that may be running. Throws `StartupError`. */
+export function withEmbeddedRemovals<T>(
+  config: Config,
+  { isReadOnly }: { isReadOnly: boolean },
+  work: (store: RemovalStore) => Promise<T>,
+): Promise<T> {
+  return withDatabase(config, { readOnly: isReadOnly }, (sqlite) => {
+    checkSqliteSchema(sqlite)
+    const models = readModels({ maxQueue: config.MESSAGE_MAX_QUEUE_PER_AGENT })
+    return work(sqliteRemovalStore(sqlite, isReadOnly ? undefined : createAppend(sqlite, models, Date.now)))
   })
 }
 

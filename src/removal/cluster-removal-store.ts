@@ -1,0 +1,72 @@
+/** Removing from a cluster that runs: through the log, as everything. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { EventLog } from '../events/event-log.ts'
+import { POSITION_KEY } from '../messaging/queue-generations.ts'
+import { type Database, roundTrip } from '../platform/database.ts'
+import type { RedisClient } from '../platform/redis.ts'
+import { Unavailable } from '../platform/unavailable.ts'
+import { standing } from '../projector/database-projection.ts'
+import { PostgresRemovals } from './postgres-removals.ts'
+import type { RemovalStore } from './removal-store.ts'
+
+/** So long the projections are waited for. */
+const IN_FORCE_MS = 10_000
+const POLL_MS = 50
+
+export interface RemovalParts {
+  readonly database: Database
+  readonly log: EventLog
+  /** Opened for messages alone. Throws where it is out. */
+  readonly redis: () => Promise<RedisClient>
+}
+
+export function clusterRemovalStore({ database, log, redis }: RemovalParts): RemovalStore {
+  async function positionOfQueues(): Promise<number> {
+    const client = await redis()
+    return Number(await client.run('position', (connection) => connection.hget(POSITION_KEY, 'position')))
+  }
+  return {
+    log,
+    removals: new PostgresRemovals(database),
+    async present(key) {
+      // Before it is read, so that nothing behind it is taken for known.
+      const { appliedSeq: asOf } = await standing(database)
+      const row = await roundTrip(database, 'find_state', () =>
+        database.selectFrom('state').select('value').where('key', '=', Buffer.from(key)).executeTakeFirst(),
+      )
+      return { value: row?.value.toString('utf8'), asOf }
+    },
+    async placeOf(id) {
+      const row = await roundTrip(database, 'find_message', () =>
+        database.selectFrom('queued_messages').select('seq').where('message_id', '=', id).executeTakeFirst(),
+      )
+      return row?.seq
+    },
+    append: async (event, routing) => (await log.append(event, routing)).seq,
+    async inForce({ type }, seq) {
+      const deadline = performance.now() + IN_FORCE_MS
+      const reached = async (what: string, position: () => Promise<number>) => {
+        for (;;) {
+          let is = 'cannot be asked'
+          try {
+            const at = await position()
+            if (at >= seq) return undefined
+            is = `is at ${at}`
+          } catch (error) {
+            // A server that cannot be reached is no reason to fail: the removal is in the log.
+            if (!(error instanceof Unavailable || (error instanceof Error && error.name === 'StartupError')))
+              throw error
+            is = `cannot be asked (${error.message})`
+          }
+          if (performance.now() > deadline) return `${what} ${is}`
+          await sleep(POLL_MS)
+        }
+      }
+      const late = [
+        await reached('the projection in Postgres', async () => (await standing(database)).appliedSeq),
+        ...(type === 'message_redacted' ? [await reached('the one in Redis', positionOfQueues)] : []),
+      ].filter((reason) => reason !== undefined)
+      return late.length === 0 ? undefined : late.join(', ')
+    },
+  }
+}

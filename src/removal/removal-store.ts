@@ -1,0 +1,150 @@
+/** What a removal is made on, and finding what is to be removed: the same on one machine and in a cluster. */
+import { hash } from 'node:crypto'
+import type { EventOf, LoggedEvent, Routing } from '../events/event.ts'
+import { type EventLog, readEvents } from '../events/event-log.ts'
+import type { Removal, Removals } from './removals.ts'
+
+export interface RemovalStore {
+  readonly log: Pick<EventLog, 'read' | 'get'>
+  readonly removals: Removals
+  /** The value of a key, undefined where it has none, as of a place in the log: what comes behind that is not in it. */
+  present(key: string): Promise<{ value: string | undefined; asOf: number }>
+  /** The place of a message that was not delivered yet, as far as is known. */
+  placeOf(messageId: string): Promise<number | undefined>
+  /** Appends the event of a removal; resolves to its place. Throws `Unavailable`. */
+  append(event: RemovalEvent, routing: Routing & { id?: string }): Promise<number>
+  /** Resolves when agents and observers are answered accordingly, or, after 10 s, to why they are not yet. */
+  inForce(event: RemovalEvent, seq: number): Promise<string | undefined>
+}
+
+export type RemovalEvent = EventOf<'state_key_removed'> | EventOf<'message_redacted'>
+
+/** Told now and then how far the log has been read. */
+export type OnProgress = (read: { readonly events: number; readonly last: LoggedEvent }) => void
+
+/** What a removal says of itself beside what is removed. */
+export interface RemovalDetails {
+  readonly reason: string
+  readonly performedBy: string
+}
+
+export type Message = EventOf<'message_sent'> & Routing & { seq: number }
+
+/** What is there of a key. */
+export interface FoundKey {
+  /** Its value, or the last one that it had; undefined where it has had none since `removal`. */
+  readonly value: string | undefined
+  readonly isPresent: boolean
+  /** The latest. */
+  readonly removal: Removal | undefined
+  /** The place in the log up to which this was looked at. */
+  readonly asOf: number
+}
+
+/** Looks for a key in the state, and where it is not there through the log. Undefined: it was never written. */
+export async function findKey(store: RemovalStore, key: string, onProgress: OnProgress): Promise<FoundKey | undefined> {
+  const { value, asOf } = await store.present(key)
+  const removal = (await store.removals.ofKeys([key])).get(key)
+  if (value !== undefined) return { value, isPresent: true, removal, asOf }
+  const last = await lastWrite(store.log, key, removal?.seq ?? 0, onProgress)
+  if (last === undefined && removal === undefined) return undefined
+  return { value: last?.data.value, isPresent: false, removal, asOf: Math.max(asOf, last?.seq ?? 0) }
+}
+
+/**
+ * Removes a key. What was written to it between the look at its value and the event is removed by that too, so it gets an event of its own, with its
+ * hash. Resolves to the last event and its place.
+ */
+export async function removeKey(
+  store: RemovalStore,
+  key: string,
+  found: FoundKey,
+  details: RemovalDetails,
+): Promise<{ event: RemovalEvent; seq: number }> {
+  const now = await store.present(key)
+  let value = now.value ?? found.value ?? ''
+  for (let asOf = now.asOf; ; ) {
+    const event: RemovalEvent = {
+      ts: new Date().toISOString(),
+      type: 'state_key_removed',
+      data: { key, ...dataOf(details, value) },
+    }
+    const seq = await store.append(event, {})
+    const overlooked = await lastWrite(store.log, key, asOf, () => {}, seq)
+    if (overlooked === undefined || hashOf(overlooked.data.value) === event.data.content_hash) return { event, seq }
+    value = overlooked.data.value
+    asOf = seq
+  }
+}
+
+/** Looks for a message among those that wait, then through the log. */
+export async function findMessage(
+  store: RemovalStore,
+  id: string,
+  onProgress: OnProgress,
+): Promise<Message | undefined> {
+  const place = await store.placeOf(id)
+  if (place !== undefined) {
+    const [event] = await store.log.get([place])
+    if (event?.type === 'message_sent') return event
+  }
+  for await (const event of read(store.log, 0, onProgress)) {
+    if (event.type === 'message_sent' && event.data.message_id === id) return event
+  }
+  return undefined
+}
+
+/** Redacts a message. Resolves to the event and its place. */
+export async function redactMessage(
+  store: RemovalStore,
+  { seq: about, data: { message_id, to, content } }: Message,
+  details: RemovalDetails,
+): Promise<{ event: RemovalEvent; seq: number }> {
+  const event: RemovalEvent = {
+    ts: new Date().toISOString(),
+    type: 'message_redacted',
+    data: { message_id, ...dataOf(details, content) },
+  }
+  const seq = await store.append(event, { about, recipient: to, id: `redacted-${message_id}` })
+  return { event, seq }
+}
+
+export function hashOf(content: string): string {
+  return hash('sha256', content)
+}
+
+function dataOf({ reason, performedBy }: RemovalDetails, content: string) {
+  return { reason, performed_by: performedBy, content_hash: hashOf(content) }
+}
+
+type StateWrite = EventOf<'state_written'> & { seq: number }
+
+/** The last write of a key after `since`, and before `until` where that is given. */
+async function lastWrite(
+  log: RemovalStore['log'],
+  key: string,
+  since: number,
+  onProgress: OnProgress,
+  until = Number.POSITIVE_INFINITY,
+): Promise<StateWrite | undefined> {
+  let last: StateWrite | undefined
+  for await (const event of read(log, since, onProgress)) {
+    if (event.seq >= until) break
+    if (event.type === 'state_written' && event.data.key === key) last = event
+  }
+  return last
+}
+
+const TOLD_EVERY_MS = 5_000
+
+async function* read(log: RemovalStore['log'], since: number, onProgress: OnProgress): AsyncGenerator<LoggedEvent> {
+  let events = 0
+  let toldAt = performance.now()
+  for await (const event of readEvents(log, since)) {
+    yield event
+    events++
+    if (performance.now() < toldAt + TOLD_EVERY_MS) continue
+    toldAt = performance.now()
+    onProgress({ events, last: event })
+  }
+}

@@ -1,0 +1,169 @@
+/** `remove` on embedded storage: beside a kernel that runs, and without one. */
+import { hash, randomUUID } from 'node:crypto'
+import { describe, expect, it } from 'vitest'
+import { type Agent, Client } from '../../lab/client.ts'
+import { freshDataDirectory, type Kernel, startKernel } from '../../lab/kernel.ts'
+import { REDACTED } from '../../src/removal/redaction.ts'
+import { runCommand } from '../support/command.ts'
+
+const TEST_MS = 240_000
+const NOTHING_WRONG = /no differences\.\n$/
+const UNLIMITED = {
+  RATE_LIMIT_MESSAGE_PER_MIN: '1000000',
+  RATE_LIMIT_STATE_READ_PER_MIN: '1000000',
+  RATE_LIMIT_STATE_WRITE_PER_MIN: '1000000',
+}
+const sha256 = (text: string) => hash('sha256', text)
+const WHY = ['--reason', 'court order 12'] as const
+
+async function started(): Promise<{ kernel: Kernel; agents: [Agent, Agent] }> {
+  const kernel = await startKernel(UNLIMITED)
+  const agents = await new Client(kernel.baseUrl).registerAgents(2)
+  return { kernel, agents: agents as [Agent, Agent] }
+}
+
+function expectRefusal(ended: { code: number | null; out: string; err: string }, message: string | RegExp): void {
+  expect({ code: ended.code, out: ended.out }, ended.err).toEqual({ code: 2, out: '' })
+  expect(ended.err.trim().split('\n').at(-1)).toMatch(message)
+}
+
+async function expectVerified(dataDir: string): Promise<void> {
+  const { out, err } = await runCommand(dataDir, 'verify')
+  expect(out + err).toMatch(NOTHING_WRONG)
+}
+
+describe('a state key', () => {
+  it('is gone for agents at once, while the kernel runs, and its room is free', { timeout: TEST_MS }, async () => {
+    const { kernel, agents } = await started()
+    await using _ = kernel
+    const [one, two] = agents
+    await one.write('kept', 'fine')
+    const before = await one.capacity()
+    await one.write('bad/é', 'illegal, first')
+    await two.write('bad/é', 'illegal')
+    const removing = ['remove', 'state', '--key', 'bad/é', ...WHY]
+
+    const dry = await runCommand(kernel.dataDir, ...removing, '--dry-run')
+    expect(dry).toMatchObject({ code: 0, out: 'Nothing was changed: this was a dry run.\n' })
+    expect(dry.err).toContain(`its value has 7 bytes, SHA-256 ${sha256('illegal')}`)
+    expectRefusal(await runCommand(kernel.dataDir, ...removing), 'there is no terminal to ask on: add --yes')
+    expect((await one.read('bad/é')).value).toBe('illegal')
+
+    const removed = await runCommand(kernel.dataDir, ...removing, '--yes')
+    expect(removed, removed.err).toMatchObject({ code: 0 })
+    expect(removed.out).toContain(`SHA-256 ${sha256('illegal')}`)
+    for (const agent of agents) expect((await agent.tryRead('bad/é')).status).toBe(404)
+    expect(await one.keys()).toEqual(['kept'])
+    expect(await two.capacity()).toEqual(before)
+    const [event] = (await kernel.events()).filter(({ type }) => type === 'state_key_removed')
+    expect(event?.agent).toBeUndefined()
+    expect(event?.data).toEqual({
+      key: 'bad/é',
+      reason: 'court order 12',
+      performed_by: 'operator',
+      content_hash: sha256('illegal'),
+    })
+
+    expectRefusal(
+      await runCommand(kernel.dataDir, ...removing, '--yes'),
+      /^state key "bad\/é" was removed already, .*: court order 12$/,
+    )
+    // Written again it can be removed again.
+    await one.write('bad/é', 'again')
+    const again = await runCommand(kernel.dataDir, ...removing, '--yes', '--by', 'Ada')
+    expect(again.out, again.err).toContain(sha256('again'))
+    const { out } = await runCommand(kernel.dataDir, 'remove', 'list')
+    expect(out.trim().split('\n')).toEqual([
+      expect.stringMatching(/ state_key_removed "bad\/é" [0-9a-f]{64} by operator: court order 12$/),
+      expect.stringMatching(/ state_key_removed "bad\/é" [0-9a-f]{64} by Ada: court order 12$/),
+    ])
+    await expectVerified(kernel.dataDir)
+  })
+
+  it('that agents have deleted is redacted by its last value, without a kernel too', { timeout: TEST_MS }, async () => {
+    const { kernel, agents } = await started()
+    await using _ = kernel
+    const [one] = agents
+    await one.write('a\0b', 'first')
+    await one.write('a\0b', 'last')
+    await one.remove('a\0b')
+    expect(await kernel.stop()).toBe(0)
+    const removed = await runCommand(kernel.dataDir, 'remove', 'state', '--encoded-key', 'a%00b', ...WHY, '--yes')
+    expect(removed.out, removed.err).toContain(`Removed state key "a\\u0000b"`)
+    expect(removed.out).toContain(sha256('last'))
+    expectRefusal(
+      await runCommand(kernel.dataDir, 'remove', 'state', '--encoded-key', 'a%00b', ...WHY, '--yes'),
+      'was removed already',
+    )
+    await expectVerified(kernel.dataDir)
+  })
+})
+
+describe('a message', () => {
+  it('that waits arrives with the redaction, in its place and once', { timeout: TEST_MS }, async () => {
+    const { kernel, agents } = await started()
+    await using _ = kernel
+    const [sender, recipient] = agents
+    const contents = ['0', 'illegal', '2', 'illegal '.repeat(5_000), '4']
+    const sent = []
+    for (const content of contents) sent.push(await sender.send(recipient.address, content))
+    for (const index of [1, 3]) {
+      const id = sent[index]?.message_id ?? ''
+      // As somebody may have copied it.
+      const removed = await runCommand(kernel.dataDir, 'remove', 'message', '--id', id.toUpperCase(), ...WHY, '--yes')
+      expect(removed.out, removed.err).toContain(`Removed message ${id}: event`)
+      expect(removed.out).toContain(sha256(contents[index] ?? ''))
+      expect(removed.err).toContain(`from ${sender.address} to ${recipient.address}`)
+      expect(removed.out + removed.err).not.toContain('illegal')
+    }
+    const received = await recipient.receiveAll()
+    expect(received.map(({ content }) => content)).toEqual(['0', REDACTED, '2', REDACTED, '4'])
+    expect(received.map(({ message_id }) => message_id)).toEqual(sent.map(({ message_id }) => message_id))
+    expect(await recipient.receiveAll()).toEqual([])
+    await expectVerified(kernel.dataDir)
+
+    // One that was delivered is found in the log.
+    const [first] = sent
+    const id = first?.message_id ?? ''
+    const late = await runCommand(kernel.dataDir, 'remove', 'message', '--id', id, ...WHY, '--yes')
+    expect(late.out, late.err).toContain(sha256('0'))
+    expectRefusal(
+      await runCommand(kernel.dataDir, 'remove', 'message', '--id', id, ...WHY, '--yes'),
+      `message ${id} was removed already`,
+    )
+    expect((await runCommand(kernel.dataDir, 'remove', 'list')).out.trim().split('\n')).toHaveLength(3)
+    expect(await recipient.receiveAll()).toEqual([])
+    await expectVerified(kernel.dataDir)
+  })
+})
+
+it('what cannot be done is refused with what would be right, and nothing is changed', {
+  timeout: TEST_MS,
+}, async () => {
+  const { kernel, agents } = await started()
+  await using _ = kernel
+  await agents[0].write('key', 'value')
+  const id = randomUUID()
+  const cases: [string[], string | RegExp][] = [
+    [[], 'remove takes what to remove: state or message; or list'],
+    [['key'], 'remove takes what to remove: state or message; or list'],
+    [['state', ...WHY, '--yes'], 'remove state takes the key to remove: --key'],
+    [['state', '--key', 'a', '--encoded-key', 'a', ...WHY, '--yes'], 'remove state takes the key to remove'],
+    [['state', '--encoded-key', '%ff', ...WHY, '--yes'], '"%ff" is no key'],
+    [['state', '--key', 'key', '--yes'], '--reason is missing: why it is illegal to host'],
+    [['state', '--key', 'key', '--reason', ' ', '--yes'], '--reason is missing'],
+    [['state', '--key', 'key', '--reason', 'a\nb', '--yes'], '--reason is to be a line of 1 to 1000 characters'],
+    [['state', '--key', 'key', ...WHY, '--by', '', '--yes'], '--by is to be a line'],
+    [['state', '--key', 'key', '--id', id, ...WHY], 'remove state does not take --id: it takes --key'],
+    [['state', 'key', ...WHY], 'remove state does not take "key": it takes --key'],
+    [['state', '--key', 'unknown', ...WHY, '--yes'], 'there is no state key "unknown", and never was'],
+    [['message', ...WHY, '--yes'], 'remove message takes the id of the message to remove: --id <UUID>'],
+    [['message', '--id', 'x', ...WHY, '--yes'], 'remove message takes the id of the message'],
+    [['message', '--id', id, ...WHY, '--yes'], `there is no message ${id} in the log`],
+    [['list', '--yes'], 'remove list does not take --yes: it takes nothing else'],
+  ]
+  for (const [args, message] of cases) expectRefusal(await runCommand(kernel.dataDir, 'remove', ...args), message)
+  expectRefusal(await runCommand(await freshDataDirectory(), 'remove', 'list'), 'there is no database in')
+  expect(await runCommand(kernel.dataDir, 'remove', 'list')).toEqual({ code: 0, out: '', err: '' })
+  expect((await kernel.events()).filter(({ type }) => /removed|redacted/.test(type))).toEqual([])
+})
