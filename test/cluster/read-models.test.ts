@@ -9,7 +9,7 @@ import { type Database, openPostgres, openPostgresSession } from '../../src/plat
 import { migrate, POSTGRES } from '../../src/platform/migrate.ts'
 import { DatabaseProjection } from '../../src/projector/database-projection.ts'
 import { readModels } from '../../src/storage/read-models.ts'
-import { deleted, sent, written } from '../conformance/support.ts'
+import { deleted, keyRemoved, redacted, sent, written } from '../conformance/support.ts'
 import { FUNCTION, lastWrites, TABLE } from '../support/last-writes.ts'
 
 const OPERATOR = randomUUID()
@@ -57,6 +57,8 @@ beforeAll(async () => {
     type: 'push_failed',
     data: { message_id: moved.data.message_id, to: PUSHED, reason: 'undeliverable' },
   })
+  await append(written('illegal', '5', ONE))
+  await append(keyRemoved('illegal'), redacted(moved.data.message_id))
 })
 afterAll(async () => {
   await database?.destroy()
@@ -85,7 +87,7 @@ async function differences(): Promise<string[]> {
 it('one that is added takes its own events in, and its checks are made', async () => {
   const { rows } = await sql`select * from last_writes order by writer`.execute(database)
   expect(rows).toEqual([
-    { writer: ONE, writes: 2, seq: 9 },
+    { writer: ONE, writes: 3, seq: 19 },
     { writer: TWO, writes: 2, seq: 7 },
   ])
   expect(await differences()).toEqual([])
@@ -108,6 +110,7 @@ const TABLES = [
   'queued_messages',
   'queues',
   'webhook_lanes',
+  'removals',
   'projections',
   'last_writes',
 ]
@@ -168,8 +171,13 @@ it.each([
   ['delete from webhook_lanes', `webhooks: the lane of ${PUSHED} counts 0, there are 1`],
   ['update webhook_lanes set next_at = null', `to ${PUSHED} waits in a lane that has been worked off`],
   ['update webhook_lanes set last_seq = 1', `to ${PUSHED} waits in a lane that has been worked off`],
-  ['update projections set applied_seq = 1000', 'log: it ends at 18, the database has applied it up to 1000'],
-  ['update last_writes set seq = 1', `last writes: ${ONE} wrote last at 9`],
+  ['delete from removals where seq = 20', 'removals: the one at 20 is missing'],
+  ['update removals set seq = 22 where seq = 20', 'removals: the one at 22 is not in the log'],
+  [`update removals set reason = 'x' where seq = 21`, 'removals: the one at 21 is told otherwise than in the log'],
+  [`update removals set key = 'x' where seq = 20`, 'removals: the one at 20 is told otherwise than in the log'],
+  [`update removals set message_id = 'x' where seq = 21`, 'removals: the one at 21 is told otherwise than in the log'],
+  ['update projections set applied_seq = 1000', 'log: it ends at 21, the database has applied it up to 1000'],
+  ['update last_writes set seq = 1', `last writes: ${ONE} wrote last at 19`],
 ])('verify tells of `%s`', async (change, told) => {
   for (const table of TABLES) await sql.raw(`create table saved_${table} as table ${table}`).execute(database)
   try {

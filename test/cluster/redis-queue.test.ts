@@ -1,18 +1,22 @@
 /** What a queue in Redis does that no other storage has to. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
+import { Redis } from 'ioredis'
 import { expect, it, vi } from 'vitest'
 import { startRedis } from '../../lab/servers.ts'
 import { startTcpProxy } from '../../lab/tcp-proxy.ts'
+import { indexOf, messageOf } from '../../src/events/batch.ts'
 import type { EventLog } from '../../src/events/event-log.ts'
 import { LEASE_MS, QueueUnavailable } from '../../src/messaging/message-queue.ts'
 import { POSITION_KEY, removeOldGenerations } from '../../src/messaging/queue-generations.ts'
 import {
   changeQueues,
   EMPTY_QUEUE_TTL_MS,
+  PAYLOADS,
   QueuesLost,
   queueKey,
   RedisMessageQueue,
+  redactQueued,
   toPayload,
 } from '../../src/messaging/redis-message-queue.ts'
 import type { Database } from '../../src/platform/database.ts'
@@ -382,3 +386,63 @@ function queueOn(redis: RedisClient) {
     }, BACK)
   return { queue, send, expectInOrder }
 }
+
+it('what is redacted is gone from Redis, and nothing else of the queue has changed', async () => {
+  await using server = await startRedis()
+  const redis = await open(server.url)
+  // The kernel's user may not look at everything.
+  const admin = new Redis(server.adminUrl)
+  try {
+    const { queue, send } = queueOn(redis)
+    const to = 'agent'
+    const key = queueKey(GENERATION, to)
+    const ids = Array.from({ length: 2_500 }, (_, index) => index + 1)
+    const added = ids.map((seq): [number, string] => {
+      const message = { seq, message_id: `id ${seq}`, from: 'a', to, content: `content ${seq}`, timestamp: 'now' }
+      return [seq, toPayload(message)]
+    })
+    await changeQueues(redis, GENERATION, [{ recipient: to, added, removed: [] }])
+    // Leased, by one and another, some given back, some delivered, the last and one in the middle gone.
+    const leases = [await queue.lease(to, 1_100), await queue.lease(to, 5), await queue.lease(to, 3)]
+    await leases[1]?.release()
+    await queue.remove(to, leases[2]?.messages ?? [])
+    await changeQueues(redis, GENERATION, [{ recipient: to, added: [], removed: [1_500, 2_500] }])
+    // Idle for a known time, long ago enough that a slow machine's is another.
+    await admin.xclaim(key, 'agents', 'responses', 0, '0-7', 'IDLE', 20_000, 'RETRYCOUNT', 4, 'JUSTID')
+    const look = async () => ({
+      entries: await admin.xrange(key, '-', '+'),
+      pending: (await admin.xpending(key, 'agents', '-', '+', 10_000)) as [string, string, number, number][],
+      groups: await admin.xinfo('GROUPS', key),
+      stream: ((await admin.xinfo('STREAM', key)) as unknown[]).filter((_, index, all) =>
+        ['last-generated-id', 'entries-added', 'max-deleted-entry-id'].includes(String(all[index - 1])),
+      ),
+      ttl: await admin.pttl(key),
+    })
+    const before = await look()
+    const redacted = [7, 1_103, 1_107, 2_000]
+    await redactQueued(redis, GENERATION, to, [...redacted, 1_500, 9_999])
+    const after = await look()
+    const gone = new Set(redacted.map((seq) => `${messageOf(seq)}-${indexOf(seq)}`))
+    expect(after.entries).toEqual(
+      before.entries.map(([id, fields]) => [id, gone.has(id) ? ['m', PAYLOADS.redacted] : fields]),
+    )
+    expect(after.groups).toEqual(before.groups)
+    expect(after.stream).toEqual(before.stream)
+    expect(after.ttl).toBe(before.ttl)
+    const bare = ({ pending }: typeof before) => pending.map(([id, consumer, , times]) => ({ id, consumer, times }))
+    expect(bare(after)).toEqual(bare(before))
+    for (const [index, [id, , idle]] of after.pending.entries()) {
+      expect(idle, id).toBeGreaterThanOrEqual(before.pending[index]?.[2] ?? 0)
+      expect(idle, id).toBeLessThan((before.pending[index]?.[2] ?? 0) + 15_000)
+    }
+    // Neither is there another key left.
+    expect((await admin.keys('*')).filter((name) => name.includes('redacted'))).toEqual([])
+    // A second time nothing is written anew, and what came before is refused as ever.
+    await redactQueued(redis, GENERATION, to, redacted)
+    await send(2_500, to)
+    expect((await look()).entries).toEqual(after.entries)
+  } finally {
+    admin.disconnect()
+    await redis.close()
+  }
+})

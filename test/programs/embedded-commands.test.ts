@@ -341,7 +341,15 @@ describe('maintain', () => {
   })
 })
 
-const COMMANDS = [['serve'], ['verify'], ['tail'], ['revoke', 'tab_x'], ['maintain'], ['backup', '/tmp']] as const
+const COMMANDS = [
+  ['serve'],
+  ['verify'],
+  ['tail'],
+  ['revoke', 'tab_x'],
+  ['remove', 'list'],
+  ['maintain'],
+  ['backup', '/tmp'],
+] as const
 
 it('what a kernel keeps is for its own user to read, whatever the directory allows', async () => {
   const dataDir = await freshDataDirectory()
