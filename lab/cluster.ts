@@ -72,6 +72,8 @@ export interface Cluster<S extends Places = Servers> extends AsyncDisposable {
   readonly baseUrl: string
   readonly nodes: readonly ClusterNode[]
   readonly workers: readonly ClusterProcess[]
+  /** Of the observation service; their `url` is what it serves. */
+  readonly observers: readonly ClusterNode[]
   readonly postgres: S['postgres']
   readonly redis: S['redis']
   readonly nats: S['nats']
@@ -81,6 +83,8 @@ export interface Cluster<S extends Places = Servers> extends AsyncDisposable {
   /** One with settings of its own, which the load balancer does not know. */
   startNodeApart(settings: Settings): Promise<ClusterNode>
   startWorker(settings?: Settings): Promise<ClusterProcess>
+  /** A process of the observation service, with the rights of one. */
+  startObserver(settings?: Settings): Promise<ClusterNode>
   /** Runs a command such as `verify` to its end. */
   run(command: string, args?: readonly string[], settings?: Settings): Promise<CommandResult>
   /** The event log after `since` (exclusive), read through the first node that runs and is not frozen. */
@@ -160,6 +164,7 @@ async function startOn<S extends Places>(
   }
   const nodes: ClusterNode[] = []
   const workers: ClusterProcess[] = []
+  const observers: ClusterNode[] = []
   /** Members that are not ready yet. */
   const starting = new Set<Pick<ClusterProcess, 'name' | 'output'>>()
   const commands: Process[] = []
@@ -186,12 +191,12 @@ async function startOn<S extends Places>(
     if (migrated.code !== 0) throw new Error(`migrate ended with ${migrated.code}. It printed:\n${migrated.output}`)
   }
 
-  const start = async (command: 'api' | 'worker', number: number, own: Settings) => {
+  const start = async (command: 'api' | 'worker' | 'observe', number: number, own: Settings) => {
     const ports = await reservePorts(2)
     const [port, internalPort] = ports as [number, number]
     const name = `${command}-${number}`
     const directory = makeDirectory(name)
-    const addresses = { PORT: String(port), INTERNAL_PORT: String(internalPort) }
+    const addresses = { PORT: String(port), OBSERVE_PORT: String(port), INTERNAL_PORT: String(internalPort) }
     owner.defer(async () => {
       await removeDirectory(directory)
       releasePorts(ports)
@@ -216,6 +221,7 @@ async function startOn<S extends Places>(
     baseUrl: haproxy.url,
     nodes,
     workers,
+    observers,
     postgres,
     redis,
     nats,
@@ -233,6 +239,12 @@ async function startOn<S extends Places>(
       workers.push(worker)
       return worker
     },
+    async startObserver(own = {}) {
+      const rights = { DATABASE_URL: postgres.observerUrl, NATS_URL: nats.observerUrl, REDIS_URL: '' }
+      const observer = await start('observe', observers.length + 1, { ...rights, ...own })
+      observers.push(observer)
+      return observer
+    },
     run,
     events(since = 0) {
       const node = nodes.find(({ process }) => process.running && !process.frozen)
@@ -240,7 +252,7 @@ async function startOn<S extends Places>(
       return readEvents(node.internalUrl, since)
     },
     output: () =>
-      [...nodes, ...workers, ...starting, ...commands]
+      [...nodes, ...workers, ...observers, ...starting, ...commands]
         .map((member) => `--- ${member.name}\n${member.output()}`)
         .join('\n'),
     [Symbol.asyncDispose]: () => owner.disposeAsync(),

@@ -60,15 +60,19 @@ Needs DATABASE_URL of the role that owns the schema.`,
   },
   observe: {
     summary: 'run the observation service',
-    help: `Usage: observe
+    help: `Usage: observe [--rebuild]
 
 Serves the public, read-only observation API from the event log and read models of its own. Any number; one of them keeps the read models.
 In a cluster needs DATABASE_URL (of the role that owns the schema observation) and NATS_URL (of the user observer), and no more; without them
 it reads the embedded storage in DATA_DIR. OBSERVE_PORT (8090) for whoever watches, INTERNAL_PORT (9090) for /livez, /readyz and /metrics.
-Serve runs it by itself.`,
+Serve runs it by itself.
+
+With --rebuild it serves nothing: it builds the read models from nothing while others serve the old ones, which are then replaced, and ends.`,
+    flags: ['rebuild'],
     runsForLong: true,
     partOfCluster: true,
-    run: async (config) => (await import('./commands/observe.ts')).observe(config),
+    run: async (config, _, { rebuild = false }) =>
+      (await import('./commands/observe.ts')).observe(config, { isRebuild: rebuild }),
   },
   verify: {
     summary: 'compare state, registry and queues with the event log',

@@ -41,12 +41,17 @@ export class PostgresObservation implements ObservationDatabase {
   readonly #database: Database
   readonly #reader: Database
   readonly #schema: string
+  readonly #timeoutMs: number | undefined
 
-  /** @param reader where to read: the same one, or a replica of it */
-  constructor(database: Database, { schema, reader = database }: { schema: string; reader?: Database }) {
+  /** @param options.reader where to read: the same one, or a replica of it @param options.timeoutMs of a question */
+  constructor(
+    database: Database,
+    { schema, reader = database, timeoutMs }: { schema: string; reader?: Database; timeoutMs?: number },
+  ) {
     this.#database = database
     this.#reader = reader
     this.#schema = schema
+    this.#timeoutMs = timeoutMs
   }
 
   table(name: string): RawBuilder<unknown> {
@@ -65,7 +70,7 @@ export class PostgresObservation implements ObservationDatabase {
   }
 
   async query<T>(operation: string, statement: RawBuilder<T>): Promise<T[]> {
-    const { rows } = await roundTrip(this.#reader, operation, () => statement.execute(this.#reader))
+    const { rows } = await roundTrip(this.#reader, operation, () => statement.execute(this.#reader), this.#timeoutMs)
     return rows
   }
 
@@ -101,7 +106,7 @@ const compiler = new Kysely<unknown>({
 const SQLITE_TYPES = { integer: 'integer', text: 'text', bytes: 'text' } as const
 
 export class SqliteObservation implements ObservationDatabase {
-  readonly #connection: DatabaseSync
+  #connection: DatabaseSync
   readonly #attempt: <T>(ask: () => T) => T
   readonly #statements = new Map<string, ReturnType<DatabaseSync['prepare']>>()
 
@@ -110,6 +115,17 @@ export class SqliteObservation implements ObservationDatabase {
     this.#connection = connection
     const attempt = forServing({ connection, sql: connection.createTagStore() }, onRuin).attempt
     this.#attempt = attempt
+  }
+
+  /** Goes on with another database, which has the same tables. Closes the one before. */
+  replace(connection: DatabaseSync): void {
+    this.#statements.clear()
+    this.#connection.close()
+    this.#connection = connection
+  }
+
+  close(): void {
+    this.#connection.close()
   }
 
   table(name: string): RawBuilder<unknown> {

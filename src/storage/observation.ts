@@ -1,18 +1,26 @@
 /** What the observation service stands on, put together: on one machine, and in a cluster. */
 
 import { randomUUID } from 'node:crypto'
-import { readdirSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { sql } from 'kysely'
 import { type Config, ConfigError } from '../config.ts'
+import type { EventLog } from '../events/event-log.ts'
 import { JetStreamEventLog } from '../events/jetstream-event-log.ts'
 import { PostgresErasures } from '../events/postgres-erasures.ts'
 import { SqliteEventLog } from '../events/sqlite-event-log.ts'
+import type { Verification } from '../maintenance/verification.ts'
 import type { ObservationStorage } from '../observe/observation.ts'
-import { observationSchema, PostgresObservation, SqliteObservation } from '../observe/observation-database.ts'
+import {
+  type ObservationDatabase,
+  observationSchema,
+  PostgresObservation,
+  SqliteObservation,
+} from '../observe/observation-database.ts'
 import { PostgresObservationLease } from '../observe/postgres-observation-lease.ts'
+import { verifyObservation } from '../observe/verify-observation.ts'
 import { type Database, openPostgresSession, roundTrip } from '../platform/database.ts'
 import type { Logger } from '../platform/logger.ts'
 import { connectNats } from '../platform/nats.ts'
@@ -23,13 +31,21 @@ import { SqliteRemovals } from '../removal/sqlite-removals.ts'
 import { StateTables } from '../state/postgres-state-tables.ts'
 import { SqliteStateReader } from '../state/sqlite-state-reader.ts'
 import { connectDatabase } from './cluster.ts'
-import { databaseFile } from './embedded.ts'
+import { databaseFile, readDatabase } from './embedded.ts'
 
 /** The schema of Postgres that the observers' role owns, and the one in which it builds another. */
 export const SCHEMA = 'observation'
 export const NEXT_SCHEMA = 'observation_next'
 
 /** Read models in files beside the kernel's database: the one with the highest number counts. */
+/** How long a statement waits for another process that writes there. */
+const BUSY_MS = 5_000
+const CACHE_KIB = 16_384
+/** How often it is looked whether others have been built. */
+const WATCH_MS = 1_000
+const MAX_WAL_BYTES = 64 * 1_048_576
+/** A check of `verify` looks at all that there is. */
+const VERIFY_TIMEOUT_MS = 6 * 3_600_000
 const FILE = /^observation-(\d+)\.db$/
 
 export async function openEmbeddedObservation(config: Config, logger: Logger): Promise<ObservationStorage> {
@@ -40,63 +56,178 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
     process.exit(1)
   }
   const reader = forServing(openSqlite(file, { readOnly: true }), onRuin)
-  const connection = openReadModels(config.DATA_DIR, logger)
+  const directory = config.DATA_DIR
+  const database = new SqliteObservation(openReadModels(directory, logger), onRuin)
+  let number = latestReadModels(directory)
+  const watch = setInterval(() => {
+    const latest = latestReadModels(directory)
+    if (latest <= number) return
+    number = latest
+    logger.info({ number }, 'the read models of the observation have been built anew')
+    database.replace(openReadModels(directory, logger))
+  }, WATCH_MS)
   return {
     log: new SqliteEventLog(reader),
     state: new SqliteStateReader(reader),
     removals: new SqliteRemovals(reader),
-    database: new SqliteObservation(connection, onRuin),
+    database,
     checks: { servers: {}, work: {} },
     close: async () => {
-      connection.close()
+      clearInterval(watch)
+      database.close()
       reader.connection.close()
     },
   }
 }
 
+/** The number of the read models that count in a data directory: 0 where there are none. */
+function latestReadModels(directory: string): number {
+  return Math.max(0, ...readdirSync(directory).map((name) => Number(FILE.exec(name)?.[1] ?? 0)))
+}
+
+function fileOf(directory: string, number: number): string {
+  return join(directory, `observation-${number}.db`)
+}
+
+/** As much of the hash of the schema as the header of a database has room for. */
+function sqliteVersion(): number {
+  return Number.parseInt(observationSchema('sqlite').hash.slice(0, 7), 16)
+}
+
+function versionOf(connection: DatabaseSync): number {
+  return Number(connection.prepare('pragma user_version').get()?.user_version)
+}
+
+function openFile(file: string): DatabaseSync {
+  const connection = new DatabaseSync(file, { timeout: BUSY_MS })
+  // All of it can be made again from the log: a power failure may take the last moments, never a part of them.
+  connection.exec(`
+    pragma journal_mode = wal; pragma synchronous = normal; pragma temp_store = file;
+    pragma cache_size = -${CACHE_KIB}; pragma journal_size_limit = ${MAX_WAL_BYTES};`)
+  return connection
+}
+
+function makeFile(file: string): DatabaseSync {
+  removeDatabase(file)
+  const connection = openFile(file)
+  connection.exec(`begin; ${observationSchema('sqlite').text}; pragma user_version = ${sqliteVersion()}; commit`)
+  return connection
+}
+
 /** Opens the read models in a data directory, and begins new ones where there are none of this version. */
 function openReadModels(directory: string, logger: Logger): DatabaseSync {
-  const numbers = readdirSync(directory).flatMap((name) => FILE.exec(name)?.[1] ?? [])
-  const number = Math.max(1, ...numbers.map(Number))
-  for (const old of numbers) if (Number(old) < number) removeDatabase(join(directory, `observation-${old}.db`))
-  const file = join(directory, `observation-${number}.db`)
-  const { text, hash } = observationSchema('sqlite')
-  // As much of the hash as the header of a database has room for.
-  const version = Number.parseInt(hash.slice(0, 7), 16)
-  const open = () => {
-    const connection = new DatabaseSync(file, { timeout: 5_000 })
-    // All of it can be made again from the log: a power failure may take the last moments, never a part of them.
-    connection.exec('pragma journal_mode = wal; pragma synchronous = normal; pragma cache_size = -16384;')
-    connection.exec('pragma journal_size_limit = 67108864; pragma temp_store = file;')
-    return connection
-  }
-  const versionOf = (connection: DatabaseSync) => Number(connection.prepare('pragma user_version').get()?.user_version)
+  const number = Math.max(1, latestReadModels(directory))
+  for (let old = number - 1; old > 0 && existsSync(fileOf(directory, old)); old--)
+    removeDatabase(fileOf(directory, old))
+  const file = fileOf(directory, number)
   let connection: DatabaseSync | undefined
   try {
-    connection = open()
-    if (versionOf(connection) === version) return connection
+    connection = openFile(file)
+    if (versionOf(connection) === sqliteVersion()) return connection
     if (versionOf(connection) !== 0)
       logger.warn('the read models of the observation are built anew, as they are of another version')
   } catch (error) {
     logger.warn({ reason: String(error) }, 'the read models of the observation are built anew, as they cannot be used')
   }
   connection?.close()
-  removeDatabase(file)
-  const fresh = open()
-  fresh.exec(`begin; ${text}; pragma user_version = ${version}; commit`)
-  return fresh
+  return makeFile(file)
+}
+
+/**
+ * Builds the read models in a data directory from nothing, while others serve; `fill` does so, and then they count: a service that runs goes
+ * on with them within seconds.
+ */
+export async function rebuildEmbedded(
+  config: Config,
+  fill: (log: SqliteEventLog, database: ObservationDatabase) => Promise<void>,
+): Promise<void> {
+  await readDatabase(config, async (sqlite) => {
+    const building = join(config.DATA_DIR, 'observation-building.db')
+    const connection = makeFile(building)
+    try {
+      await fill(new SqliteEventLog(sqlite), new SqliteObservation(connection, () => {}))
+      connection.exec('pragma journal_mode = delete')
+    } finally {
+      connection.close()
+    }
+    renameSync(building, fileOf(config.DATA_DIR, latestReadModels(config.DATA_DIR) + 1))
+  })
+}
+
+/** The same in a cluster: in a schema beside the one that serves, and then in its place. */
+export async function rebuildInCluster(
+  config: Config,
+  logger: Logger,
+  fill: (log: JetStreamEventLog, database: ObservationDatabase) => Promise<void>,
+): Promise<void> {
+  const { databaseUrl, natsUrls } = observerServers(config)
+  const database = await connectDatabase(config, databaseUrl, openPostgresSession)
+  try {
+    await makeTables(database, NEXT_SCHEMA, { isAnew: true })
+    const nats = await connectNats(natsUrls, `observe-rebuild-${process.pid}`, logger)
+    const erasures = new PostgresErasures(async () => database)
+    const log = await JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, { erasures, isObserver: true })
+    try {
+      await fill(log, new PostgresObservation(database, { schema: NEXT_SCHEMA }))
+    } finally {
+      await log.close()
+    }
+    await database.transaction().execute(async (transaction) => {
+      await sql`select pg_advisory_xact_lock(${sql.lit(SCHEMA_LOCK)})`.execute(transaction)
+      for (const { name } of await tablesIn(transaction, SCHEMA))
+        await sql`drop table ${sql.table(`${SCHEMA}.${name}`)}`.execute(transaction)
+      for (const { name } of await tablesIn(transaction, NEXT_SCHEMA))
+        await sql`alter table ${sql.table(`${NEXT_SCHEMA}.${name}`)} set schema ${sql.ref(SCHEMA)}`.execute(transaction)
+    })
+  } finally {
+    await database.destroy()
+  }
+}
+
+/** Compares what the observation keeps with the log. Undefined where there is no observation of this version. */
+export async function verifyEmbeddedObservation(
+  config: Config,
+  log: SqliteEventLog,
+  report: (difference: string) => void,
+): Promise<Verification | undefined> {
+  const file = fileOf(config.DATA_DIR, latestReadModels(config.DATA_DIR))
+  if (!existsSync(file)) return undefined
+  const connection = new DatabaseSync(file, { readOnly: true, timeout: BUSY_MS })
+  try {
+    if (versionOf(connection) !== sqliteVersion()) return undefined
+    const database = new SqliteObservation(connection, () => {})
+    return await verifyObservation({ database, begin: 'begin', bytes: 'blob' }, log, report)
+  } finally {
+    connection.close()
+  }
+}
+
+/** The same in a cluster. @param session one of its own, with the rights of api nodes */
+export async function verifyClusterObservation(
+  session: Database,
+  log: Pick<EventLog, 'read'>,
+  report: (difference: string) => void,
+): Promise<Verification | undefined> {
+  if ((await versionIn(session, SCHEMA)) !== observationSchema('postgres').hash) return undefined
+  const database = new PostgresObservation(session, { schema: SCHEMA, timeoutMs: VERIFY_TIMEOUT_MS })
+  return verifyObservation({ database, begin: 'begin isolation level repeatable read', bytes: 'bytea' }, log, report)
 }
 
 function removeDatabase(file: string): void {
   for (const ending of ['', '-wal', '-shm']) rmSync(`${file}${ending}`, { force: true })
 }
 
-/** Waits for the servers for so long as is set. Throws `StartupError`. */
-export async function openClusterObservation(config: Config, logger: Logger): Promise<ObservationStorage> {
-  const { DATABASE_URL: databaseUrl, NATS_URL: natsUrls } = config
+/** The servers that an observer needs. Throws `ConfigError`. */
+function observerServers({ DATABASE_URL: databaseUrl, NATS_URL: natsUrls }: Config) {
   if (databaseUrl === undefined || natsUrls.length === 0) {
     throw new ConfigError('observe needs DATABASE_URL and NATS_URL of a cluster, or neither: then it reads DATA_DIR')
   }
+  return { databaseUrl, natsUrls }
+}
+
+/** Waits for the servers for so long as is set. Throws `StartupError`. */
+export async function openClusterObservation(config: Config, logger: Logger): Promise<ObservationStorage> {
+  const { databaseUrl, natsUrls } = observerServers(config)
   const startBy = performance.now() + config.STARTUP_TIMEOUT
   const there = <T>(open: () => Promise<T>) => untilThere(open, Math.max(0, startBy - performance.now()), logger)
   const holder = `observe-${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
@@ -135,14 +266,11 @@ const SCHEMA_LOCK = 7_821_114_306
 async function ensureReadModels(config: Config, url: string, logger: Logger): Promise<void> {
   const database = await connectDatabase(config, url, openPostgresSession)
   try {
-    await makeTables(database, SCHEMA, async (found) => {
-      if (found) logger.warn('the read models of the observation are built anew, as they are of another version')
-      return true
-    })
+    const isAnew = await makeTables(database, SCHEMA)
+    if (isAnew) logger.warn('the read models of the observation are built from the beginning of the log')
   } catch (error) {
     const code = error instanceof Error && 'code' in error ? error.code : undefined
-    // invalid_schema_name, insufficient_privilege
-    if (code !== '3F000' && code !== '42501') throw error
+    if (code !== INVALID_SCHEMA && code !== INSUFFICIENT_PRIVILEGE) throw error
     throw new StartupError(
       `DATABASE_URL of observe is to be of a role that owns the schema ${SCHEMA} (deploy/postgres/init): ${(error as Error).message}`,
     )
@@ -151,24 +279,34 @@ async function ensureReadModels(config: Config, url: string, logger: Logger): Pr
   }
 }
 
-/** Makes the tables in a schema unless they are there in this version, and `isWanted` says so of those that are there. */
-export async function makeTables(
-  database: Database,
-  schema: string,
-  isWanted: (found: string | undefined) => Promise<boolean>,
-): Promise<void> {
+/** SQLSTATE. */
+const INVALID_SCHEMA = '3F000'
+const INSUFFICIENT_PRIVILEGE = '42501'
+
+/** Makes the tables in a schema; those that are there are left alone where they are of this version and not wanted anew. Returns whether it did. */
+export async function makeTables(database: Database, schema: string, { isAnew = false } = {}): Promise<boolean> {
   const { text, hash } = observationSchema('postgres')
-  await database.transaction().execute(async (transaction) => {
+  return database.transaction().execute(async (transaction) => {
     await sql`select pg_advisory_xact_lock(${sql.lit(SCHEMA_LOCK)})`.execute(transaction)
-    const { rows } = await sql<{ name: string; hash: string | null }>`
-      select c.relname as name, obj_description(c.oid, 'pg_class') as hash
-      from pg_class c join pg_namespace n on n.oid = c.relnamespace
-      where n.nspname = ${schema} and c.relkind = 'r'`.execute(transaction)
-    const found = rows.find(({ name }) => name === 'position')?.hash ?? undefined
-    if (found === hash || !(await isWanted(found))) return
-    for (const { name } of rows) await sql`drop table ${sql.table(`${schema}.${name}`)}`.execute(transaction)
+    if (!isAnew && (await versionIn(transaction, schema)) === hash) return false
+    for (const { name } of await tablesIn(transaction, schema))
+      await sql`drop table ${sql.table(`${schema}.${name}`)}`.execute(transaction)
     await sql`set local search_path to ${sql.ref(schema)}`.execute(transaction)
     await sql.raw(text).execute(transaction)
     await sql`comment on table position is ${sql.lit(hash)}`.execute(transaction)
+    return true
   })
+}
+
+async function tablesIn(database: Database, schema: string): Promise<{ name: string; comment: string | null }[]> {
+  const { rows } = await sql<{ name: string; comment: string | null }>`
+    select c.relname as name, obj_description(c.oid, 'pg_class') as comment
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = ${schema} and c.relkind = 'r' order by 1`.execute(database)
+  return rows
+}
+
+/** The hash of the file that the tables in a schema were made by. */
+async function versionIn(database: Database, schema: string): Promise<string | undefined> {
+  return (await tablesIn(database, schema)).find(({ name }) => name === 'position')?.comment ?? undefined
 }

@@ -62,7 +62,7 @@ describeObservation('Postgres', async () => {
   const options = { url: server.observerUrl, poolMode: 'session', maxConnections: 2 } as const
   const [pool, owner] = [openPostgres(options), openPostgresSession(options)]
   const session = openPostgresSession({ ...options, url: server.appUrl })
-  await makeTables(owner, SCHEMA, async () => true)
+  await makeTables(owner, SCHEMA)
   return {
     database: new PostgresObservation(pool, { schema: SCHEMA }),
     verified: {

@@ -3,12 +3,15 @@
  * cannot tell which.
  */
 import { afterAll, afterEach } from 'vitest'
+import type { ClusterNode } from '../../lab/cluster.ts'
 import { type Event, freshDataDirectory, type Kernel, startKernel } from '../../lab/kernel.ts'
 import { removeDirectory } from '../../lab/servers/directory.ts'
 
 export interface Target extends AsyncDisposable {
   /** The agent API, without a path; for a cluster that of its load balancer. Stays the same over restarts. */
   readonly baseUrl: string
+  /** The observation service, without a path. In a cluster one process of it is started for the first who asks. */
+  observeUrl(): Promise<string>
   /** The event log after `since` (exclusive), in order. */
   events(since?: number): Promise<Event[]>
   /** Stops every kernel process with SIGTERM, waits, and starts it again on the same data. */
@@ -28,6 +31,7 @@ const LIFTED_LIMITS = {
   RATE_LIMIT_STATE_WRITE_PER_MIN: '1000000',
   RATE_LIMIT_REGISTRY_READ_PER_MIN: '1000000',
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
+  RATE_LIMIT_OBSERVE_PER_MIN: '1000000',
 }
 
 /** Of what the processes of a target have printed, so many characters are shown when a test fails. */
@@ -101,6 +105,7 @@ async function startEmbeddedTarget(settings: Readonly<Record<string, string>>): 
   }
   return {
     baseUrl: kernel.baseUrl,
+    observeUrl: async () => kernel.observeUrl,
     events: (since) => kernel.events(since),
     output: () => kernel.output(),
     async restart() {
@@ -123,9 +128,13 @@ async function startClusterTarget(
   const { balanced, startSharedCluster } = await import('../../lab/cluster.ts')
   // Two nodes: an answer of one is mostly about what the other has done.
   const cluster = await startSharedCluster({ nodes: 2, settings })
-  const members = [...cluster.nodes, ...cluster.workers]
+  let observer: Promise<ClusterNode> | undefined
   return {
     baseUrl: cluster.baseUrl,
+    async observeUrl() {
+      observer ??= cluster.startObserver()
+      return (await observer).url
+    },
     events: (since) => cluster.events(since),
     output: () => cluster.output(),
     async startNode(own) {
@@ -133,6 +142,7 @@ async function startClusterTarget(
       return { baseUrl: node.url, stop: async () => void (await node.stop()) }
     },
     async restart() {
+      const members = [...cluster.nodes, ...cluster.workers, ...cluster.observers]
       await Promise.all(
         members.map(async (member) => {
           const code = await member.stop()
