@@ -57,7 +57,7 @@ export class WebSockets {
     // The client may have gone meanwhile.
     if (!socket.readable || !socket.writable) {
       watcher.leave()
-      upgrade.take()
+      socket.destroy()
       return
     }
     const webSocket = this.#shakeHands(incoming, upgrade)
@@ -80,7 +80,8 @@ export class WebSockets {
     }
     webSocket.on('pong', heard)
     const ping = setInterval(() => {
-      if (webSocket.readyState !== webSocket.OPEN) return
+      // A ping that waits behind a write says nothing of the client; how long the write may take is looked at anyway.
+      if (webSocket.readyState !== webSocket.OPEN || socket.writableLength > 0) return
       if (!isHeard) return webSocket.terminate()
       isHeard = false
       webSocket.ping()
