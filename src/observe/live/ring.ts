@@ -107,7 +107,7 @@ export class Ring {
     let bytes = 0
     for (let index = this.#indexAfter(position); index < this.#entries.length; index++) {
       const entry = this.#entries[index]
-      if (entry === undefined || !passes(entry as Pick<LoggedEvent, 'type' | 'agent'>, filter)) continue
+      if (entry === undefined || !passes(entry, filter)) continue
       events.push(entry)
       bytes += entry.json.length
       if (bytes >= WRITE_BYTES) return { events, through: entry.seq }

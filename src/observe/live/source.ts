@@ -36,7 +36,10 @@ export interface EventSource {
   lastSeq(): Promise<number>
 }
 
-export function passes(event: Pick<LoggedEvent, 'type' | 'agent'>, { types, agent }: EventFilter): boolean {
+export function passes(
+  event: { readonly type: EventType; readonly agent?: string | undefined },
+  { types, agent }: EventFilter,
+): boolean {
   return (types === undefined || types.has(event.type)) && (agent === undefined || event.agent === agent)
 }
 
