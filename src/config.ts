@@ -105,6 +105,11 @@ const settings = z.object({
   REDIS_MODE: choice(['single', 'cluster'], 'single'),
   /** Comma-separated servers of one NATS cluster. */
   NATS_URL: list(z.string().regex(/^(nats|tls):\/\/\S+$/), 'comma-separated URLs beginning with nats:// or tls://'),
+  /** The same servers, as the user who may delete from the log. For `remove --erase` alone. */
+  NATS_ADMIN_URL: list(
+    z.string().regex(/^(nats|tls):\/\/\S+$/),
+    'comma-separated URLs beginning with nats:// or tls://',
+  ),
   EVENTS_REPLICAS: integer(3, 1, 5),
   /** Proxies whose X-Forwarded-For is believed. */
   TRUSTED_PROXIES: list(cidr, 'comma-separated CIDR ranges, such as 10.0.0.0/8'),

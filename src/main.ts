@@ -100,17 +100,19 @@ On embedded storage (DATA_DIR) within a second, whether or not a kernel runs.`,
   },
   remove: {
     summary: 'remove content that is illegal to host',
-    help: `Usage: remove state --key <key> --reason <reason> [--by <name>] [--yes] [--dry-run]
-       remove message --id <message id> --reason <reason> [--by <name>] [--yes] [--dry-run]
+    help: `Usage: remove state --key <key> --reason <reason> [--by <name>] [--erase] [--yes] [--dry-run]
+       remove message --id <message id> --reason <reason> [--by <name>] [--erase] [--yes] [--dry-run]
        remove list
 
 For the operator of the infrastructure, and for nothing but what the law demands. Of a key: it is deleted, and agents get 404. Of a message: if it was
 not fetched yet, it arrives with a redaction in the place of its content. In all observation, what was and what is, the redaction is shown. The
 transparency log, which is public, tells of it for ever: what, when, why (--reason), by whom (--by, operator), and the SHA-256 of the content.
 A key that cannot be typed is given percent-encoded, as in the API's paths: --encoded-key <key>.
+--erase erases the original too, from the log and all stores; in a cluster it needs NATS_ADMIN_URL. It says what is left to do by hand. Begun, and ended
+by whatever, it goes on when it is done again; so it is of use for what was removed before.
 --dry-run says what would be done, and changes nothing. Without --yes it asks first. The list is what was removed, the oldest first.
 Works while everything runs: on a cluster, or on the embedded storage in DATA_DIR.`,
-    flags: ['yes', 'dry-run'],
+    flags: ['erase', 'yes', 'dry-run'],
     options: ['key', 'encoded-key', 'id', 'reason', 'by'],
     run: async (config, args, flags, options) =>
       (await import('./commands/remove.ts')).remove(config, args, flags, options),

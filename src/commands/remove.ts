@@ -5,9 +5,11 @@ import { StartupError } from '../platform/startup-error.ts'
 import { escapeControls, isAtTerminal, isConfirmed } from '../platform/terminal.ts'
 import { Unavailable } from '../platform/unavailable.ts'
 import {
+  erase,
   findKey,
   findMessage,
   hashOf,
+  type Message,
   type OnProgress,
   type RemovalDetails,
   type RemovalEvent,
@@ -28,7 +30,7 @@ const SUBCOMMANDS: Readonly<Record<string, readonly string[]>> = {
   message: ['id'],
   list: [],
 }
-const OF_ALL_REMOVALS = ['reason', 'by', 'yes', 'dry-run']
+const OF_ALL_REMOVALS = ['reason', 'by', 'erase', 'yes', 'dry-run']
 
 const MAX_REASON = 1_000
 const MAX_NAME = 200
@@ -38,6 +40,8 @@ const LISTED_AT_ONCE = 500
 interface Order extends RemovalDetails {
   readonly isConfirmed: boolean
   readonly isDryRun: boolean
+  /** The original goes too. */
+  readonly erases: boolean
 }
 
 export async function remove(config: Config, args: readonly string[], flags: Flags, options: Options): Promise<void> {
@@ -53,8 +57,13 @@ export async function remove(config: Config, args: readonly string[], flags: Fla
       `remove ${subcommand} does not take ${rest.length > 0 ? wrong : `--${wrong}`}: it takes ${right}`,
     )
   }
-  if (subcommand === 'list') return withStore(config, true, list)
+  if (subcommand === 'list') return withStore(config, { isDryRun: true, erases: false }, list)
   const order = orderOf(flags, options)
+  if (order.erases && config.cluster && config.NATS_ADMIN_URL.length === 0) {
+    throw new StartupError(
+      '--erase needs NATS_ADMIN_URL: as NATS_URL, with the user who may delete from the log (admin of deploy/nats)',
+    )
+  }
   const work =
     subcommand === 'state'
       ? (
@@ -65,16 +74,18 @@ export async function remove(config: Config, args: readonly string[], flags: Fla
           (id) => (store: RemovalStore) =>
             removeMessage(store, id, order)
         )(idOf(options))
-  await withStore(config, order.isDryRun, work)
+  await withStore(config, order, work)
 }
 
 async function withStore(
   config: Config,
-  isReadOnly: boolean,
+  { isDryRun, erases }: Pick<Order, 'isDryRun' | 'erases'>,
   work: (store: RemovalStore) => Promise<void>,
 ): Promise<void> {
   try {
-    await (config.cluster ? withClusterRemovals(config, work) : withEmbeddedRemovals(config, { isReadOnly }, work))
+    await (config.cluster
+      ? withClusterRemovals(config, { erases: erases && !isDryRun }, work)
+      : withEmbeddedRemovals(config, { isReadOnly: isDryRun, erases }, work))
   } catch (error) {
     if (!(error instanceof Unavailable)) throw error
     const cause = error.cause instanceof Error ? `: ${error.cause.message}` : ''
@@ -95,6 +106,7 @@ function orderOf(flags: Flags, { reason, by = 'operator' }: Options): Order {
     performedBy: textOf('by', by, MAX_NAME),
     isConfirmed: flags.yes === true,
     isDryRun: flags['dry-run'] === true,
+    erases: flags.erase === true,
   }
   if (!order.isConfirmed && !order.isDryRun && !isAtTerminal()) {
     throw new StartupError('there is no terminal to ask on: add --yes, or --dry-run to see what would be done')
@@ -134,19 +146,21 @@ async function removeState(store: RemovalStore, key: string, order: Order): Prom
   const found = await findKey(store, key, tellProgress)
   if (found === undefined) throw new StartupError(`there is no ${name}, and never was`)
   const { value, removal } = found
-  if (value === undefined) throw removedAlready(name, removal)
+  if (value === undefined) return eraseRemoved(store, name, removal, order)
   console.error(
     `${name}: ${found.isPresent ? 'its value' : 'it is deleted already; the last value that it had'} has ` +
       `${size(value)}. The redaction will be shown in the place of every value that it had, and agents get 404.`,
   )
   if (await isRefused(order)) return
-  await tellOutcome(store, name, await removeKey(store, key, found, order))
+  const { event, seq } = await removeKey(store, key, found, order)
+  await tellOutcome(store, name, event, seq)
+  if (order.erases) await eraseAll(store, name, { seq, key, reason: order.reason })
 }
 
 async function removeMessage(store: RemovalStore, id: string, order: Order): Promise<void> {
   const name = `message ${id}`
   const removal = (await store.removals.ofMessages([id])).get(id)
-  if (removal !== undefined) throw removedAlready(name, removal)
+  if (removal !== undefined) return eraseRemoved(store, name, removal, order)
   const message = await findMessage(store, id, tellProgress)
   if (message === undefined) throw new StartupError(`there is no ${name} in the log`)
   const { from, to, content } = message.data
@@ -155,26 +169,50 @@ async function removeMessage(store: RemovalStore, id: string, order: Order): Pro
       `in its place, and if it was not fetched yet it arrives so.`,
   )
   if (await isRefused(order)) return
-  await tellOutcome(store, name, await redactMessage(store, message, order))
+  const { event, seq } = await redactMessage(store, message, order)
+  await tellOutcome(store, name, event, seq)
+  if (order.erases) await eraseAll(store, name, { seq, message_id: id, reason: order.reason }, message)
+}
+
+/** What was removed already can be erased still, and what was begun is ended. */
+async function eraseRemoved(
+  store: RemovalStore,
+  name: string,
+  removal: Removal | undefined,
+  order: Order,
+): Promise<void> {
+  const when = `${name} was removed already, ${removal?.ts} (event ${removal?.seq}): ${escapeControls(removal?.reason ?? '')}`
+  if (removal === undefined || !order.erases) throw new StartupError(when)
+  console.error(when)
+  if (await isRefused(order)) return
+  await eraseAll(store, name, removal)
+}
+
+async function eraseAll(
+  store: RemovalStore,
+  name: string,
+  removal: Pick<Removal, 'seq' | 'key' | 'message_id' | 'reason'>,
+  message?: Message,
+): Promise<void> {
+  const { erased, left } = await erase(store, removal, tellProgress, message)
+  console.log(`Erased what ${name} said from ${erased} event${erased === 1 ? '' : 's'} of the log.`)
+  for (const sentence of left) console.log(`Left to you: ${sentence}.`)
 }
 
 /** Whether nothing is to be done: it was to be told only, or who was asked says no. */
-async function isRefused({ isDryRun, isConfirmed: isSure, reason }: Order): Promise<boolean> {
+async function isRefused({ isDryRun, isConfirmed: isSure, reason, erases }: Order): Promise<boolean> {
   if (isDryRun) {
     console.log('Nothing was changed: this was a dry run.')
     return true
   }
-  if (isSure || (await isConfirmed(`Remove it for ${JSON.stringify(reason)}, which is public, for ever?`))) return false
+  const what = erases ? 'Remove it and erase the original' : 'Remove it'
+  if (isSure || (await isConfirmed(`${what} for ${JSON.stringify(reason)}, which is public, for ever?`))) return false
   console.log('Nothing was changed.')
   process.exitCode = 1
   return true
 }
 
-async function tellOutcome(
-  store: RemovalStore,
-  name: string,
-  { event, seq }: { event: RemovalEvent; seq: number },
-): Promise<void> {
+async function tellOutcome(store: RemovalStore, name: string, event: RemovalEvent, seq: number): Promise<void> {
   const late = await store.inForce(event, seq)
   if (late === undefined) console.log(`Removed ${name}: event ${seq}, SHA-256 ${event.data.content_hash}.`)
   else {
@@ -202,10 +240,6 @@ function lineOf({ seq, ts, action, key, message_id, reason, performed_by, conten
 
 const tellProgress: OnProgress = ({ events, last }) =>
   console.error(`Reading the log: ${events.toLocaleString('en')} events so far, the last of ${last.ts}.`)
-
-function removedAlready(name: string, removal: Removal | undefined): StartupError {
-  return new StartupError(`${name} was removed already, ${removal?.ts} (event ${removal?.seq}): ${removal?.reason}`)
-}
 
 function size(content: string): string {
   return `${Buffer.byteLength(content).toLocaleString('en')} bytes, SHA-256 ${hashOf(content)}`

@@ -16,7 +16,12 @@ const CONNECT_TIMEOUT_MS = 2_000
  * library give the connection up all the same, the process ends with status 1: it would be of no use. Throws `NotThereYet` if no server lets it
  * in, `StartupError` if they cannot be used.
  */
-export async function connectNats(urls: readonly string[], name: string, logger: Logger): Promise<NatsConnection> {
+export async function connectNats(
+  urls: readonly string[],
+  name: string,
+  logger: Logger,
+  setting = 'NATS_URL',
+): Promise<NatsConnection> {
   const { user, pass } = credentialsOf(urls)
   const connection = await connect({
     servers: urls.map((url) => withoutCredentials(url)),
@@ -33,7 +38,7 @@ export async function connectNats(urls: readonly string[], name: string, logger:
     noAsyncTraces: true,
   }).catch((error: Error) => {
     throw new NotThereYet(
-      `NATS_URL: cannot connect to any of ${urls.map(withoutCredentials).join(', ')}: ${error.message}`,
+      `${setting}: cannot connect to any of ${urls.map(withoutCredentials).join(', ')}: ${error.message}`,
     )
   })
   const { max_payload: allowed = 0, jetstream } = connection.info ?? {}

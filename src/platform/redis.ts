@@ -170,6 +170,11 @@ export class RedisClient {
     return { usedBytes: sum('used_memory'), limitBytes: sum('maxmemory') }
   }
 
+  /** Has each master write its append-only file anew, so that it holds no more than what is there now. Throws what one of them says against it. */
+  async rewriteFiles(): Promise<void> {
+    await this.run('rewrite_files', () => Promise.all(this.masters.map((master) => master.bgrewriteaof())))
+  }
+
   /**
    * One round trip. Throws `RedisUnavailable` when it takes too long, and at once while Redis is known to be out; `RedisFull`. `late` is given an answer
    * that came after that: what the command did, nobody else has heard of.

@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { DatabaseSync, type SQLTagStore } from 'node:sqlite'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { StartupError } from './startup-error.ts'
 import { Unavailable } from './unavailable.ts'
 
@@ -30,7 +31,7 @@ const MAX_STATEMENTS = 500
 
 /**
  * Opens the database in `file`. One that writes creates it; each of its commits is on the disk when it returns (`synchronous=FULL`), and
- * only then others read it. Throws what SQLite says, with its `errcode`.
+ * only then others read it. What is deleted is overwritten: it may have been illegal to host. Throws what SQLite says, with its `errcode`.
  */
 export function openSqlite(file: string, { readOnly = false }: { readOnly?: boolean } = {}): Sqlite {
   const connection = new DatabaseSync(file, { readOnly, timeout: BUSY_MS })
@@ -39,6 +40,7 @@ export function openSqlite(file: string, { readOnly = false }: { readOnly?: bool
       connection.exec(`
         pragma journal_mode = wal;
         pragma synchronous = full;
+        pragma secure_delete = on;
         pragma wal_autocheckpoint = ${CHECKPOINT_PAGES};
         pragma journal_size_limit = ${MAX_WAL_BYTES};`)
     }
@@ -80,6 +82,23 @@ function stepNames(): string[] {
   return readdirSync(MIGRATIONS)
     .filter((file) => file.endsWith('.sql'))
     .sort()
+}
+
+/** So long those who read and write are waited for, so that what is in the write-ahead log can be copied. */
+const TRUNCATE_MS = 30_000
+const TRUNCATE_POLL_MS = 100
+
+/**
+ * Copies the write-ahead log into the database, and cuts it to nothing. Whether that was possible: others may have been reading what is older, all the
+ * time.
+ */
+export async function truncateLog({ connection }: Pick<Sqlite, 'connection'>): Promise<boolean> {
+  const deadline = performance.now() + TRUNCATE_MS
+  for (;;) {
+    if (connection.prepare('pragma wal_checkpoint(truncate)').get()?.busy === 0) return true
+    if (performance.now() > deadline) return false
+    await sleep(TRUNCATE_POLL_MS)
+  }
 }
 
 /** How many steps have been applied. */

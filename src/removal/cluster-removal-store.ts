@@ -1,11 +1,13 @@
 /** Removing from a cluster that runs: through the log, as everything. */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { messageOf } from '../events/batch.ts'
 import type { EventLog } from '../events/event-log.ts'
 import { POSITION_KEY } from '../messaging/queue-generations.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
 import type { RedisClient } from '../platform/redis.ts'
 import { Unavailable } from '../platform/unavailable.ts'
 import { standing } from '../projector/database-projection.ts'
+import type { LogEraser } from './log-eraser.ts'
 import { PostgresRemovals } from './postgres-removals.ts'
 import type { RemovalStore } from './removal-store.ts'
 
@@ -16,11 +18,20 @@ const POLL_MS = 50
 export interface RemovalParts {
   readonly database: Database
   readonly log: EventLog
-  /** Opened for messages alone. Throws where it is out. */
+  /** Opened for messages, and to clean its file. Throws where it is out. */
   readonly redis: () => Promise<RedisClient>
+  /** Undefined where nothing is erased. */
+  readonly eraser: LogEraser | undefined
 }
 
-export function clusterRemovalStore({ database, log, redis }: RemovalParts): RemovalStore {
+const LEFT_IN_SERVERS = [
+  'each NATS server keeps what was appended lately in its replication log too, until that is written anew, within minutes where there is traffic ' +
+    '(docs/deploying.md says how to be sure)',
+  'Postgres keeps deleted values in dead rows until VACUUM FULL, in its write-ahead log until that is recycled, and replicas and backups are ' +
+    'copies (docs/deploying.md)',
+]
+
+export function clusterRemovalStore({ database, log, redis, eraser }: RemovalParts): RemovalStore {
   async function positionOfQueues(): Promise<number> {
     const client = await redis()
     return Number(await client.run('position', (connection) => connection.hget(POSITION_KEY, 'position')))
@@ -67,6 +78,22 @@ export function clusterRemovalStore({ database, log, redis }: RemovalParts): Rem
         ...(type === 'message_redacted' ? [await reached('the one in Redis', positionOfQueues)] : []),
       ].filter((reason) => reason !== undefined)
       return late.length === 0 ? undefined : late.join(', ')
+    },
+    async erase(seqs, reason) {
+      if (eraser === undefined) throw new TypeError('nothing was to be erased')
+      for (const [message, events] of Map.groupBy(seqs, messageOf)) await eraser.erase(message, events, reason)
+    },
+    async cleanFiles() {
+      try {
+        await (await redis()).rewriteFiles()
+        return LEFT_IN_SERVERS
+      } catch (error) {
+        const why = error instanceof Error ? error.message : String(error)
+        return [
+          ...LEFT_IN_SERVERS,
+          `Redis keeps small messages in its append-only file until BGREWRITEAOF, which was refused (${why})`,
+        ]
+      }
     },
   }
 }

@@ -14,7 +14,14 @@ export interface RemovalStore {
   /** Appends the event of a removal; resolves to its place. Throws `Unavailable`. */
   append(event: RemovalEvent, routing: Routing & { id?: string }): Promise<number>
   /** Resolves when agents and observers are answered accordingly, or, after 10 s, to why they are not yet. */
-  inForce(event: RemovalEvent, seq: number): Promise<string | undefined>
+  inForce(event: Pick<RemovalEvent, 'type'>, seq: number): Promise<string | undefined>
+  /**
+   * Takes the content out of these events of the log, which a removal is about: what is left of them says why. Those of which that has been done are
+   * passed over. Throws `Unavailable`; done again, it goes on.
+   */
+  erase(events: readonly number[], reason: string): Promise<void>
+  /** Rids files of what was deleted in them, as far as this program can. Resolves to what is left to others, a sentence each. */
+  cleanFiles(): Promise<string[]>
 }
 
 export type RemovalEvent = EventOf<'state_key_removed'> | EventOf<'message_redacted'>
@@ -107,6 +114,54 @@ export async function redactMessage(
   }
   const seq = await store.append(event, { about, recipient: to, id: `redacted-${message_id}` })
   return { event, seq }
+}
+
+/** Events that are erased at once. */
+const ERASED_AT_ONCE = 100
+
+/**
+ * Erases what a removal removed: the content of the message, or all values that the key had before it. Resolves to the number of events that it was in
+ * still, and what is left to others.
+ *
+ * @param message where it is known already
+ */
+export async function erase(
+  store: RemovalStore,
+  removal: Pick<Removal, 'seq' | 'key' | 'message_id' | 'reason'>,
+  onProgress: OnProgress,
+  message?: Message,
+): Promise<{ erased: number; left: string[] }> {
+  let erased = 0
+  let found: number[] = []
+  const flush = async () => {
+    if (found.length > 0) await store.erase(found, removal.reason)
+    erased += found.length
+    found = []
+  }
+  for await (const seq of contentsOf(store, removal, onProgress, message)) {
+    found.push(seq)
+    if (found.length === ERASED_AT_ONCE) await flush()
+  }
+  await flush()
+  return { erased, left: await store.cleanFiles() }
+}
+
+/** The places of the events that hold the content still. */
+async function* contentsOf(
+  store: RemovalStore,
+  { seq: until, key, message_id }: Pick<Removal, 'seq' | 'key' | 'message_id'>,
+  onProgress: OnProgress,
+  known?: Message,
+): AsyncGenerator<number> {
+  if (message_id !== undefined) {
+    const message = known ?? (await findMessage(store, message_id, onProgress))
+    if (message !== undefined && message.data.redacted !== true) yield message.seq
+    return
+  }
+  for await (const { seq, type, data } of read(store.log, 0, onProgress)) {
+    if (seq >= until) return
+    if (type === 'state_written' && data.key === key && data.redacted !== true) yield seq
+  }
 }
 
 export function hashOf(content: string): string {

@@ -29,6 +29,7 @@ import { QueueProjection } from '../projector/queue-projection.ts'
 import { PostgresRegistryStore } from '../registry/postgres-registry-store.ts'
 import { RegistryTables } from '../registry/postgres-registry-tables.ts'
 import { clusterRemovalStore } from '../removal/cluster-removal-store.ts'
+import { LogEraser } from '../removal/log-eraser.ts'
 import { PostgresRemovals } from '../removal/postgres-removals.ts'
 import type { RemovalStore } from '../removal/removal-store.ts'
 import { PostgresStateStore } from '../state/postgres-state-store.ts'
@@ -120,8 +121,12 @@ export async function withClusterJobs(config: Config, work: (jobs: readonly Job[
   }
 }
 
-/** Does something with what removals are made on. Throws `StartupError`. */
-export async function withClusterRemovals<T>(config: Config, work: (store: RemovalStore) => Promise<T>): Promise<T> {
+/** Does something with what removals are made on, and where `erases` is set the log is erased from. Throws `StartupError`. */
+export async function withClusterRemovals<T>(
+  config: Config,
+  { erases }: { erases: boolean },
+  work: (store: RemovalStore) => Promise<T>,
+): Promise<T> {
   const { databaseUrl, redisUrl } = clusterServers(config, 'remove')
   const logger = createLogger('silent', 'remove')
   const database = await connectDatabase(config, databaseUrl)
@@ -131,10 +136,16 @@ export async function withClusterRemovals<T>(config: Config, work: (store: Remov
     opened ??= await RedisClient.open(redisUrl, config.REDIS_MODE, logger)
     return opened
   }
+  let eraser: LogEraser | undefined
   try {
     await checkSchema(database, POSTGRES)
-    return await work(clusterRemovalStore({ database, log, redis }))
+    if (erases) {
+      const admin = await connectNats(config.NATS_ADMIN_URL, 'remove', logger, 'NATS_ADMIN_URL')
+      eraser = await LogEraser.open(admin, database)
+    }
+    return await work(clusterRemovalStore({ database, log, redis, eraser }))
   } finally {
+    await eraser?.close()
     await log.close()
     await opened?.close()
     await database.destroy()

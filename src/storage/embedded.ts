@@ -11,7 +11,7 @@ import { embeddedJobs } from '../maintenance/jobs.ts'
 import { isToBePushed } from '../messaging/messages-of-log.ts'
 import { SqliteMessageQueue } from '../messaging/sqlite-message-queue.ts'
 import { inBackground } from '../platform/background.ts'
-import { exists, inDirectory, lockDirectory } from '../platform/directory-lock.ts'
+import { DirectoryInUse, exists, inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import type { Logger } from '../platform/logger.ts'
 import { SqliteSigningKeys } from '../platform/signing-keys.ts'
 import {
@@ -126,14 +126,30 @@ export function withEmbeddedJobs(config: Config, work: (jobs: readonly Job[]) =>
 /** Does something with what removals are made on, beside a kernel that may be running. Throws `StartupError`. */
 export function withEmbeddedRemovals<T>(
   config: Config,
-  { isReadOnly }: { isReadOnly: boolean },
+  { isReadOnly, erases }: { isReadOnly: boolean; erases: boolean },
   work: (store: RemovalStore) => Promise<T>,
 ): Promise<T> {
-  return withDatabase(config, { readOnly: isReadOnly }, (sqlite) => {
+  return withDatabase(config, { readOnly: isReadOnly }, async (sqlite) => {
     checkSqliteSchema(sqlite)
     const models = readModels({ maxQueue: config.MESSAGE_MAX_QUEUE_PER_AGENT })
-    return work(sqliteRemovalStore(sqlite, isReadOnly ? undefined : createAppend(sqlite, models, Date.now)))
+    const append = isReadOnly ? undefined : createAppend(sqlite, models, Date.now)
+    const unlock = erases && !isReadOnly ? await lockUnlessInUse(config.DATA_DIR) : undefined
+    try {
+      return await work(sqliteRemovalStore(sqlite, append, unlock !== undefined))
+    } finally {
+      unlock?.()
+    }
   })
+}
+
+/** Keeps kernels from the directory; undefined where one uses it. */
+async function lockUnlessInUse(directory: string): Promise<(() => void) | undefined> {
+  try {
+    return await lockDirectory(directory)
+  } catch (error) {
+    if (error instanceof DirectoryInUse) return undefined
+    throw error
+  }
 }
 
 /**
