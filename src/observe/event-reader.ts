@@ -1,7 +1,7 @@
 /** Pages of the log for observers: by what the read models know of where events are, and with what was removed replaced. */
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, PAGE_BYTES } from '../events/event-log.ts'
-import { redact } from '../removal/redaction.ts'
+import { redact, redacted } from '../removal/redaction.ts'
 import type { Removals } from '../removal/removals.ts'
 import { ALL_TYPES } from './changes.ts'
 import type { Freshness } from './freshness.ts'
@@ -96,8 +96,12 @@ export class EventReader implements EventSource {
     return this.#parts.log.follow(since, signal, { types: ALL_TYPES })
   }
 
-  redact(events: readonly LoggedEvent[]): Promise<LoggedEvent[]> {
-    return redact(events, this.#parts.removals)
+  /** Removals that are among the events count already: the kernel's projection may be behind whoever follows the log. */
+  async redact(events: readonly LoggedEvent[]): Promise<LoggedEvent[]> {
+    const known = await redact(events, this.#parts.removals)
+    const removals = events.filter(({ type }) => type === 'message_redacted' || type === 'state_key_removed')
+    if (removals.length === 0) return known
+    return known.map((event) => redacted(event, removals.find((removal) => removes(removal, event))?.data as Reason))
   }
 
   lastSeq(): Promise<number> {
@@ -109,6 +113,14 @@ export class EventReader implements EventSource {
     const [event] = await this.redact(await this.#parts.log.get([seq]))
     return event
   }
+}
+
+type Reason = { reason: string } | undefined
+
+function removes({ seq, type, data }: LoggedEvent, event: LoggedEvent): boolean {
+  if (type === 'message_redacted') return event.type === 'message_sent' && event.data.message_id === data.message_id
+  if (type !== 'state_key_removed') return false
+  return event.type === 'state_written' && event.data.key === data.key && event.seq < seq
 }
 
 function isAll({ types, agent }: EventFilter): boolean {

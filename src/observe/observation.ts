@@ -1,6 +1,7 @@
 /** The observation service, put together: its read models kept up with the log, its API, its live streams. */
 import { applyLimit, createApp } from '../api/app.ts'
 import { clientAddressReader } from '../api/client-address.ts'
+import { ApiError } from '../api/errors.ts'
 import { createOpenApiDocument } from '../api/openapi.ts'
 import type { Config } from '../config.ts'
 import type { EventLog } from '../events/event-log.ts'
@@ -15,6 +16,7 @@ import { ClientLimit } from './client-limit.ts'
 import { createObservationEndpoints } from './endpoints.ts'
 import { EventReader } from './event-reader.ts'
 import { Freshness } from './freshness.ts'
+import { TooManyWatchers } from './live/live-feed.ts'
 import { asksForWebSocket, LiveStreams } from './live/live-streams.ts'
 import type { ObservationDatabase } from './observation-database.ts'
 import { ObservationTables } from './observation-tables.ts'
@@ -39,6 +41,8 @@ export interface Observation {
 }
 
 const MINUTE_MS = 60_000
+/** Who finds all streams taken may ask again after this. */
+const TRY_AGAIN_SECONDS = '10'
 const PUBLIC_LIMITS =
   'Read-only and public: no token, from any origin. What is shown is the public event log and what follows from it.'
 
@@ -76,7 +80,14 @@ export async function startObservation(
     freshness,
     state: storage.state,
     removals,
-    stream: ({ context, query }) => streams.answer(context.env, query),
+    stream: async ({ context, query }) => {
+      try {
+        return await streams.answer(context.env, query)
+      } catch (error) {
+        if (!(error instanceof TooManyWatchers)) throw error
+        throw new ApiError('too_many_connections', error.message, { 'Retry-After': TRY_AGAIN_SECONDS })
+      }
+    },
     maxKeyBytes: config.STATE_MAX_KEY_BYTES,
   })
   const app = createApp({
