@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { type Config, ConfigError } from '../config.ts'
 import { exists } from '../platform/directory-lock.ts'
 import { StartupError } from '../platform/startup-error.ts'
-import { readDatabase } from '../storage/embedded.ts'
+import { readDatabase } from '../storage/embedded-database.ts'
 
 export async function backup(config: Config, target: string | undefined): Promise<void> {
   if (config.cluster) {

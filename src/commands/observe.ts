@@ -8,12 +8,8 @@ import { type Progress, rebuild } from '../observe/rebuild.ts'
 import { startInternalServer } from '../platform/internal-server.ts'
 import { createLogger, type Logger } from '../platform/logger.ts'
 import { untilStopped } from '../platform/shutdown.ts'
-import {
-  openClusterObservation,
-  openEmbeddedObservation,
-  rebuildEmbedded,
-  rebuildInCluster,
-} from '../storage/observation.ts'
+import { openClusterObservation, rebuildInCluster } from '../storage/cluster-observation.ts'
+import { openEmbeddedObservation, rebuildEmbedded } from '../storage/embedded-observation.ts'
 
 /** Load balancers ask `/readyz` every 200 ms; after this they send nothing more. */
 const DRAIN_MS = 1_000

@@ -8,7 +8,7 @@ import { StartupError } from '../platform/startup-error.ts'
 import { RegistryTables } from '../registry/postgres-registry-tables.ts'
 import { revokeToken } from '../registry/sqlite-registry-writes.ts'
 import { clusterServers, connectDatabase } from '../storage/cluster.ts'
-import { changeDatabase } from '../storage/embedded.ts'
+import { changeDatabase } from '../storage/embedded-database.ts'
 import { allowances } from '../storage/storage.ts'
 
 export async function revoke(config: Config, identity: string | undefined): Promise<void> {

@@ -7,7 +7,7 @@ import { SqliteEventLog } from '../events/sqlite-event-log.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { escapeControls } from '../platform/terminal.ts'
 import { connectLog } from '../storage/cluster.ts'
-import { readDatabase } from '../storage/embedded.ts'
+import { readDatabase } from '../storage/embedded-database.ts'
 
 const POLL_MS = 500
 

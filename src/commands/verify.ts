@@ -9,8 +9,9 @@ import { checkSchema, POSTGRES } from '../platform/migrate.ts'
 import type { Sqlite } from '../platform/sqlite.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { clusterServers, connectDatabase, connectLog } from '../storage/cluster.ts'
-import { readDatabase } from '../storage/embedded.ts'
-import { verifyClusterObservation, verifyEmbeddedObservation } from '../storage/observation.ts'
+import { verifyClusterObservation } from '../storage/cluster-observation.ts'
+import { readDatabase } from '../storage/embedded-database.ts'
+import { verifyEmbeddedObservation } from '../storage/embedded-observation.ts'
 import { readModels } from '../storage/read-models.ts'
 
 export async function verify(config: Config): Promise<void> {

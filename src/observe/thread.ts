@@ -3,7 +3,7 @@ import { parentPort } from 'node:worker_threads'
 import { register } from 'prom-client'
 import { loadConfig } from '../config.ts'
 import { createLogger } from '../platform/logger.ts'
-import { openEmbeddedObservation } from '../storage/observation.ts'
+import { openEmbeddedObservation } from '../storage/embedded-observation.ts'
 import { startObservation } from './observation.ts'
 
 /** What the thread is told. */

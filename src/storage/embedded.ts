@@ -1,6 +1,5 @@
 /** Storage on one machine: a SQLite database in `DATA_DIR`, and what lives in the process. */
 import { appendFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { MemoryAdmission } from '../access/memory-admission.ts'
 import type { Config } from '../config.ts'
 import { APPLIED_AT_ONCE } from '../events/progress.ts'
@@ -11,20 +10,11 @@ import { embeddedJobs } from '../maintenance/jobs.ts'
 import { isToBePushed } from '../messaging/messages-of-log.ts'
 import { SqliteMessageQueue } from '../messaging/sqlite-message-queue.ts'
 import { inBackground } from '../platform/background.ts'
-import { DirectoryInUse, exists, inDirectory, lockDirectory } from '../platform/directory-lock.ts'
+import { DirectoryInUse, inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import type { Logger } from '../platform/logger.ts'
 import { SqliteSigningKeys } from '../platform/signing-keys.ts'
-import {
-  checkSqliteSchema,
-  forServing,
-  openSqlite,
-  type Sqlite,
-  schemaVersion,
-  transaction,
-  verdictOn,
-} from '../platform/sqlite.ts'
+import { checkSqliteSchema, forServing, openSqlite, type Sqlite, transaction } from '../platform/sqlite.ts'
 import { SqliteWriter } from '../platform/sqlite-writer.ts'
-import { StartupError } from '../platform/startup-error.ts'
 import { SqliteRegistryStore } from '../registry/sqlite-registry-store.ts'
 import { tidyChallenges } from '../registry/sqlite-registry-writes.ts'
 import type { RemovalStore } from '../removal/removal-store.ts'
@@ -34,16 +24,12 @@ import { SqliteStateStore } from '../state/sqlite-state-store.ts'
 import { Doorbell } from '../webhooks/doorbell.ts'
 import { SqliteSealedSecrets } from '../webhooks/sqlite-sealed-secrets.ts'
 import { SqliteWebhookLanes } from '../webhooks/sqlite-webhook-lanes.ts'
+import { changeDatabase, databaseFile, readDatabase, refuseOldData, unusable } from './embedded-database.ts'
 import type { EmbeddedWriterOptions, EmbeddedWrites } from './embedded-writer.ts'
 import { readModels } from './read-models.ts'
 import { allowances, type Storage } from './storage.ts'
 
 const WRITER = new URL('./embedded-writer.ts', import.meta.url)
-
-/** The database of a data directory. */
-export function databaseFile(config: Config): string {
-  return join(config.DATA_DIR, 'tabulum.db')
-}
 
 /**
  * Opens the data directory, which it creates, for this process alone. Throws `DirectoryInUse`, and `StartupError` where nothing can be
@@ -129,7 +115,8 @@ export function withEmbeddedRemovals<T>(
   { isReadOnly, erases }: { isReadOnly: boolean; erases: boolean },
   work: (store: RemovalStore) => Promise<T>,
 ): Promise<T> {
-  return withDatabase(config, { readOnly: isReadOnly }, async (sqlite) => {
+  const use = isReadOnly ? readDatabase : changeDatabase
+  return use(config, async (sqlite) => {
     checkSqliteSchema(sqlite)
     const models = readModels({ maxQueue: config.MESSAGE_MAX_QUEUE_PER_AGENT })
     const append = isReadOnly ? undefined : createAppend(sqlite, models, Date.now)
@@ -149,55 +136,5 @@ async function lockUnlessInUse(directory: string): Promise<(() => void) | undefi
   } catch (error) {
     if (error instanceof DirectoryInUse) return undefined
     throw error
-  }
-}
-
-/**
- * Does something with the database of a data directory, which a kernel may be using, and which is not written to. Throws
- * `StartupError` where there is none, or where it cannot be used.
- */
-export function readDatabase<T>(config: Config, work: (sqlite: Sqlite) => T | Promise<T>): Promise<T> {
-  return withDatabase(config, { readOnly: true }, work)
-}
-
-/** As `readDatabase`, to write something small: a kernel waits meanwhile. */
-export function changeDatabase<T>(config: Config, work: (sqlite: Sqlite) => T | Promise<T>): Promise<T> {
-  return withDatabase(config, { readOnly: false }, work)
-}
-
-async function withDatabase<T>(
-  config: Config,
-  options: { readOnly: boolean },
-  work: (sqlite: Sqlite) => T | Promise<T>,
-): Promise<T> {
-  const file = databaseFile(config)
-  await refuseOldData(config.DATA_DIR)
-  const missing = `there is no database in ${config.DATA_DIR}: set DATA_DIR to the directory of a kernel`
-  if (!(await exists(file))) throw new StartupError(missing)
-  let sqlite: Sqlite | undefined
-  try {
-    sqlite = openSqlite(file, options)
-    // It was made by a kernel that ended at once.
-    if (schemaVersion(sqlite.connection) === 0) throw new StartupError(missing)
-    return await work(sqlite)
-  } catch (error) {
-    throw verdictOn(error) === 'defect' ? error : unusable(file, error)
-  } finally {
-    sqlite?.connection.close()
-  }
-}
-
-function unusable(file: string, cause: unknown): StartupError {
-  const reason = cause instanceof Error ? cause.message : String(cause)
-  return new StartupError(`the database ${file} cannot be used: ${reason}`, { cause })
-}
-
-/** What development versions before 0.1.0 kept. */
-async function refuseOldData(directory: string): Promise<void> {
-  const old = join(directory, 'database')
-  if (await exists(join(old, 'PG_VERSION'))) {
-    throw new StartupError(
-      `${old} holds data of an earlier kind of embedded storage (PGlite), which this version cannot read: set DATA_DIR to another directory`,
-    )
   }
 }

@@ -1,6 +1,7 @@
 /** The read models of the observation in SQLite. */
 import { DatabaseSync } from 'node:sqlite'
-import { observationSchema, SqliteObservation } from '../../src/observe/observation-database.ts'
+import { observationSchema } from '../../src/observe/observation-database.ts'
+import { SqliteObservation } from '../../src/observe/sqlite-observation.ts'
 import { describeObservation } from './observation.ts'
 
 describeObservation('SQLite', async () => {

@@ -1,0 +1,154 @@
+/** What the observation service stands on, on one machine: the kernel's database, which it reads, and read models in a file beside it. */
+import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { DatabaseSync } from 'node:sqlite'
+import type { Config } from '../config.ts'
+import { SqliteEventLog } from '../events/sqlite-event-log.ts'
+import type { Verification } from '../maintenance/verification.ts'
+import type { ObservationStorage } from '../observe/observation.ts'
+import { type ObservationDatabase, observationSchema } from '../observe/observation-database.ts'
+import { SqliteObservation } from '../observe/sqlite-observation.ts'
+import { verifyObservation } from '../observe/verify-observation.ts'
+import type { Logger } from '../platform/logger.ts'
+import { forServing, openSqlite } from '../platform/sqlite.ts'
+import { SqliteRemovals } from '../removal/sqlite-removals.ts'
+import { SqliteStateReader } from '../state/sqlite-state-reader.ts'
+import { databaseFile, readDatabase } from './embedded-database.ts'
+
+/** How long a statement waits for another process that writes there. */
+const BUSY_MS = 5_000
+const CACHE_KIB = 16_384
+/** How often it is looked whether others have been built. */
+const WATCH_MS = 1_000
+const MAX_WAL_BYTES = 64 * 1_048_576
+/** A check of `verify` looks at all that there is. */
+/** Read models in files beside the kernel's database: the one with the highest number counts. */
+const FILE = /^observation-(\d+)\.db$/
+
+export async function openEmbeddedObservation(config: Config, logger: Logger): Promise<ObservationStorage> {
+  const file = databaseFile(config)
+  const onRuin = (error: Error) => {
+    logger.fatal({ err: error }, 'the observation cannot read its database any more and ends')
+    // Of the thread alone, where it runs in one.
+    process.exit(1)
+  }
+  const reader = forServing(openSqlite(file, { readOnly: true }), onRuin)
+  const directory = config.DATA_DIR
+  const database = new SqliteObservation(openReadModels(directory, logger), onRuin)
+  let number = latestReadModels(directory)
+  const watch = setInterval(() => {
+    const latest = latestReadModels(directory)
+    if (latest <= number) return
+    number = latest
+    logger.info({ number }, 'the read models of the observation have been built anew')
+    database.replace(openReadModels(directory, logger))
+  }, WATCH_MS)
+  return {
+    log: new SqliteEventLog(reader),
+    state: new SqliteStateReader(reader),
+    removals: new SqliteRemovals(reader),
+    database,
+    checks: { servers: {}, work: {} },
+    close: async () => {
+      clearInterval(watch)
+      database.close()
+      reader.connection.close()
+    },
+  }
+}
+
+/** The number of the read models that count in a data directory: 0 where there are none. */
+function latestReadModels(directory: string): number {
+  return Math.max(0, ...readdirSync(directory).map((name) => Number(FILE.exec(name)?.[1] ?? 0)))
+}
+
+function fileOf(directory: string, number: number): string {
+  return join(directory, `observation-${number}.db`)
+}
+
+/** As much of the hash of the schema as the header of a database has room for. */
+function sqliteVersion(): number {
+  return Number.parseInt(observationSchema('sqlite').hash.slice(0, 7), 16)
+}
+
+function versionOf(connection: DatabaseSync): number {
+  return Number(connection.prepare('pragma user_version').get()?.user_version)
+}
+
+function openFile(file: string): DatabaseSync {
+  const connection = new DatabaseSync(file, { timeout: BUSY_MS })
+  // All of it can be made again from the log: a power failure may take the last moments, never a part of them.
+  connection.exec(`
+    pragma journal_mode = wal; pragma synchronous = normal; pragma temp_store = file;
+    pragma cache_size = -${CACHE_KIB}; pragma journal_size_limit = ${MAX_WAL_BYTES};`)
+  return connection
+}
+
+function makeFile(file: string): DatabaseSync {
+  removeDatabase(file)
+  const connection = openFile(file)
+  connection.exec(`begin; ${observationSchema('sqlite').text}; pragma user_version = ${sqliteVersion()}; commit`)
+  return connection
+}
+
+/** Opens the read models in a data directory, and begins new ones where there are none of this version. */
+function openReadModels(directory: string, logger: Logger): DatabaseSync {
+  const number = Math.max(1, latestReadModels(directory))
+  for (let old = number - 1; old > 0 && existsSync(fileOf(directory, old)); old--)
+    removeDatabase(fileOf(directory, old))
+  const file = fileOf(directory, number)
+  let connection: DatabaseSync | undefined
+  try {
+    connection = openFile(file)
+    if (versionOf(connection) === sqliteVersion()) return connection
+    if (versionOf(connection) !== 0)
+      logger.warn('the read models of the observation are built anew, as they are of another version')
+  } catch (error) {
+    logger.warn({ reason: String(error) }, 'the read models of the observation are built anew, as they cannot be used')
+  }
+  connection?.close()
+  return makeFile(file)
+}
+
+/**
+ * Builds the read models in a data directory from nothing, while others serve; `fill` does so, and then they count: a service that runs goes
+ * on with them within seconds.
+ */
+export async function rebuildEmbedded(
+  config: Config,
+  fill: (log: SqliteEventLog, database: ObservationDatabase) => Promise<void>,
+): Promise<void> {
+  await readDatabase(config, async (sqlite) => {
+    const building = join(config.DATA_DIR, 'observation-building.db')
+    const connection = makeFile(building)
+    try {
+      await fill(new SqliteEventLog(sqlite), new SqliteObservation(connection, () => {}))
+      connection.exec('pragma journal_mode = delete')
+    } finally {
+      connection.close()
+    }
+    renameSync(building, fileOf(config.DATA_DIR, latestReadModels(config.DATA_DIR) + 1))
+  })
+}
+
+/** Compares what the observation keeps with the log. Undefined where there is no observation of this version. */
+export async function verifyEmbeddedObservation(
+  config: Config,
+  log: SqliteEventLog,
+  report: (difference: string) => void,
+): Promise<Verification | undefined> {
+  const file = fileOf(config.DATA_DIR, latestReadModels(config.DATA_DIR))
+  if (!existsSync(file)) return undefined
+  const connection = new DatabaseSync(file, { readOnly: true, timeout: BUSY_MS })
+  try {
+    if (versionOf(connection) !== sqliteVersion()) return undefined
+    const database = new SqliteObservation(connection, () => {})
+    return await verifyObservation({ database, begin: 'begin', bytes: 'blob' }, log, report)
+  } finally {
+    connection.close()
+  }
+}
+
+function removeDatabase(file: string): void {
+  for (const ending of ['', '-wal', '-shm']) rmSync(`${file}${ending}`, { force: true })
+}
