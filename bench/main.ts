@@ -1,5 +1,5 @@
 /**
- * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [large] [webhooks] [ceiling]
+ * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [large] [webhooks] [ceiling] [observation]
  * [--seconds 3] [--agents 10000] [--sizes 1000,100000,1000000] [--events 200000] [--json file]`; all if none is named.
  *
  * Starts what it needs and prints tables for people; `--json` writes the same for scripts. What compares between machines is ratios within one
@@ -23,6 +23,7 @@ import { benchLarge, measureLoopDelay } from './large.ts'
 import { type Figures, figuresOf, load, serverPids } from './load.ts'
 import { measureMemory } from './memory.ts'
 import { benchNodes } from './nodes.ts'
+import { benchObservation, benchWatched, benchWatchers } from './observe.ts'
 import { startProgram } from './program.ts'
 import { benchSizes } from './sizes.ts'
 import { benchWebhooks } from './webhooks.ts'
@@ -42,6 +43,7 @@ const BENCHES = [
   'large',
   'webhooks',
   'ceiling',
+  'observation',
 ]
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -130,6 +132,12 @@ if (wanted('large')) {
   const title = 'embedded storage with so many keys and so many agents, and the greatest to the least'
   table('large', title, await benchLarge(sizes, SETTINGS))
   table('loopDelay', 'delay of the event loop while 32 connections write', await measureLoopDelay(seconds, SETTINGS))
+}
+if (wanted('observation')) {
+  const title = 'a log of so many events, observed'
+  table('observation', title, await benchObservation([100_000, positive('events', values.events)]))
+  table('watchers', 'watchers on `serve` beside 1,000 writes a second', await benchWatchers([0, 100, 1_000], seconds))
+  table('watched', 'one agent that writes, beside others on the machine', await benchWatched(seconds))
 }
 if (wanted('webhooks')) report.webhooks = await benchWebhooks()
 if (values.json !== undefined) await writeFile(values.json, `${JSON.stringify(report, null, 2)}\n`)
