@@ -32,6 +32,8 @@ export interface NatsServer {
   readonly name: string
   readonly port: number
   readonly process: Process
+  /** Where it keeps what it stores. */
+  readonly directory: string
   /** Of its own, where one was asked for. */
   readonly disk: Disk | undefined
   stop(): Promise<void>
@@ -194,6 +196,7 @@ export async function startNats({
       name: server.name,
       port: portOf(number, 0),
       process: server,
+      directory: homes[number] as string,
       disk: mounted[number] ?? limits[number]?.diskOf(server),
       stop: async () => void (await server.stop()),
       kill: () => server.kill(),

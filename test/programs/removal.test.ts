@@ -1,5 +1,7 @@
 /** `remove` on embedded storage: beside a kernel that runs, and without one. */
 import { hash, randomUUID } from 'node:crypto'
+import { readdir, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { type Agent, Client } from '../../lab/client.ts'
 import { freshDataDirectory, type Kernel, startKernel } from '../../lab/kernel.ts'
@@ -147,4 +149,70 @@ it('what is not there is refused, and nothing is changed', { timeout: TEST_MS },
   expectRefusal(await runCommand(await freshDataDirectory(), 'remove', 'list'), 'there is no database in')
   expect(await runCommand(kernel.dataDir, 'remove', 'list')).toEqual({ code: 0, out: '', err: '' })
   expect((await kernel.events()).filter(({ type }) => /removed|redacted/.test(type))).toEqual([])
+})
+
+describe('what is erased', () => {
+  const SECRET = 'illegal-4c0f1e'
+  /** Of each kind that a database keeps otherwise: in a row, in pages of its own, as JSON writes it. */
+  const CONTENTS = [`${SECRET} small`, `${SECRET} `.repeat(4_000), `"${SECRET}"\n\u0000 ü`]
+
+  /** The files of a data directory in which it is. */
+  async function filesWith(dataDir: string): Promise<string[]> {
+    const names = await readdir(dataDir)
+    const contents = await Promise.all(names.map((name) => readFile(join(dataDir, name)).catch(() => Buffer.of())))
+    return names.filter((_, index) => contents[index]?.includes(SECRET))
+  }
+
+  it('is in no file any more, while the kernel runs and writes, and the log stays whole', {
+    timeout: TEST_MS,
+  }, async () => {
+    const { kernel, agents } = await started()
+    await using _ = kernel
+    const [one, two] = agents
+    const json = (content: string) => ({ json: { to: two.address, content }, headers: { 'Idempotency-Key': 'once' } })
+    for (const content of CONTENTS) {
+      await one.write('bad', content)
+      await one.write(`fine/${content.length}`, 'x'.repeat(content.length))
+    }
+    await one.write('deleted', CONTENTS[1] ?? '')
+    await one.remove('deleted')
+    const ids: string[] = []
+    for (const content of CONTENTS) ids.push((await one.send(two.address, content)).message_id)
+    const first = (await one.request('POST', '/v1/messages', json(`${SECRET} once`))).json as { message_id: string }
+    expect(await filesWith(kernel.dataDir)).not.toEqual([])
+    // An event that is long past what the removals are about.
+    const before = await kernel.events()
+
+    const erase = async (...args: string[]) => {
+      const { code, out, err } = await runCommand(kernel.dataDir, 'remove', ...args, ...WHY, '--yes', '--erase')
+      expect(code, out + err).toBe(0)
+      return out
+    }
+    expect(await erase('state', '--key', 'bad')).toContain('Erased what state key "bad" said from 3 events of the log.')
+    // As somebody may have begun it.
+    const removed = await runCommand(kernel.dataDir, 'remove', 'state', '--key', 'deleted', ...WHY, '--yes')
+    expect(removed.code, removed.err).toBe(0)
+    expect(await filesWith(kernel.dataDir)).not.toEqual([])
+    expect(await erase('state', '--key', 'deleted')).toContain('from 1 event of the log.')
+    for (const id of [...ids, first.message_id]) expect(await erase('message', '--id', id)).toContain('from 1 event of')
+    expect(await erase('message', '--id', ids[0] ?? '')).toContain('from 0 events of the log.')
+    expect(await filesWith(kernel.dataDir)).toEqual([])
+
+    const after = await kernel.events()
+    expect(after.slice(0, before.length).map(({ seq, type }) => ({ seq, type }))).toEqual(
+      before.map(({ seq, type }) => ({ seq, type })),
+    )
+    const [write] = after.filter(({ type, data }) => type === 'state_written' && data.key === 'bad')
+    expect(write?.data).toMatchObject({ value: REDACTED, redacted: true, redacted_reason: 'court order 12' })
+    // A retry is what it was, and another message under its key is refused as ever.
+    const again = await one.request('POST', '/v1/messages', json(`${SECRET} once`))
+    expect({ status: again.status, json: again.json }).toMatchObject({ status: 202, json: first })
+    expect((await one.request('POST', '/v1/messages', json('another'))).status).toBe(400)
+    expect((await two.receiveAll()).map(({ content }) => content)).toEqual(Array(ids.length + 1).fill(REDACTED))
+    await expectVerified(kernel.dataDir)
+    expect(await filesWith(kernel.dataDir)).toEqual([])
+    expect(await kernel.stop()).toBe(0)
+    expect(await erase('state', '--key', 'bad')).not.toContain('Left to you')
+    await expectVerified(kernel.dataDir)
+  })
 })
