@@ -170,7 +170,7 @@ export class RedisClient {
     return { usedBytes: sum('used_memory'), limitBytes: sum('maxmemory') }
   }
 
-  /** Has each master write its append-only file anew, so that it holds no more than what is there now. Throws what one of them says against it. */
+  /** Has each master write its append-only file anew, in its own time, so that it holds what is there now and no more. Throws `RedisUnavailable`. */
   async rewriteFiles(): Promise<void> {
     await this.run('rewrite_files', () => Promise.all(this.masters.map((master) => master.bgrewriteaof())))
   }

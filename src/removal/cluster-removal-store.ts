@@ -24,11 +24,11 @@ export interface RemovalParts {
   readonly eraser: LogEraser | undefined
 }
 
+/** What no client of the servers can do anything about; docs/deploying.md says what can be done. */
 const LEFT_IN_SERVERS = [
-  'each NATS server keeps what was appended lately in its replication log too, until that is written anew, within minutes where there is traffic ' +
-    '(docs/deploying.md says how to be sure)',
-  'Postgres keeps deleted values in dead rows until VACUUM FULL, in its write-ahead log until that is recycled, and replicas and backups are ' +
-    'copies (docs/deploying.md)',
+  'NATS keeps what was appended lately in its replication log as well, for two minutes or three, until it writes that anew by itself',
+  'Postgres keeps the bytes of deleted values in its files until VACUUM FULL, and in its write-ahead log until that is recycled',
+  'what replicas, snapshots and backups have copied is for you to find',
 ]
 
 export function clusterRemovalStore({ database, log, redis, eraser }: RemovalParts): RemovalStore {

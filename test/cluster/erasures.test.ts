@@ -4,12 +4,14 @@ import { afterAll, beforeAll, expect, it } from 'vitest'
 import { natsOptions, sharedNats } from '../../lab/servers.ts'
 import { messageOf, seqOf, toLine } from '../../src/events/batch.ts'
 import type { LoggedEvent } from '../../src/events/event.ts'
-import { EventLost, readEvents } from '../../src/events/event-log.ts'
+import { EventLost, LogUnavailable, readEvents } from '../../src/events/event-log.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { PostgresErasures } from '../../src/events/postgres-erasures.ts'
 import type { Database } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { connectNats } from '../../src/platform/nats.ts'
+import { LogEraser, withoutContents } from '../../src/removal/log-eraser.ts'
+import { REDACTED } from '../../src/removal/redaction.ts'
 import { inParallel, inSequence, written } from '../conformance/support.ts'
 import { openFreshPostgres } from './support.ts'
 
@@ -21,6 +23,7 @@ const MESSAGES = 80
 const stack = new AsyncDisposableStack()
 let database: Database
 let manager: JetStreamManager
+let adminUrl: string
 let log: JetStreamEventLog
 /** The log as it was written. */
 const all: LoggedEvent[] = []
@@ -32,7 +35,8 @@ beforeAll(async () => {
   const connection = await connectNats(nats.url.split(','), 'test', createLogger('silent', 'test'))
   log = await JetStreamEventLog.open(connection, 3, { erasures: new PostgresErasures(async () => database) })
   stack.defer(() => log.close())
-  const admin = await connect(natsOptions(nats.adminUrl))
+  adminUrl = nats.adminUrl
+  const admin = await connect(natsOptions(adminUrl))
   stack.defer(() => admin.close())
   manager = await admin.jetstreamManager()
   await inSequence(MESSAGES, (message) =>
@@ -94,6 +98,41 @@ it('one in the middle, two in a row, the first and the last are read as what is 
   }
   expect((await log.get(all.map(({ seq }) => seq))).map(bare)).toEqual(expected)
   expect(await log.lastSeq()).toBe(all.at(-1)?.seq)
+})
+
+it('are made by the eraser, event by event, and what was begun is ended', { timeout: TEST_MS }, async () => {
+  const connection = await connectNats(adminUrl.split(','), 'test', createLogger('silent', 'test'))
+  const eraser = await LogEraser.open(connection, database)
+  try {
+    const read = async () => (await log.read(seqOf(11, 0) - 1, 3)).map(({ data }) => data)
+    const before = await read()
+    expect(before).toHaveLength(3)
+    // As far as a process came that ended there.
+    const kept = {
+      message: 11,
+      lines: all.filter(({ seq }) => messageOf(seq) === 11).map((event) => toLine(event, {})),
+    }
+    const row = { ...kept, lines: withoutContents(11, kept.lines.join('\n'), [seqOf(11, 1)], 'law'), reason: 'law' }
+    await database.insertInto('erasures').values(row).execute()
+    expect(await read()).toEqual(before)
+    const redacted = (data: object | undefined) => ({
+      ...data,
+      value: REDACTED,
+      redacted: true,
+      redacted_reason: 'law',
+    })
+    for (const repeat of [1, 2]) {
+      await eraser.erase(11, [seqOf(11, 1)], 'law')
+      expect(await read(), `${repeat}`).toEqual([before[0], redacted(before[1]), before[2]])
+    }
+    await expect(manager.streams.getMessage('EVENTS', { seq: 11 })).rejects.toThrow('no message found')
+    // Another of the same message, later.
+    await eraser.erase(11, [seqOf(11, 2)], 'law')
+    expect(await read()).toEqual([before[0], redacted(before[1]), redacted(before[2])])
+    await expect(eraser.erase(9_999, [seqOf(9_999, 0)], 'law')).rejects.toBeInstanceOf(LogUnavailable)
+  } finally {
+    await eraser.close()
+  }
 })
 
 it('one that is missing and not among the erasures is lost, and nothing behind it is read', {
