@@ -5,10 +5,12 @@ import type { LoggedEvent } from '../events/event.ts'
 import { LogUnavailable } from '../events/event-log.ts'
 import { STREAM } from '../events/event-stream.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
+import { StartupError } from '../platform/startup-error.ts'
 import { redacted } from './redaction.ts'
 
 /** A message may be of 8 MiB, and is overwritten on each replica. */
 const TIMEOUT_MS = 10_000
+const ASK_TIMEOUT_MS = 5_000
 /** The stream holds no such message. */
 const NO_MESSAGE_FOUND = 10037
 
@@ -23,10 +25,20 @@ export class LogEraser {
     this.#database = database
   }
 
-  /** @param connection of the user who may delete from the stream */
+  /** Takes over the connection. Throws `StartupError` where its user may not delete from the stream. */
   static async open(connection: NatsConnection, database: Database): Promise<LogEraser> {
-    const manager = await connection.jetstreamManager({ timeout: TIMEOUT_MS, checkAPI: false })
-    return new LogEraser(connection, manager, database)
+    try {
+      // Any answer says that the user may ask: this deletes nothing.
+      await connection.request(`$JS.API.STREAM.MSG.DELETE.${STREAM}`, '', { timeout: ASK_TIMEOUT_MS })
+      const manager = await connection.jetstreamManager({ timeout: TIMEOUT_MS, checkAPI: false })
+      return new LogEraser(connection, manager, database)
+    } catch (error) {
+      await connection.close()
+      const reason = error instanceof Error ? error.message : String(error)
+      throw new StartupError(
+        `NATS_ADMIN_URL is to name a user who may delete from the log, admin of deploy/nats: ${reason}`,
+      )
+    }
   }
 
   /**
@@ -84,7 +96,7 @@ export class LogEraser {
 
   #told(error: unknown): string {
     const reason = error instanceof Error ? error.message : String(error)
-    return `the event log cannot be erased from: ${reason} (NATS_ADMIN_URL is to name the user admin of deploy/nats)`
+    return `the event log cannot be erased from: ${reason}`
   }
 
   async close(): Promise<void> {

@@ -105,8 +105,9 @@ it('needs the user who may delete', { timeout: TEST_MS }, async () => {
   expect((await agents[0].read('kept')).value).toBe('fine')
   // Who may not delete from the log, and who may not make Redis write its file anew, is told so.
   const asKernel = await cluster.run('remove', erase, { NATS_ADMIN_URL: cluster.nats.url })
-  expect(asKernel.output).toContain('NATS_ADMIN_URL is to name the user admin')
+  expect(asKernel.output).toContain('NATS_ADMIN_URL is to name a user who may delete from the log')
   expect(asKernel.code).toBe(2)
+  expect((await agents[0].read('kept')).value).toBe('fine')
   const withoutRedis = await cluster.run('remove', erase, { NATS_ADMIN_URL: cluster.nats.adminUrl })
   expect(withoutRedis).toMatchObject({ code: 0, output: expect.stringMatching(/until BGREWRITEAOF \(.*NOPERM/) })
 })

@@ -2,16 +2,18 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { expect, it } from 'vitest'
 import { MemoryAdmission } from '../../src/access/memory-admission.ts'
+import { createAppend } from '../../src/events/sqlite-append.ts'
 import { SqliteEventLog } from '../../src/events/sqlite-event-log.ts'
-import { migrateSqlite, openSqlite } from '../../src/platform/sqlite.ts'
+import { migrateSqlite, openSqlite, transaction } from '../../src/platform/sqlite.ts'
 import { SqliteRemovals } from '../../src/removal/sqlite-removals.ts'
 import { SqliteStateStore } from '../../src/state/sqlite-state-store.ts'
+import { readModels } from '../../src/storage/read-models.ts'
 import { openFreshSqlite } from '../support/embedded-database.ts'
 import { describeAdmission } from './admission.ts'
 import { describeEventLog } from './event-log.ts'
 import { describeRemovals } from './removals.ts'
 import { describeStateStore } from './state-store.ts'
-import { read, registryRead, written } from './support.ts'
+import { keyRemoved, read, registryRead, written } from './support.ts'
 
 describeEventLog('SQLite', async () => {
   const { reader, writer, [Symbol.asyncDispose]: dispose } = await openFreshSqlite()
@@ -34,6 +36,25 @@ it('that somebody read something comes before what is changed later, and is on t
   } finally {
     again.connection.close()
     await dispose()
+  }
+})
+
+it('who follows the log hears soon of what another process has appended', async () => {
+  await using fresh = await openFreshSqlite()
+  const { file, reader, writer } = fresh
+  const other = openSqlite(file)
+  const stop = new AbortController()
+  const following = new SqliteEventLog(reader, writer).follow(0, stop.signal)[Symbol.asyncIterator]()
+  try {
+    expect((await following.next()).value).toEqual([])
+    const next = following.next()
+    const append = createAppend(other, readModels({ maxQueue: 10 }), Date.now)
+    transaction(other.connection, () => append(keyRemoved('a')))
+    expect((await next).value).toMatchObject([{ seq: 1, type: 'state_key_removed' }])
+  } finally {
+    stop.abort()
+    await following.return?.()
+    other.connection.close()
   }
 })
 
