@@ -202,6 +202,7 @@ async function eraseAll(
 /** Whether nothing is to be done: it was to be told only, or who was asked says no. */
 async function isRefused({ isDryRun, isConfirmed: isSure, reason, erases }: Order): Promise<boolean> {
   if (isDryRun) {
+    if (erases) console.error('The original would be erased from the log and all stores.')
     console.log('Nothing was changed: this was a dry run.')
     return true
   }

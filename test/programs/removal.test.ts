@@ -1,13 +1,17 @@
 /** `remove` on embedded storage: beside a kernel that runs, and without one. */
+import { execFile } from 'node:child_process'
 import { hash, randomUUID } from 'node:crypto'
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { describe, expect, it } from 'vitest'
 import { type Agent, Client } from '../../lab/client.ts'
 import { freshDataDirectory, type Kernel, startKernel } from '../../lab/kernel.ts'
 import { REDACTED } from '../../src/removal/redaction.ts'
 import { runCommand } from '../support/command.ts'
 
+const ROOT = join(import.meta.dirname, '..', '..')
+const execute = promisify(execFile)
 const TEST_MS = 240_000
 const NOTHING_WRONG = /no differences\.\n$/
 const UNLIMITED = {
@@ -137,6 +141,46 @@ describe('a message', () => {
     expect(await recipient.receiveAll()).toEqual([])
     await expectVerified(kernel.dataDir)
   })
+})
+
+/** Runs `remove` in a terminal, types something when it asks, and says how it ended. */
+const IN_A_TERMINAL = `
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+  os.execv(sys.argv[1], [sys.argv[1], 'src/main.ts', 'remove', 'state', '--key', 'key', '--reason', 'law'])
+shown = b''
+while b'Type yes: ' not in shown:
+  shown += os.read(terminal, 65536)
+os.write(terminal, sys.argv[2].encode())
+try:
+  while True:
+    part = os.read(terminal, 65536)
+    if not part: break
+    shown += part
+except OSError:
+  pass
+print(shown.decode())
+print('ended with', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+`
+
+it('at a terminal it asks, and takes nothing but yes for that', { timeout: TEST_MS }, async () => {
+  const { kernel, agents } = await started()
+  await using _ = kernel
+  await agents[0].write('key', 'value')
+  const answered = async (text: string) => {
+    const env = { ...process.env, DATA_DIR: kernel.dataDir }
+    const { stdout } = await execute('python3', ['-c', IN_A_TERMINAL, process.execPath, text], { cwd: ROOT, env })
+    return stdout
+  }
+  for (const no of ['no\n', '\n', '\x03', '\x04']) {
+    expect(await answered(no)).toMatch(
+      /Remove it for "law", which is public, for ever\?.*Nothing was changed.*with 1\n$/s,
+    )
+  }
+  expect((await agents[0].read('key')).value).toBe('value')
+  expect(await answered('yes\n')).toMatch(/Removed state key "key".*ended with 0\n$/s)
+  expect((await agents[0].tryRead('key')).status).toBe(404)
 })
 
 it('what is not there is refused, and nothing is changed', { timeout: TEST_MS }, async () => {
