@@ -19,7 +19,7 @@ const EVENTS_PAGE = 1_000
 const OUTPUT_LIMIT = 1_000_000
 
 /** One line of the event log. `data` is left as it came: what is in it is for tests to judge. */
-const event = z.strictObject({
+export const event = z.strictObject({
   seq: z.int(),
   ts: z.string(),
   type: z.string(),
