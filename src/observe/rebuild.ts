@@ -1,5 +1,5 @@
 /** Building the read models of the observation from nothing, to the end of the log. */
-import type { EventLog } from '../events/event-log.ts'
+import { type EventLog, LogUnavailable } from '../events/event-log.ts'
 import { ALL_TYPES } from './changes.ts'
 import type { ObservationDatabase } from './observation-database.ts'
 import { ObservationTables } from './observation-tables.ts'
@@ -40,4 +40,28 @@ export async function rebuild(
   }
   stop.abort()
   return progress
+}
+
+/** Events that are read and applied at once on the last stretch. */
+const CAUGHT_UP_AT_ONCE = 500
+
+/**
+ * Applies what read models lack of the log up to a place, so that whoever goes over to them from others, which are there already, sees nothing go
+ * back.
+ *
+ * @throws Unavailable
+ */
+export async function catchUp(
+  log: Pick<EventLog, 'read'>,
+  database: ObservationDatabase,
+  until: number,
+): Promise<void> {
+  const tables = new ObservationTables(database)
+  for (let { seq } = await tables.position(); seq < until; ) {
+    const events = (await log.read(seq, CAUGHT_UP_AT_ONCE)).filter((event) => event.seq <= until)
+    const last = events.at(-1)
+    if (last === undefined) throw new LogUnavailable(`the event log ends at ${seq}, before ${until}`)
+    if (!(await tables.apply(seq, events))) throw new Error('somebody else builds the read models as well')
+    seq = last.seq
+  }
 }

@@ -36,11 +36,16 @@ export class SqliteObservation implements ObservationDatabase {
     this.#attempt = attempt
   }
 
-  /** Goes on with another database, which has the same tables. Closes the one before. */
-  replace(connection: DatabaseSync): void {
+  /** Goes on with another database, which has the same tables, if that is as far, and closes the one before. Returns whether it did. */
+  replace(connection: DatabaseSync): boolean {
+    const [before, after] = [this.#connection, connection].map((its) =>
+      Number(its.prepare('select applied_seq from position').get()?.applied_seq),
+    ) as [number, number]
+    if (after < before) return false
     this.#statements.clear()
     this.#connection.close()
     this.#connection = connection
+    return true
   }
 
   close(): void {

@@ -1,6 +1,7 @@
 /** What the observation service stands on in a cluster: the log, read as an observer, and schemas of Postgres that its role owns. */
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import { type Config, ConfigError } from '../config.ts'
 import type { EventLog } from '../events/event-log.ts'
@@ -9,8 +10,10 @@ import { PostgresErasures } from '../events/postgres-erasures.ts'
 import type { Verification } from '../maintenance/verification.ts'
 import type { ObservationStorage } from '../observe/observation.ts'
 import { type ObservationDatabase, observationSchema } from '../observe/observation-database.ts'
+import { ObservationTables } from '../observe/observation-tables.ts'
 import { PostgresObservation } from '../observe/postgres-observation.ts'
 import { PostgresObservationLease } from '../observe/postgres-observation-lease.ts'
+import { catchUp } from '../observe/rebuild.ts'
 import { verifyObservation } from '../observe/verify-observation.ts'
 import { type Database, openPostgresSession, roundTrip } from '../platform/database.ts'
 import type { Logger } from '../platform/logger.ts'
@@ -83,19 +86,57 @@ export async function rebuildInCluster(
     const log = await JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, { erasures, isObserver: true })
     try {
       await fill(log, new PostgresObservation(database, { schema: NEXT_SCHEMA }))
+      await exchange(database, log)
     } finally {
       await log.close()
     }
-    await database.transaction().execute(async (transaction) => {
-      await sql`select pg_advisory_xact_lock(${sql.lit(SCHEMA_LOCK)})`.execute(transaction)
-      for (const { name } of await tablesIn(transaction, SCHEMA))
-        await sql`drop table ${sql.table(`${SCHEMA}.${name}`)}`.execute(transaction)
-      for (const { name } of await tablesIn(transaction, NEXT_SCHEMA))
-        await sql`alter table ${sql.table(`${NEXT_SCHEMA}.${name}`)} set schema ${sql.ref(SCHEMA)}`.execute(transaction)
-    })
   } finally {
     await database.destroy()
   }
+}
+
+/**
+ * So long the exchange waits for whoever uses a table. Those who ask wait behind it meanwhile; and it is shorter than what Postgres waits before
+ * it looks for a deadlock (1 s), so that none of them is ever the one who has to give way.
+ */
+const EXCHANGE_LOCK_MS = 250
+/** `verify` reads the tables in one transaction, which may take minutes. */
+const EXCHANGE_FOR_MS = 10 * 60_000
+const EXCHANGE_RETRY_MS = 200
+
+/** Puts the tables that were built in the place of those that serve. */
+async function exchange(database: Database, log: EventLog): Promise<void> {
+  const deadline = performance.now() + EXCHANGE_FOR_MS
+  for (;;) {
+    try {
+      // Most of what came since they were built, while nobody waits.
+      await catchUpIn(database, log)
+      return await database.transaction().execute(async (transaction) => {
+        await sql`set local lock_timeout = ${sql.lit(EXCHANGE_LOCK_MS)}`.execute(transaction)
+        await sql`select pg_advisory_xact_lock(${sql.lit(SCHEMA_LOCK)})`.execute(transaction)
+        const old = await tablesIn(transaction, SCHEMA)
+        if (old.some(({ name }) => name === 'position'))
+          // Nobody applies anything to them any more; they are read still.
+          await sql`lock table ${sql.table(`${SCHEMA}.position`)} in exclusive mode`.execute(transaction)
+        await catchUpIn(transaction, log)
+        for (const { name } of old) await sql`drop table ${sql.table(`${SCHEMA}.${name}`)}`.execute(transaction)
+        for (const { name } of await tablesIn(transaction, NEXT_SCHEMA))
+          await sql`alter table ${sql.table(`${NEXT_SCHEMA}.${name}`)} set schema ${sql.ref(SCHEMA)}`.execute(
+            transaction,
+          )
+      })
+    } catch (error) {
+      if (codeOf(error) !== LOCK_NOT_AVAILABLE || performance.now() > deadline) throw error
+      await sleep(EXCHANGE_RETRY_MS)
+    }
+  }
+}
+
+/** Has the tables that were built as far as those that serve, where these are of this version. */
+async function catchUpIn(database: Database, log: EventLog): Promise<void> {
+  if ((await versionIn(database, SCHEMA)) !== observationSchema('postgres').hash) return
+  const { seq } = await new ObservationTables(new PostgresObservation(database, { schema: SCHEMA })).position()
+  await catchUp(log, new PostgresObservation(database, { schema: NEXT_SCHEMA }), seq)
 }
 
 /** Compares what the observation keeps with the log. Undefined where there is no observation of this version. @param session one of its own, with the rights of api nodes */
@@ -119,7 +160,7 @@ async function ensureReadModels(config: Config, url: string, logger: Logger): Pr
     const isAnew = await makeTables(database, SCHEMA)
     if (isAnew) logger.warn('the read models of the observation are built from the beginning of the log')
   } catch (error) {
-    const code = error instanceof Error && 'code' in error ? error.code : undefined
+    const code = codeOf(error)
     if (code !== INVALID_SCHEMA && code !== INSUFFICIENT_PRIVILEGE) throw error
     throw new StartupError(
       `DATABASE_URL of observe is to be of a role that owns the schema ${SCHEMA} (deploy/postgres/init): ${(error as Error).message}`,
@@ -132,6 +173,11 @@ async function ensureReadModels(config: Config, url: string, logger: Logger): Pr
 /** SQLSTATE. */
 const INVALID_SCHEMA = '3F000'
 const INSUFFICIENT_PRIVILEGE = '42501'
+const LOCK_NOT_AVAILABLE = '55P03'
+
+function codeOf(error: unknown): unknown {
+  return error instanceof Error && 'code' in error ? error.code : undefined
+}
 
 /** Makes the tables in a schema; those that are there are left alone where they are of this version and not wanted anew. Returns whether it did. */
 export async function makeTables(database: Database, schema: string, { isAnew = false } = {}): Promise<boolean> {

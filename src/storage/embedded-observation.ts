@@ -7,8 +7,11 @@ import { SqliteEventLog } from '../events/sqlite-event-log.ts'
 import type { Verification } from '../maintenance/verification.ts'
 import type { ObservationStorage } from '../observe/observation.ts'
 import { type ObservationDatabase, observationSchema } from '../observe/observation-database.ts'
+import { ObservationTables } from '../observe/observation-tables.ts'
+import { catchUp } from '../observe/rebuild.ts'
 import { SqliteObservation } from '../observe/sqlite-observation.ts'
 import { verifyObservation } from '../observe/verify-observation.ts'
+import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
 import { forServing, openSqlite } from '../platform/sqlite.ts'
 import { SqliteRemovals } from '../removal/sqlite-removals.ts'
@@ -34,6 +37,7 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
   }
   const reader = forServing(openSqlite(file, { readOnly: true }), onRuin)
   const directory = config.DATA_DIR
+  const log = new SqliteEventLog(reader)
   const database = new SqliteObservation(openReadModels(directory, logger), onRuin)
   let number = latestReadModels(directory)
   const watch = setInterval(() => {
@@ -41,10 +45,10 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
     if (latest <= number) return
     number = latest
     logger.info({ number }, 'the read models of the observation have been built anew')
-    database.replace(openReadModels(directory, logger))
+    inBackground('replace_read_models', goOver(log, database, openReadModels(directory, logger)))
   }, WATCH_MS)
   return {
-    log: new SqliteEventLog(reader),
+    log,
     state: new SqliteStateReader(reader),
     removals: new SqliteRemovals(reader),
     database,
@@ -55,6 +59,13 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
       reader.connection.close()
     },
   }
+}
+
+/** Goes on with other read models as soon as they are as far as those before: what was shown once does not go away again. */
+async function goOver(log: SqliteEventLog, database: SqliteObservation, connection: DatabaseSync): Promise<void> {
+  const next = new SqliteObservation(connection, () => {})
+  do await catchUp(log, next, (await new ObservationTables(database).position()).seq)
+  while (!database.replace(connection))
 }
 
 /** The number of the read models that count in a data directory: 0 where there are none. */
