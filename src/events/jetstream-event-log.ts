@@ -76,7 +76,7 @@ export class JetStreamEventLog implements EventLog {
   readonly #skipped: SkippedMessages
   readonly #onClose: () => Promise<void>
   /** An observer cannot remove a consumer, and a page is no reason to leave one behind. */
-  readonly #maxDirectReads: number
+  readonly #isObserver: boolean
   /** The last event of the last message that was read: who asks for what comes after it need not have that message again. */
   #readTo = 0
 
@@ -87,7 +87,7 @@ export class JetStreamEventLog implements EventLog {
     { origin, erasures, isObserver = false, onClose = async () => {} }: LogOptions,
   ) {
     this.#onClose = onClose
-    this.#maxDirectReads = isObserver ? Number.POSITIVE_INFINITY : MAX_DIRECT_READS
+    this.#isObserver = isObserver
     this.#connection = connection
     this.#stream = connection.jetstream({ timeout: TRY_TIMEOUT_MS })
     this.#manager = manager
@@ -141,7 +141,7 @@ export class JetStreamEventLog implements EventLog {
     const first = since === this.#readTo ? messageOf(since) + 1 : Math.max(1, messageOf(since))
     const page = new Page(since, limit)
     if (first > last || limit <= 0) return page.events
-    if (Math.min(limit, last - first + 1) <= this.#maxDirectReads) await this.#readOneByOne(page, first, last)
+    if (this.#isObserver || Math.min(limit, last - first + 1) <= MAX_DIRECT_READS) await this.#readOneByOne(page, first, last)
     else await this.#readInTurn(page, first, last)
     this.#readTo = page.readTo ?? this.#readTo
     return page.events
@@ -189,7 +189,8 @@ export class JetStreamEventLog implements EventLog {
       throw unavailable(error)
     } finally {
       clearTimeout(silence)
-      inBackground('delete_consumer', deleteConsumer(this.#manager, name))
+      // One of an observer the server removes, when it has not been used for a while.
+      if (!this.#isObserver) inBackground('delete_consumer', deleteConsumer(this.#manager, name))
     }
   }
 
