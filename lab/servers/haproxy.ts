@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { writeFileSync } from 'node:fs'
+import { readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -18,7 +18,7 @@ const ANSWER_TIMEOUT_MS = 10_000
 /** Several times what a reload takes. */
 const RELOAD_RETRY_MS = 1_000
 
-/** An api node as the load balancer sees it. */
+/** An api node, or a process of the observation service, as the load balancer sees it. */
 export interface BackendNode {
   readonly host: string
   readonly port: number
@@ -36,11 +36,16 @@ export interface BackendStatus extends BackendNode {
 export interface HaproxyServer extends AsyncDisposable {
   readonly port: number
   readonly url: string
+  /** For whoever watches. */
+  readonly observePort: number
+  readonly observeUrl: string
   /** Prometheus metrics. */
   readonly metricsUrl: string
   readonly process: Process
   /** How it finds its nodes at the moment. */
   nodes(): Promise<BackendStatus[]>
+  /** The same of the observation service. */
+  observers(): Promise<BackendStatus[]>
   /** Serves other nodes from now on, by a reload that loses no request. */
   setNodes(nodes: readonly BackendNode[]): Promise<void>
   /** Finishes its requests and ends. */
@@ -55,28 +60,38 @@ export interface HaproxyOptions {
   /** One that nothing listens on; a free one unless given. */
   readonly port?: number
   readonly nodes: readonly BackendNode[]
+  /** Processes of the observation service; none unless given. */
+  readonly observers?: readonly BackendNode[]
+  /** Variables of its environment beside the ports. */
+  readonly settings?: Readonly<Record<string, string>>
+  /** Makes another configuration of that in deploy/, as with times that a test can wait for. */
+  readonly edit?: (configuration: string) => string
 }
 
 /** Starts an HAProxy of its own with the configuration of deploy/ and the nodes that are given instead of DNS. */
-export async function startHaproxy({ port: given, nodes: first }: HaproxyOptions): Promise<HaproxyServer> {
+export async function startHaproxy(options: HaproxyOptions): Promise<HaproxyServer> {
+  const { port: given, nodes: first, observers = [], settings = {}, edit } = options
   const directory = makeDirectory('haproxy')
-  const reserved = await reservePorts(given === undefined ? 2 : 1)
-  const metricsPort = reserved[0] as number
-  const port = given ?? (reserved[1] as number)
+  const reserved = await reservePorts(given === undefined ? 3 : 2)
+  const [metricsPort, observePort, free] = reserved as [number, number, number | undefined]
+  const port = given ?? (free as number)
+  const configuration = edit ? editedConfiguration(directory, edit) : join(DEPLOY, 'haproxy', 'haproxy.cfg')
   const backend = join(directory, 'backend.cfg')
   const socket = join(directory, 'admin.sock')
   let nodes = first
   const configure = (wanted: readonly BackendNode[]) => {
     nodes = wanted
-    writeFileSync(backend, backendConfiguration(wanted, socket))
+    writeFileSync(backend, backendConfiguration(wanted, observers, socket))
   }
   const server = new Process({
     name: 'haproxy',
     file: await findProgram('haproxy'),
     // Master and worker, in the foreground, as the image starts it.
-    args: ['-W', '-db', '-f', join(DEPLOY, 'haproxy', 'haproxy.cfg'), '-f', backend],
+    args: ['-W', '-db', '-f', configuration, '-f', backend],
     env: {
+      ...settings,
       PORT: String(port),
+      OBSERVE_PORT: String(observePort),
       HAPROXY_BIND: '127.0.0.1',
       HAPROXY_METRICS_PORT: String(metricsPort),
       HAPROXY_METRICS_BIND: '127.0.0.1',
@@ -84,13 +99,14 @@ export async function startHaproxy({ port: given, nodes: first }: HaproxyOptions
     directory,
     stopSignal: 'SIGUSR1',
   })
-  const status = async (): Promise<BackendStatus[]> => {
+  const statusOf = async (proxy: string, members: readonly BackendNode[]): Promise<BackendStatus[]> => {
     const rows = parseStatistics(await ask(socket, 'show stat'))
-    return nodes.map((node, index) => {
-      const row = rows.find((candidate) => candidate.pxname === 'api' && candidate.svname === `node-${index + 1}`)
-      return { ...node, status: row?.status ?? 'unknown', failedChecks: Number(row?.chkfail) }
+    return members.map((member, index) => {
+      const row = rows.find((candidate) => candidate.pxname === proxy && candidate.svname === `node-${index + 1}`)
+      return { ...member, status: row?.status ?? 'unknown', failedChecks: Number(row?.chkfail) }
     })
   }
+  const status = () => statusOf('api', nodes)
   const metricsUrl = `http://127.0.0.1:${metricsPort}/metrics`
   const start = async () => {
     configure(nodes)
@@ -113,9 +129,12 @@ export async function startHaproxy({ port: given, nodes: first }: HaproxyOptions
   return {
     port,
     url: `http://127.0.0.1:${port}`,
+    observePort,
+    observeUrl: `http://127.0.0.1:${observePort}`,
     metricsUrl,
     process: server,
     nodes: status,
+    observers: () => statusOf('observe', observers),
     async setNodes(wanted) {
       configure(wanted)
       const before = await workerPid(socket)
@@ -152,12 +171,29 @@ export async function haproxyVersion(): Promise<[major: number, minor: number]> 
   return [Number(major), Number(minor)]
 }
 
+/** The configuration of deploy/ otherwise, beside the errors that it names. */
+function editedConfiguration(directory: string, edit: (configuration: string) => string): string {
+  const configuration = join(directory, 'haproxy.cfg')
+  writeFileSync(configuration, edit(readFileSync(join(DEPLOY, 'haproxy', 'haproxy.cfg'), 'utf8')))
+  symlinkSync(join(DEPLOY, 'haproxy', 'errors'), join(directory, 'errors'))
+  return configuration
+}
+
 /** In the place of backend-dns.cfg: nodes by address, and a socket to ask how they are. */
-function backendConfiguration(nodes: readonly BackendNode[], socket: string): string {
-  const servers = nodes.map(
-    ({ host, port, internalPort }, index) => `  server node-${index + 1} ${host}:${port} port ${internalPort}\n`,
-  )
-  return `global\n  stats socket ${socket} mode 600 level admin\n\nbackend api\n${servers.join('')}`
+function backendConfiguration(
+  nodes: readonly BackendNode[],
+  observers: readonly BackendNode[],
+  socket: string,
+): string {
+  const servers = (members: readonly BackendNode[]) =>
+    members
+      .map(({ host, port, internalPort }, index) => `  server node-${index + 1} ${host}:${port} port ${internalPort}\n`)
+      .join('')
+  return [
+    `global\n  stats socket ${socket} mode 600 level admin\n`,
+    `backend api from agents\n${servers(nodes)}`,
+    `backend observe from observers\n${servers(observers)}`,
+  ].join('\n')
 }
 
 async function workerPid(socket: string): Promise<string> {

@@ -29,7 +29,13 @@ function linesOf(...path: string[]): string[] {
 describe('HAProxy', () => {
   const files = ['haproxy.cfg', 'backend-dns.cfg'].flatMap((file) => ['-f', join(DEPLOY, 'haproxy', file)])
 
-  test.each([{}, { PORT: '18080', API_HOST: 'tabulum-api', API_PORT: '8081', INTERNAL_PORT: '9091' }])(
+  const nodes = { API_HOST: 'tabulum-api', API_PORT: '8081', INTERNAL_PORT: '9091' }
+  const observers = {
+    OBSERVERS_HOST: 'tabulum-observe',
+    OBSERVERS_NODE_PORT: '8091',
+    HAPROXY_OBSERVE_CONNECTIONS: '100',
+  }
+  test.each([{}, { PORT: '18080', OBSERVE_PORT: '18090', ...nodes, ...observers }])(
     'accepts its configuration without a warning, with %j in the environment',
     async (env) => {
       // -dW: a warning is an error.
@@ -40,13 +46,14 @@ describe('HAProxy', () => {
 
   test('starts on it as the image does, without a warning about it', { timeout: START_TIMEOUT_MS }, async () => {
     const directory = makeDirectory('haproxy-configuration')
-    const [port, metricsPort] = (await reservePorts(2)) as [number, number]
+    const [port, observePort, metricsPort] = (await reservePorts(3)) as [number, number, number]
     const haproxy = new Process({
       name: 'haproxy',
       file: await findProgram('haproxy'),
       args: ['-W', '-db', ...files],
       env: {
         PORT: String(port),
+        OBSERVE_PORT: String(observePort),
         HAPROXY_BIND: '127.0.0.1',
         HAPROXY_METRICS_PORT: String(metricsPort),
         HAPROXY_METRICS_BIND: '127.0.0.1',
@@ -60,12 +67,12 @@ describe('HAProxy', () => {
         SOON,
       )
       // What it says about servers that it has yet to find, and about the user of the tests, is no warning about the configuration.
-      const OTHERS = /[Ss]erver api\/|backend .api. has no|started as (?:the )?root/
+      const OTHERS = /[Ss]erver (?:api|observe)\/|backend .(?:api|observe). has no|started as (?:the )?root/
       const said = haproxy.output().split('\n')
       expect(said.filter((line) => /WARNING|ALERT/.test(line) && !OTHERS.test(line))).toEqual([])
     } finally {
       await removeDirectory(directory)
-      releasePorts([port, metricsPort])
+      releasePorts([port, observePort, metricsPort])
     }
   })
 })

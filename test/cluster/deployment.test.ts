@@ -6,7 +6,7 @@ import { createServer } from 'node:http'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { describe, expect, test } from 'vitest'
+import { describe, expect, test, vi } from 'vitest'
 import { DEPLOY } from '../../lab/servers/deploy.ts'
 import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../../lab/servers/directory.ts'
 import { findProgram } from '../../lab/servers/programs.ts'
@@ -40,13 +40,16 @@ describe('Prometheus', { timeout: 600_000 }, () => {
   })
 })
 
-test('HAProxy finds nodes by DNS, new ones too, and gives up those that are gone', { timeout: 180_000 }, async () => {
-  const [port, metricsPort, nodePort] = (await reservePorts(3)) as [number, number, number]
+test('HAProxy finds nodes and observers by DNS, new ones too, and gives up those that are gone', {
+  timeout: 180_000,
+}, async () => {
+  const ports = (await reservePorts(4)) as [number, number, number, number]
+  const [port, observePort, metricsPort, nodePort] = ports
   const directory = makeDirectory('haproxy-dns')
   await using stack = new AsyncDisposableStack()
   stack.defer(async () => {
     await removeDirectory(directory)
-    releasePorts([port, metricsPort, nodePort])
+    releasePorts(ports)
   })
   /** All nodes have the same port, as in containers, and an address each. */
   const nodes = ['127.88.0.1', '127.88.0.2', '127.88.0.3']
@@ -60,7 +63,7 @@ test('HAProxy finds nodes by DNS, new ones too, and gives up those that are gone
   }
   let known = nodes.slice(0, 2)
   const names = stack.use(
-    await startNameServer((name, type) => (name !== 'api' ? 'missing' : type === 'A' ? known : [])),
+    await startNameServer((name, type) => (!['api', 'observe'].includes(name) ? 'missing' : type === 'A' ? known : [])),
   )
   const backend = readFileSync(join(DEPLOY, 'haproxy', 'backend-dns.cfg'), 'utf8')
   const ours = backend.replace('parse-resolv-conf', `nameserver test ${names.address}`)
@@ -75,10 +78,12 @@ test('HAProxy finds nodes by DNS, new ones too, and gives up those that are gone
       cwd: directory,
       env: {
         PORT: String(port),
+        OBSERVE_PORT: String(observePort),
         HAPROXY_BIND: '127.0.0.1',
         HAPROXY_METRICS_BIND: '127.0.0.1',
         HAPROXY_METRICS_PORT: String(metricsPort),
         API_PORT: String(nodePort),
+        OBSERVERS_NODE_PORT: String(nodePort),
         INTERNAL_PORT: String(nodePort),
       },
       stdio: 'ignore',
@@ -108,5 +113,14 @@ test('HAProxy finds nodes by DNS, new ones too, and gives up those that are gone
   await becomes(nodes)
   known = nodes.slice(1)
   await becomes(nodes.slice(1))
+  // One client gets to one process.
+  const watched = async () =>
+    await fetch(`http://127.0.0.1:${observePort}/`, { headers: { Connection: 'close' } })
+      .then(async (answer) => (answer.ok ? await answer.text() : undefined))
+      .catch(() => undefined)
+  const first = await watched()
+  expect(nodes.slice(1)).toContain(first)
+  known = nodes.filter((node) => node !== first)
+  await vi.waitFor(async () => expect(known).toContain(await watched()), { timeout: 45_000, interval: 100 })
   haproxy.kill('SIGTERM')
 })
