@@ -1,4 +1,4 @@
-# The kernel: one image for every command (api, worker, migrate, serve, …).
+# The kernel: one image for every command (api, worker, observe, migrate, serve, …).
 #   docker build --tag tabulum-kernel .
 #   docker run --publish 127.0.0.1:8080:8080 --volume tabulum:/data tabulum-kernel   # one process on embedded storage
 # Without --volume the data is gone with the container.
@@ -24,7 +24,7 @@ COPY migrations migrations
 COPY src src
 # The user `node`, as a number so that Kubernetes can see that it is not root.
 USER 1000:1000
-EXPOSE 8080 9090
+EXPOSE 8080 8090 9090
 # Says no while the process starts and while it drains, as for a load balancer. Asked by bash, which
 # opens connections itself: starting a Node each time takes some forty times the CPU. Unhealthy after
 # a minute only, as Compose says of what is unhealthy that `up` failed, also if it is about to be well.

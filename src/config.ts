@@ -212,7 +212,8 @@ export function loadConfig(
     throw new ConfigError('AUTH_HMAC_KEY is missing: AUTH_VERIFIER=hmac needs a secret of at least 32 characters')
   }
   const cluster = partOfCluster ? undefined : clusterServers(config)
-  return { ...config, cluster, internalHost: config.INTERNAL_HOST ?? (cluster ? config.HOST : '127.0.0.1') }
+  const isInCluster = config.DATABASE_URL !== undefined || config.NATS_URL.length > 0
+  return { ...config, cluster, internalHost: config.INTERNAL_HOST ?? (isInCluster ? config.HOST : '127.0.0.1') }
 }
 
 /** For a command that listens on more than one of them. Throws `ConfigError` where two ports are the same. */
@@ -243,7 +244,7 @@ const OUR_PREFIXES = ['RATE_LIMIT_', 'OBSERVE_', 'WEBHOOK_', 'STATE_', 'MESSAGE_
  * deploy/), programs of the tests, what Kubernetes says of services and systemd of directories.
  */
 const OF_OTHERS =
-  /_(PASSWORD|BIN|PORT|DIR)$|_(SERVICE|SERVER|PORT)_|^NATS_(HOST|ROUTES|MAX_FILE_STORE|USER)$|^DATABASE_URL_OF_THE_OWNER$|^STATE_DIRECTORY$/
+  /_(PASSWORD|BIN|PORT|DIR)$|_(SERVICE|SERVER|PORT)_|^NATS_(HOST|ROUTES|MAX_FILE_STORE|USER)$|^OBSERVE_REPLICAS$|^DATABASE_URL_OF_THE_OWNER$|^STATE_DIRECTORY$/
 /** Letters of a setting for each that may be mistyped: one in `HOST`, as `HOME` is two from it. */
 const LETTERS_A_TYPO = 5
 

@@ -15,8 +15,8 @@ is_like() {
 }
 
 example=
-for name in POSTGRES_PASSWORD TABULUM_OWNER_PASSWORD TABULUM_PASSWORD REDIS_KERNEL_PASSWORD REDIS_ADMIN_PASSWORD \
-  NATS_ROUTE_PASSWORD NATS_KERNEL_PASSWORD NATS_ADMIN_PASSWORD NATS_OBSERVER_PASSWORD NATS_SYSTEM_PASSWORD WEBHOOK_SECRET_KEY; do
+for name in POSTGRES_PASSWORD TABULUM_OWNER_PASSWORD TABULUM_PASSWORD TABULUM_OBSERVER_PASSWORD REDIS_KERNEL_PASSWORD \
+  REDIS_ADMIN_PASSWORD NATS_ROUTE_PASSWORD NATS_KERNEL_PASSWORD NATS_ADMIN_PASSWORD NATS_OBSERVER_PASSWORD NATS_SYSTEM_PASSWORD WEBHOOK_SECRET_KEY; do
   eval "value=\${$name:-}"
   case $value in
     example-* | 6578616d706c65*) example="$example $name" ;;
@@ -45,15 +45,16 @@ if [ -n "$example" ]; then
   fi
 fi
 
-for name in API_REPLICAS WORKER_REPLICAS; do
+for name in API_REPLICAS WORKER_REPLICAS OBSERVE_REPLICAS; do
   eval "value=\${$name:-}"
   is_like "$value" '[1-9][0-9]*' || refuse "$name must be a number, at least 1."
 done
 # Docker takes 0 and a range too, and chooses one itself.
-for name in PUBLISH_PORT PROMETHEUS_PORT; do
+for name in PUBLISH_PORT OBSERVE_PORT PROMETHEUS_PORT; do
   eval "value=\${$name:-}"
   is_like "$value" '[1-9][0-9]*' || refuse "$name must be one port, such as 8080."
 done
+is_like "${OBSERVE_MAX_STREAMS:-}" '[0-9]{1,3}|[1-4][0-9]{3}|5000' || refuse "OBSERVE_MAX_STREAMS must be a number from 0 to 5000."
 is_like "${NATS_MAX_FILE_STORE:-}" '[1-9][0-9]*(GB|TB)' || refuse "NATS_MAX_FILE_STORE must be a number of GB or TB, such as 20GB."
 is_like "${TRUSTED_PROXIES:-}" '([0-9a-fA-F.:]+/[0-9]+(, *|$))*' ||
   refuse "TRUSTED_PROXIES must be CIDR ranges with commas, such as 10.213.89.1/32."

@@ -12,6 +12,8 @@ owner=$(password)
 kernel_database=$(password)
 kernel_redis=$(password)
 kernel_nats=$(password)
+observer_database=$(password)
+observer_nats=$(password)
 route=$(password)
 
 cat <<SECRETS
@@ -26,6 +28,13 @@ stringData:
 ---
 apiVersion: v1
 kind: Secret
+metadata: { name: observe, namespace: tabulum }
+stringData:
+  DATABASE_URL: postgres://tabulum_observer:$observer_database@postgres:5432/tabulum
+  NATS_URL: nats://observer:$observer_nats@nats-0.nats:4222,nats://observer:$observer_nats@nats-1.nats:4222,nats://observer:$observer_nats@nats-2.nats:4222
+---
+apiVersion: v1
+kind: Secret
 metadata: { name: migrate, namespace: tabulum }
 stringData:
   DATABASE_URL: postgres://tabulum_owner:$owner@postgres:5432/tabulum
@@ -37,6 +46,7 @@ stringData:
   POSTGRES_PASSWORD: $(password)
   TABULUM_OWNER_PASSWORD: $owner
   TABULUM_PASSWORD: $kernel_database
+  TABULUM_OBSERVER_PASSWORD: $observer_database
 ---
 apiVersion: v1
 kind: Secret
@@ -53,6 +63,6 @@ stringData:
   NATS_ROUTE_PASSWORD: $route
   NATS_KERNEL_PASSWORD: $kernel_nats
   NATS_ADMIN_PASSWORD: $(password)
-  NATS_OBSERVER_PASSWORD: $(password)
+  NATS_OBSERVER_PASSWORD: $observer_nats
   NATS_SYSTEM_PASSWORD: $(password)
 SECRETS

@@ -1,7 +1,7 @@
 /** Agents on the cluster: the requests of the README's tour, and load that notices what is lost. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Agent, type Answer, Client, messageAccepted, messagesPage } from '../../lab/client.ts'
-import { delivered, expect, PORT, until, within } from './engine.ts'
+import { delivered, expect, OBSERVE_PORT, PORT, until, within } from './engine.ts'
 
 const client = new Client(`http://127.0.0.1:${PORT}`)
 
@@ -84,6 +84,13 @@ const is = (answer: Answer | string, status: number): answer is Answer =>
   typeof answer !== 'string' && answer.status === status
 
 export const answers = async () => is(await attempt(agents[0].request('GET', '/v1/state?prefix=load/')), 200)
+
+/** Whether what agents did can be seen at the observation service. */
+export async function isWatched(): Promise<boolean> {
+  const url = `http://127.0.0.1:${OBSERVE_PORT}/observe/events?type=state_written&limit=1`
+  const answer = await fetch(url, { signal: AbortSignal.timeout(10_000) }).catch(() => undefined)
+  return answer?.ok === true && (await answer.text()).includes('"state_written"')
+}
 
 export interface Load {
   requests: number

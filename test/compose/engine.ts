@@ -13,6 +13,7 @@ const run = promisify(execFile)
 export const ROOT = join(import.meta.dirname, '..', '..')
 const PROJECT = 'tabulum-test'
 export const PORT = process.env.PUBLISH_PORT || '18080'
+export const OBSERVE_PORT = process.env.OBSERVE_PORT || '18090'
 /** Far above what a slow machine needs for one command of Compose, a build too. */
 const COMMAND_MS = 600_000
 /** So long may anything take to come again after a server was restarted or killed. */
@@ -97,8 +98,10 @@ export function set(values: Readonly<Record<string, string>>): void {
 function setOwn(): void {
   set({
     PUBLISH_PORT: PORT,
+    OBSERVE_PORT,
     PROMETHEUS_PORT: '19091',
     ENTRY_SUBNET: '10.213.188.0/24',
+    OBSERVERS_SUBNET: '10.213.187.0/24',
     PUBLISHED_SUBNET: '10.213.189.0/24',
     OUTBOUND_SUBNET: '10.213.190.0/24',
   })

@@ -2,7 +2,7 @@
  * Runs docker-compose.yml for real, as docs/deploying.md says to: `npm run test:compose`, or with the names of some of its
  * parts. Not in `npm test`, as it wants a Docker engine (DOCKER_HOST, 28 or later) whose published ports are on 127.0.0.1 here.
  * It has a project, volumes and passwords of its own, and removes what it made, also when it fails or is stopped (SIGINT,
- * SIGTERM, SIGHUP). Ports: PUBLISH_PORT, or 18080, 19091, and 8443 for the receiver of the load tests.
+ * SIGTERM, SIGHUP). Ports: PUBLISH_PORT, or 18080, OBSERVE_PORT, or 18090, 19091, and 8443 for the receiver of the load tests.
  * COMPOSE_FILE may add files to docker-compose.yml.
  */
 import { randomBytes } from 'node:crypto'
@@ -12,7 +12,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { json } from 'node:stream/consumers'
 import { z } from 'zod'
-import { answers, counted, isWaiting, leave, sendTo, stateIsThere, tour, underLoad } from './agents.ts'
+import { answers, counted, isWaiting, isWatched, leave, sendTo, stateIsThere, tour, underLoad } from './agents.ts'
 import {
   areHealthy,
   checkEngine,
@@ -37,7 +37,7 @@ import {
 
 const wanted = process.argv.slice(2)
 
-const SERVICES = ['haproxy', 'api', 'worker', 'postgres', 'redis', 'nats-1', 'nats-2', 'nats-3']
+const SERVICES = ['haproxy', 'api', 'worker', 'observe', 'postgres', 'redis', 'nats-1', 'nats-2', 'nats-3']
 /** Files that docs/deploying.md adds for a while; those of COMPOSE_FILE are in all commands. */
 const withReceiver = [
   ...(process.env.COMPOSE_FILE?.split(':') ?? ['docker-compose.yml']),
@@ -67,6 +67,7 @@ async function noDifferences(): Promise<void> {
 /** The last is the one that changes them. */
 const ROLES: Readonly<Record<string, string>> = {
   TABULUM: 'tabulum',
+  TABULUM_OBSERVER: 'tabulum_observer',
   TABULUM_OWNER: 'tabulum_owner',
   POSTGRES: 'postgres',
 }
@@ -82,7 +83,8 @@ const parts: Record<string, () => Promise<string>> = {
   async example() {
     await up()
     await tour()
-    return 'healthy, and the tour works'
+    await until('an event to be watched', isWatched)
+    return 'healthy, the tour works, and it can be watched'
   },
   async scale() {
     set({ API_REPLICAS: '5', WORKER_REPLICAS: '1' })
@@ -101,30 +103,32 @@ const parts: Record<string, () => Promise<string>> = {
     const profile = ['--profile', 'monitoring']
     await compose(...profile, 'up', '--detach', '--wait')
     const query = 'wget -q -O - "http://127.0.0.1:9090/api/v1/query?query=count(up==1)"'
-    // 3 api nodes, 2 workers and HAProxy; and Prometheus itself.
-    await until('Prometheus, which is to see 7 targets', async () => {
+    // 3 api nodes, 2 workers, 2 observers and HAProxy; and Prometheus itself.
+    await until('Prometheus, which is to see 9 targets', async () => {
       const said = (await compose(...profile, 'exec', '-T', 'prometheus', 'sh', '-c', query)).toString()
-      return said.includes('"7"')
+      return said.includes('"9"')
     })
     await compose(...profile, 'rm', '--stop', '--force', 'prometheus')
-    return 'Prometheus sees nodes, workers and HAProxy'
+    return 'Prometheus sees nodes, workers, observers and HAProxy'
   },
   async upgrade() {
     const image = z
       .object({ services: z.object({ api: z.object({ image: z.string() }) }) })
       .parse(JSON.parse((await compose('config', '--format', 'json')).toString())).services.api.image
-    const running = async () => [...(await containers('api')), ...(await containers('worker'))]
+    const kernel = ['api', 'worker', 'observe']
+    const running = async () => (await Promise.all(kernel.map(containers))).flat()
     const before = await running()
     const id = async () => (await docker(['image', 'inspect', '--format', '{{.Id}}', image])).toString().trim()
     const old = await id()
     await docker(['build', '--quiet', '--tag', image, '-'], `FROM ${image}\nLABEL ${UPGRADED}=${Date.now()}\n`)
     const load = await underLoad(async () => {
       await compose('run', '--rm', 'migrate')
-      await up('--no-deps', '--no-recreate', '--scale', 'api=6', '--scale', 'worker=4', 'api', 'worker')
+      const twice = ['--scale', 'api=6', '--scale', 'worker=4', '--scale', 'observe=4']
+      await up('--no-deps', '--no-recreate', ...twice, ...kernel)
       await up()
     }).finally(() => docker(['tag', old, image]))
     const after = await running()
-    expect('api nodes and workers', after.length, 5)
+    expect('api nodes, workers and observers', after.length, 7)
     expect('old ones that are left', after.filter((container) => before.includes(container)).length, 0)
     expect(`failed requests of ${load.requests}`, load.failed, [])
     return counted(load)
@@ -157,6 +161,7 @@ const parts: Record<string, () => Promise<string>> = {
       set(Object.fromEntries(values))
       await up()
       await until(`an answer of the API with new passwords of ${server}`, answers)
+      await until(`an event to be watched with new passwords of ${server}`, isWatched)
     }
     await change('postgres', Object.keys(ROLES))
     await change('redis', ['REDIS_KERNEL', 'REDIS_ADMIN'])
@@ -223,7 +228,7 @@ const parts: Record<string, () => Promise<string>> = {
       )
     try {
       await leave('of the backup')
-      const dump = await inPostgres('pg_dump --format=custom')
+      const dump = await inPostgres('pg_dump --format=custom --exclude-schema="observation*"')
       await nats('stream', 'backup', 'EVENTS', '/backup/events')
       await compose('down', '--volumes')
       await up('postgres', 'redis', 'nats-1', 'nats-2', 'nats-3')
@@ -233,6 +238,7 @@ const parts: Record<string, () => Promise<string>> = {
       await noDifferences()
       await stateIsThere()
       await isWaiting('of the backup')
+      await until('an event to be watched', isWatched)
     } finally {
       rmSync(directory, { recursive: true })
     }

@@ -109,7 +109,8 @@ describe('Dockerfile', () => {
     )
     expect(dockerfile).toMatch(/^USER 1000:1000$/m)
     expect(dockerfile).toContain('npm ci --omit=dev --ignore-scripts')
-    expect(dockerfile).toContain(`EXPOSE ${loadConfig({}).PORT} ${loadConfig({}).INTERNAL_PORT}`)
+    const { PORT, OBSERVE_PORT, INTERNAL_PORT } = loadConfig({})
+    expect(dockerfile).toContain(`EXPOSE ${PORT} ${OBSERVE_PORT} ${INTERNAL_PORT}`)
     // Each container would get one, of which only `serve` has a use.
     expect(dockerfile).not.toMatch(/^VOLUME/m)
   })
@@ -218,14 +219,16 @@ describe('docker-compose.yml', () => {
     expect(members('published')).toEqual(['haproxy', 'prometheus'])
     expect(members('outbound')).toEqual(['api', 'worker'])
     expect(members('entry')).toEqual(['haproxy', 'api'])
-    expect(members('monitoring')).toEqual(['api', 'worker', 'prometheus'])
-    // The name `api` must lead HAProxy to where its own address is one that nodes trust, whichever network is asked first.
-    const { haproxy, api } = compose.services
+    expect(members('observers')).toEqual(['haproxy', 'observe'])
+    expect(members('monitoring')).toEqual(['api', 'worker', 'observe', 'prometheus'])
+    // The name `api` must lead HAProxy to where its own address is one that nodes trust, whichever network is asked first; `observe` alike.
+    const { haproxy, api, observe } = compose.services
     expect(haproxy?.networks.filter((network) => api?.networks.includes(network))).toEqual(['entry'])
+    expect(haproxy?.networks.filter((network) => observe?.networks.includes(network))).toEqual(['observers'])
     // A server reaches those who use it and no other server.
-    expect(members('database')).toEqual(['api', 'worker', 'migrate', 'postgres'])
+    expect(members('database')).toEqual(['api', 'worker', 'observe', 'migrate', 'postgres'])
     expect(members('queues')).toEqual(['api', 'worker', 'redis'])
-    expect(members('log')).toEqual(['api', 'worker', 'nats-1', 'nats-2', 'nats-3', 'nats-tool'])
+    expect(members('log')).toEqual(['api', 'worker', 'observe', 'nats-1', 'nats-2', 'nats-3', 'nats-tool'])
     for (const [name, { internal, driver_opts }] of Object.entries(compose.networks)) {
       const noGateway = { 'com.docker.network.bridge.gateway_mode_ipv4': 'isolated' }
       if (internal) expect(driver_opts, name).toEqual(noGateway)
@@ -236,7 +239,7 @@ describe('docker-compose.yml', () => {
   test('has ranges that settings say, outside those that Docker gives to others', () => {
     const example = environmentFile(read('.env.example'))
     const docker = [ipaddr.parseCIDR('172.16.0.0/12'), ipaddr.parseCIDR('192.168.0.0/16')] as const
-    for (const name of ['published', 'outbound', 'entry']) {
+    for (const name of ['published', 'outbound', 'entry', 'observers']) {
       const written = compose.networks[name]?.ipam?.config[0]?.subnet ?? ''
       const setting = `${name.toUpperCase()}_SUBNET`
       expect(filledIn(written, { [setting]: '10.1.2.0/24' })).toBe('10.1.2.0/24')
@@ -245,10 +248,15 @@ describe('docker-compose.yml', () => {
       const [address] = ipaddr.parseCIDR(usual)
       for (const range of docker) expect(address.match(range), usual).toBe(false)
     }
-    const trusted = (environment: Record<string, string>) =>
-      filledIn(compose.services.api?.environment.TRUSTED_PROXIES ?? '', environment)
-    expect(trusted({})).toBe(example.ENTRY_SUBNET)
-    expect(trusted({ ENTRY_SUBNET: '10.1.2.0/24', TRUSTED_PROXIES: '10.1.3.1/32' })).toBe('10.1.2.0/24,10.1.3.1/32')
+    for (const [service, setting] of [
+      ['api', 'ENTRY_SUBNET'],
+      ['observe', 'OBSERVERS_SUBNET'],
+    ] as const) {
+      const trusted = (environment: Record<string, string>) =>
+        filledIn(compose.services[service]?.environment.TRUSTED_PROXIES ?? '', environment)
+      expect(trusted({})).toBe(example[setting])
+      expect(trusted({ [setting]: '10.1.2.0/24', TRUSTED_PROXIES: '10.1.3.1/32' })).toBe('10.1.2.0/24,10.1.3.1/32')
+    }
   })
 
   test('builds the image once, and asks no registry for it', () => {
@@ -257,8 +265,8 @@ describe('docker-compose.yml', () => {
       if (name !== 'migrate') expect(pull_policy, name).toBe('never')
   })
 
-  test('has as many api nodes and workers as settings say', () => {
-    for (const name of ['api', 'worker']) {
+  test('has as many api nodes, workers and observers as settings say', () => {
+    for (const name of ['api', 'worker', 'observe']) {
       const replicas = String(compose.services[name]?.deploy?.replicas)
       const setting = `${name.toUpperCase()}_REPLICAS`
       expect(filledIn(replicas, { [setting]: '7' })).toBe('7')
@@ -268,7 +276,7 @@ describe('docker-compose.yml', () => {
 
   test('is not read by Compose where a number is 0, as containers would go before the check says so', () => {
     const numbers = Object.keys(environmentFile(read('.env.example'))).filter((name) => /REPLICAS$|PORT$/.test(name))
-    expect(numbers).toHaveLength(4)
+    expect(numbers).toHaveLength(6)
     const files = (settings: Readonly<Record<string, string>>) =>
       compose.services[CHECK]?.env_file.map(({ path }) => filledIn(path, settings)) ?? []
     const refusal = 'deploy/compose/refused/0'
@@ -289,7 +297,7 @@ describe('docker-compose.yml', () => {
     for (const [name] of services) {
       if (![CHECK, 'nats-tool', 'prometheus'].includes(name)) expect(waitsFor(name), name).toContain(CHECK)
     }
-    for (const name of ['api', 'worker'])
+    for (const name of ['api', 'worker', 'observe'])
       expect(compose.services[name]?.depends_on.migrate?.condition).toBe('service_completed_successfully')
   })
 
@@ -297,12 +305,12 @@ describe('docker-compose.yml', () => {
     const { healthcheck, environment, depends_on } = compose.services.haproxy ?? {}
     expect(healthcheck?.test?.at(-1)).toBe(`http://127.0.0.1:${environment?.HAPROXY_METRICS_PORT}/livez`)
     // It looks for nodes before they are healthy, and so has found them when `up` ends.
-    expect(depends_on).toEqual({ api: { condition: 'service_started' } })
+    expect(depends_on).toEqual({ api: { condition: 'service_started' }, observe: { condition: 'service_started' } })
   })
 
   test('gives the kernel settings that it accepts, and just these', () => {
     const example = environmentFile(read('.env.example'))
-    expect(kernelServices.map(([name]) => name)).toEqual(['api', 'worker', 'migrate'])
+    expect(kernelServices.map(([name]) => name)).toEqual(['api', 'worker', 'observe', 'migrate'])
     for (const [name, { environment, image, command, stop_grace_period: grace = '' }] of kernelServices) {
       expect(image).toBe(`tabulum-kernel:${version}`)
       expect(command).toEqual([name])
@@ -310,10 +318,18 @@ describe('docker-compose.yml', () => {
       const values = Object.fromEntries(
         Object.entries(environment).map(([key, value]) => [key, filledIn(value, example)]),
       )
-      const config = loadConfig(values, { partOfCluster: name === 'migrate' })
+      const config = loadConfig(values, { partOfCluster: ['migrate', 'observe'].includes(name) })
       if (name === 'migrate') continue
-      expect(config.cluster?.natsUrls).toHaveLength(config.EVENTS_REPLICAS)
+      expect(config.NATS_URL).toHaveLength(config.EVENTS_REPLICAS)
       expect(Number.parseInt(grace, 10) * 1_000).toBeGreaterThan(config.SHUTDOWN_TIMEOUT)
+      if (name === 'observe') {
+        // It has no password but its own, and no key.
+        const secrets = Object.keys(example).filter((setting) => /PASSWORD|KEY/.test(setting))
+        const has = secrets.filter((setting) => JSON.stringify(values).includes(example[setting] ?? ''))
+        expect(has).toEqual(['TABULUM_OBSERVER_PASSWORD', 'NATS_OBSERVER_PASSWORD'])
+        continue
+      }
+      expect(config.cluster).toBeDefined()
       expect(createSecretBox(Buffer.from(values.WEBHOOK_SECRET_KEY ?? '', 'hex'))).toBeDefined()
     }
   })
@@ -439,6 +455,9 @@ describe('the environment of docker-compose.yml', () => {
   test.each([
     ['API_REPLICAS', ['0', '-1', 'many', '', '03'], ['1', '12']],
     ['WORKER_REPLICAS', ['0'], ['1']],
+    ['OBSERVE_REPLICAS', ['0'], ['1']],
+    ['OBSERVE_MAX_STREAMS', ['-1', 'many', '5001', '10000'], ['0', '100', '5000']],
+    ['OBSERVE_PORT', ['0', '8090-8091'], ['80', '18090']],
     ['PUBLISH_PORT', ['0', '00', '8080-8090', ''], ['80', '18080']],
     ['PROMETHEUS_PORT', ['0'], ['9091']],
     ['NATS_MAX_FILE_STORE', ['1', '0GB', '20', 'lots', '20 GB', '100MB'], ['1GB', '2TB']],
@@ -643,13 +662,26 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
     const config = loadConfig({ ...settings, ...secret })
     expect(config.cluster?.natsUrls).toHaveLength(config.EVENTS_REPLICAS)
     expect(createSecretBox(Buffer.from(secret.WEBHOOK_SECRET_KEY ?? '', 'hex'))).toBeDefined()
+    // The observation service has no setting of theirs that it could do harm with.
+    const own = (await secrets()).find(({ metadata }) => metadata.name === 'observe')?.stringData ?? {}
+    expect(Object.keys(own)).toEqual(['DATABASE_URL', 'NATS_URL'])
+    const ofObservers = loadConfig({ ...settings, ...own }, { partOfCluster: true })
+    expect(ofObservers.NATS_URL).toHaveLength(config.EVENTS_REPLICAS)
+    expect([ofObservers.DATABASE_URL, ...ofObservers.NATS_URL].map((url) => URL.parse(url ?? '')?.username)).toEqual([
+      'tabulum_observer',
+      ...ofObservers.NATS_URL.map(() => 'observer'),
+    ])
+    expect(ofObservers.internalHost).toBe(config.internalHost)
     for (const { metadata, spec } of (await workloads()).filter(({ metadata: { name } }) =>
-      ['api', 'worker'].includes(name),
+      ['api', 'worker', 'observe'].includes(name),
     )) {
       const { containers, terminationGracePeriodSeconds: grace = 0 } = spec.template.spec
       const ports = Object.fromEntries(containers[0].ports.map(({ name, containerPort }) => [name, containerPort]))
       expect(ports.internal).toBe(config.INTERNAL_PORT)
+      const asked = containers[0].envFrom.flatMap(({ secretRef }) => secretRef?.name ?? [])
+      expect(asked).toEqual([metadata.name === 'observe' ? 'observe' : 'kernel'])
       if (metadata.name === 'api') expect(ports.http).toBe(config.PORT)
+      if (metadata.name === 'observe') expect(ports.http).toBe(config.OBSERVE_PORT)
       expect(grace * 1_000).toBeGreaterThan(config.SHUTDOWN_TIMEOUT + 5_000)
       const probe = (path: string) => ({ httpGet: { path, port: 'internal' } })
       expect(containers[0]).toMatchObject({
@@ -673,11 +705,25 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
   })
 
   test('takes bodies of 7 MB, once', async () => {
-    const ingress = (await built).find(({ kind }) => kind === 'Ingress')
+    const ingress = (await built).find(({ kind, metadata }) => kind === 'Ingress' && metadata.name === 'api')
     expect(ingress?.metadata.annotations).toMatchObject({
       'nginx.ingress.kubernetes.io/proxy-body-size': '8m',
       'nginx.ingress.kubernetes.io/proxy-next-upstream': 'off',
     })
+  })
+
+  test('sends whoever watches to the observation service, and one client to one pod', async () => {
+    const named = (wanted: string) => (found: KubernetesObject) =>
+      found.kind === wanted && found.metadata.name === 'observe'
+    const ingress = (await built).find(named('Ingress'))
+    expect(ingress?.metadata.annotations).toMatchObject({
+      'nginx.ingress.kubernetes.io/upstream-hash-by': '$remote_addr',
+    })
+    const paths = JSON.stringify(ingress?.spec)
+    expect(paths).toContain(`"path":"${overlay === 'small' ? '/observe' : '/'}"`)
+    expect(paths).toContain('{"service":{"name":"observe","port":{"name":"http"}}}')
+    expect((await built).find(named('Service'))?.spec).toMatchObject({ sessionAffinity: 'ClientIP' })
+    expect((await built).find(named('PodDisruptionBudget'))?.spec).toMatchObject({ maxUnavailable: 1 })
   })
 
   test('allows the arrows of the design and nothing else', async () => {
@@ -686,16 +732,20 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
     expect(denied?.spec).toEqual({ podSelector: {}, policyTypes: ['Ingress', 'Egress'] })
     const { entering, leaving } = arrowsOf(policies.filter(({ metadata }) => metadata.name !== 'deny-all'))
     const kernel = ['api', 'worker']
-    const outside = ['tabulum/ingress > api:8080', 'tabulum/monitoring > api:9090', 'tabulum/monitoring > worker:9090']
+    const outside = [
+      'tabulum/ingress > api:8080',
+      'tabulum/ingress > observe:8090',
+      ...[...kernel, 'observe'].map((app) => `tabulum/monitoring > ${app}:9090`),
+    ]
     const names = ['53', '53/udp', '5353', '5353/udp'].flatMap((port) =>
       ['kube-system', 'openshift-dns', '169.254.20.10/32'].map((server) => `* > ${server}:${port}`),
     )
     const to = (port: number, from: readonly string[], server: string) =>
       from.map((app) => `${app} > ${server}:${port}`)
     const servers = (name: (server: string) => string) => [
-      ...to(5432, [...kernel, 'migrate'], name('postgres')),
+      ...to(5432, [...kernel, 'observe', 'migrate'], name('postgres')),
       ...to(6379, kernel, name('redis')),
-      ...to(4222, kernel, name('nats')),
+      ...to(4222, [...kernel, 'observe'], name('nats')),
     ]
     const webhooks = ['worker > 0.0.0.0/0', 'worker > 2000::/3']
     if (overlay === 'small') {

@@ -20,6 +20,8 @@ const DEFAULTS = {
   RATE_LIMIT_REGISTRY_READ_PER_MIN: 30,
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: 5,
   RATE_LIMIT_WEBHOOK_PER_MIN: 60,
+  RATE_LIMIT_OBSERVE_PER_MIN: 300,
+  OBSERVE_MAX_STREAMS: 100,
   RATE_LIMIT_IPV6_PREFIX: 64,
   REQUESTS_MAX_BYTES: 58_720_256,
   ANSWERS_MAX_BYTES: 67_108_864,
@@ -76,15 +78,18 @@ const oneOf = (...options: string[]) => ({
   good: options,
 })
 
+const postgresUrl = {
+  wrong: ['localhost', 'mysql://localhost', 'http://localhost', '//localhost'],
+  right: 'a URL beginning with postgres:// or postgresql://',
+  good: [],
+}
+
 const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> = {
   PORT: port,
   INTERNAL_PORT: port,
   OBSERVE_PORT: port,
-  DATABASE_URL: {
-    wrong: ['localhost', 'mysql://localhost', 'http://localhost', '//localhost'],
-    right: 'a URL beginning with postgres:// or postgresql://',
-    good: [],
-  },
+  DATABASE_URL: postgresUrl,
+  OBSERVE_DATABASE_URL: postgresUrl,
   DATABASE_POOL_MODE: oneOf('session', 'transaction'),
   DATABASE_MAX_CONNECTIONS: between(1, 1_000),
   REDIS_URL: {
@@ -108,6 +113,8 @@ const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> 
   RATE_LIMIT_REGISTRY_READ_PER_MIN: limit,
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: limit,
   RATE_LIMIT_WEBHOOK_PER_MIN: limit,
+  RATE_LIMIT_OBSERVE_PER_MIN: limit,
+  OBSERVE_MAX_STREAMS: between(0, 5_000),
   RATE_LIMIT_IPV6_PREFIX: between(1, 128),
   REQUESTS_MAX_BYTES: { ...between(56_623_104, Number.MAX_SAFE_INTEGER), wrong: [...NOT_NUMBERS, '56623103'] },
   ANSWERS_MAX_BYTES: { ...between(56_623_104, Number.MAX_SAFE_INTEGER), wrong: [...NOT_NUMBERS, '56623103'] },
@@ -285,6 +292,10 @@ describe('the internal port', () => {
     expect(loadConfig({ HOST: '10.0.0.1' }).internalHost).toBe('127.0.0.1')
     expect(loadConfig(cluster).internalHost).toBe('0.0.0.0')
     expect(loadConfig({ ...cluster, HOST: '10.0.0.1' }).internalHost).toBe('10.0.0.1')
+    // What needs but some of a cluster's servers is probed from outside as well.
+    const { REDIS_URL, ...part } = cluster
+    expect(loadConfig(part, { partOfCluster: true }).internalHost).toBe('0.0.0.0')
+    expect(loadConfig({}, { partOfCluster: true }).internalHost).toBe('127.0.0.1')
     for (const servers of [{}, cluster]) {
       expect(loadConfig({ ...servers, INTERNAL_HOST: '::1' }).internalHost).toBe('::1')
     }
