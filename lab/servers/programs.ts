@@ -18,6 +18,8 @@ const PACKAGES = {
   postgres: 'postgresql',
   initdb: 'postgresql',
   psql: 'postgresql',
+  pg_dump: 'postgresql',
+  pg_restore: 'postgresql',
   pgbouncer: 'pgbouncer',
   'redis-server': 'redis-server',
   'nats-server': 'nats-server',

@@ -37,6 +37,8 @@ ALTER DEFAULT PRIVILEGES FOR ROLE tabulum_owner GRANT EXECUTE ON FUNCTIONS TO ta
 CREATE SCHEMA observation AUTHORIZATION tabulum_observer;
 CREATE SCHEMA observation_next AUTHORIZATION tabulum_observer;
 GRANT USAGE ON SCHEMA observation TO tabulum;
-ALTER DEFAULT PRIVILEGES FOR ROLE tabulum_observer GRANT SELECT ON TABLES TO tabulum;
+-- In these schemas, so that a backup without them has nothing of that role.
+ALTER DEFAULT PRIVILEGES FOR ROLE tabulum_observer IN SCHEMA observation, observation_next
+  GRANT SELECT ON TABLES TO tabulum;
 
 COMMIT;
