@@ -141,7 +141,8 @@ export class JetStreamEventLog implements EventLog {
     const first = since === this.#readTo ? messageOf(since) + 1 : Math.max(1, messageOf(since))
     const page = new Page(since, limit)
     if (first > last || limit <= 0) return page.events
-    if (this.#isObserver || Math.min(limit, last - first + 1) <= MAX_DIRECT_READS) await this.#readOneByOne(page, first, last)
+    if (this.#isObserver || Math.min(limit, last - first + 1) <= MAX_DIRECT_READS)
+      await this.#readOneByOne(page, first, last)
     else await this.#readInTurn(page, first, last)
     this.#readTo = page.readTo ?? this.#readTo
     return page.events

@@ -9,7 +9,7 @@ import { Counter, Gauge } from 'prom-client'
 import type { EventLog } from '../events/event-log.ts'
 import type { Logger } from '../platform/logger.ts'
 import { OutageLog } from '../platform/outage-log.ts'
-import { ALL_TYPES } from './changes.ts'
+import { inBatches } from './batches.ts'
 import type { Freshness } from './freshness.ts'
 import type { ObservationTables } from './observation-tables.ts'
 
@@ -53,8 +53,6 @@ export interface ObserverParts {
   /** Undefined where there is no other process. */
   readonly lease?: ObservationLease | undefined
   readonly logger: Logger
-  /** Told of each batch, and of the end of the log. */
-  readonly onApplied?: (seq: number, isAtEnd: boolean) => void
 }
 
 /** Runs until `signal` aborts; then gives the lease back. Never throws: it logs and starts over. */
@@ -77,7 +75,7 @@ export async function runObserver(parts: ObserverParts, signal: AbortSignal): Pr
 }
 
 /** Applies the log until the lease is lost. */
-async function lead({ log, tables, freshness, lease, onApplied }: ObserverParts, signal: AbortSignal): Promise<void> {
+async function lead({ log, tables, freshness, lease }: ObserverParts, signal: AbortSignal): Promise<void> {
   const lost = new AbortController()
   const stop = AbortSignal.any([signal, lost.signal])
   const renewing = lease && renew(lease, lost, stop)
@@ -85,21 +83,17 @@ async function lead({ log, tables, freshness, lease, onApplied }: ObserverParts,
   try {
     let { seq: position } = await tables.position()
     freshness.advance(position)
-    for await (const events of log.follow(position, stop, { types: ALL_TYPES })) {
+    for await (const events of inBatches(log, position, stop)) {
       if (stop.aborted) break
       const last = events.at(-1)
-      if (last === undefined) {
-        onApplied?.(position, true)
-        continue
-      }
+      if (last === undefined) continue
       // Whoever was slower finds the position another.
       if (!(await tables.apply(position, events, lease?.mine))) return
       position = last.seq
       freshness.advance(position)
       applied.set(position)
       lag.set(Math.max(0, Date.now() - Date.parse(last.ts)) / 1_000)
-      onApplied?.(position, false)
-      if (events.length < FULL_BATCH) await Promise.race([pause(PACE_MS, stop), freshness.wanted])
+      await Promise.race([pause(PACE_MS, stop), freshness.wanted])
     }
   } finally {
     leading.set(0)
@@ -107,9 +101,6 @@ async function lead({ log, tables, freshness, lease, onApplied }: ObserverParts,
     await renewing
   }
 }
-
-/** A batch that is as large has more behind it. */
-const FULL_BATCH = 400
 
 /** Prolongs the lease until `stop` aborts; aborts `lost` where that was not to be had in time. */
 async function renew(lease: ObservationLease, lost: AbortController, stop: AbortSignal): Promise<void> {

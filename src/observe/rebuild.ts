@@ -1,6 +1,6 @@
 /** Building the read models of the observation from nothing, to the end of the log. */
 import { type EventLog, LogUnavailable } from '../events/event-log.ts'
-import { ALL_TYPES } from './changes.ts'
+import { inBatches } from './batches.ts'
 import type { ObservationDatabase } from './observation-database.ts'
 import { ObservationTables } from './observation-tables.ts'
 
@@ -26,7 +26,7 @@ export async function rebuild(
   const stop = new AbortController()
   const start = performance.now()
   let progress: Progress = { events: 0, seq: 0, seconds: 0 }
-  for await (const events of log.follow(0, stop.signal, { types: ALL_TYPES })) {
+  for await (const events of inBatches(log, 0, stop.signal)) {
     const last = events.at(-1)
     // The end: what comes from now on is applied by whoever serves.
     if (last === undefined) break

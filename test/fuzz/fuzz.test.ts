@@ -58,6 +58,8 @@ const CODES: Readonly<Record<number, string>> = {
 }
 
 interface Generated {
+  /** To the observation service instead of the agent API. */
+  isObservation?: boolean
   method: string
   path: string
   options: RequestOptions
@@ -78,10 +80,12 @@ describe('fuzzing', () => {
       RATE_LIMIT_STATE_WRITE_PER_MIN: '100000000',
       RATE_LIMIT_REGISTRY_READ_PER_MIN: '100000000',
       RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '100000000',
+      RATE_LIMIT_OBSERVE_PER_MIN: '100000000',
       MESSAGE_MAX_QUEUE_PER_AGENT: '500',
       STATE_CAPACITY_BYTES: '3000000',
     })
     const client = new Client(kernel.baseUrl)
+    const observer = new Client(kernel.observeUrl)
     const known: Known = {
       agents: await client.registerAgents(4),
       operatorToken: (await client.registerOperator()).token,
@@ -93,13 +97,21 @@ describe('fuzzing', () => {
     }
 
     const requests = fc.array(
-      fc.oneof({ weight: 47, arbitrary: requestOf(known) }, { weight: 3, arbitrary: brokenRequestOf(known) }),
+      fc.oneof(
+        { weight: 40, arbitrary: requestOf(known) },
+        { weight: 7, arbitrary: observationOf(known) },
+        { weight: 3, arbitrary: brokenRequestOf(known) },
+      ),
       { minLength: BATCH_SIZE, maxLength: BATCH_SIZE, size: 'max' },
     )
     const batch = fc.asyncProperty(requests, async (generated) => {
       await Promise.all(
         generated.map(async (request) =>
-          count(Buffer.isBuffer(request) ? await checkBroken(kernel, request) : await check(client, request)),
+          count(
+            Buffer.isBuffer(request)
+              ? await checkBroken(kernel, request)
+              : await check(request.isObservation ? observer : client, request),
+          ),
         ),
       )
     })
@@ -123,6 +135,7 @@ describe('fuzzing', () => {
     expect(growth).toBeLessThan(MAX_GROWTH_BYTES)
     expect(kernel.process.exitCode).toBeNull()
     expect((await client.request('GET', '/v1/health')).status).toBe(200)
+    expect((await observer.request('GET', '/observe/health')).status).toBe(200)
     // Whatever clients do, it is no defect of the kernel: nothing of level `error` (50) or `fatal` (60) in its log.
     expect(kernel.output().match(/^.*("level":[56]0|uncaught|unhandled|out of memory).*$/im)?.[0]).toBeUndefined()
     expect(await kernel.stop()).toBe(0)
@@ -415,6 +428,48 @@ function bodyOf(route: string, known: Known): fc.Arbitrary<string | Buffer> {
     )
     .map(([right, more]) => JSON.stringify({ ...more, ...right }))
   return fc.oneof({ weight: 6, arbitrary: near }, { weight: 1, arbitrary: strangeBody })
+}
+
+/** Whatever is asked of the observation service, which only reads. */
+function observationOf(known: Known): fc.Arbitrary<Generated> {
+  const address = fc.constantFrom(...known.agents.map((agent) => agent.address))
+  const place = fc.oneof(
+    fc.nat(5_000).map(String),
+    fc.constantFrom('0', '-1', '', 'x', '1e3', '999999999999999', '9999999999999999', '%30'),
+  )
+  const time = fc.constantFrom(
+    ...['2026-01-01T00:00:00Z', '2099-12-31T23:59:59.999Z', '9999-12-31T23:59:59Z', '0000-01-01T00:00:00Z'],
+    ...['2026-01-01T00:00:00+02:00', '2026-01-01T00:00:00%2B02:00', '2026-13-01T00:00:00Z', 'now', '', '%'],
+  )
+  const types = fc.constantFrom('state_written', 'message_sent,state_read', ',', 'nothing', 'state_written,', '%')
+  const part = fc.oneof(
+    queryPart,
+    fc
+      .tuple(fc.constantFrom('since', 'before', 'until', 'at', 'cursor', 'min_count', 'buckets', 'limit'), place)
+      .map((pair) => pair.join('=')),
+    fc.tuple(fc.constantFrom('from', 'to'), time).map((pair) => pair.join('=')),
+    types.map((names) => `type=${names}`),
+    fc.oneof(address, pathText(30)).map((agent) => `agent=${agent}`),
+  )
+  const path = fc.oneof(
+    fc.constantFrom(
+      ...['events', 'agents', 'network', 'activity', 'transparency', 'state', 'state/', 'health', 'openapi.json'],
+      ...['events/stream', 'events/', 'nothing', '', 'state/_capacity'],
+    ),
+    keySpelling.map((key) => `state/${key}`),
+    keySpelling.map((key) => `state/${key}/history`),
+    fc.oneof(address, pathText(30)).map((agent) => `agents/${agent}`),
+  )
+  const method = fc.oneof(
+    { weight: 20, arbitrary: fc.constant('GET') },
+    { weight: 1, arbitrary: fc.constantFrom('HEAD', 'POST', 'PUT', 'DELETE', 'PATCH') },
+  )
+  return fc.tuple(method, path, fc.array(part, { maxLength: 4 })).map(([method, path, parts]) => ({
+    isObservation: true,
+    method,
+    path: `/observe/${path}${parts.length > 0 ? `?${parts.join('&')}` : ''}`,
+    options: {},
+  }))
 }
 
 interface Route {
