@@ -89,10 +89,7 @@ export function clusterRemovalStore({ database, log, redis, eraser }: RemovalPar
         return LEFT_IN_SERVERS
       } catch (error) {
         const why = error instanceof Error ? error.message : String(error)
-        return [
-          ...LEFT_IN_SERVERS,
-          `Redis keeps small messages in its append-only file until BGREWRITEAOF, which was refused (${why})`,
-        ]
+        return [...LEFT_IN_SERVERS, `Redis keeps small messages in its append-only file until BGREWRITEAOF (${why})`]
       }
     },
   }

@@ -103,6 +103,11 @@ const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> 
     right: 'comma-separated URLs beginning with nats:// or tls://',
     good: [],
   },
+  NATS_ADMIN_URL: {
+    wrong: ['localhost', 'nats://a,localhost', 'http://a', 'nats://'],
+    right: 'comma-separated URLs beginning with nats:// or tls://',
+    good: [],
+  },
   EVENTS_REPLICAS: between(1, 5),
   TRUSTED_PROXIES: cidrs,
   WEBHOOK_ALLOW_CIDRS: cidrs,
