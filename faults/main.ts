@@ -73,12 +73,19 @@ ${violations.length} violations, of ${[...new Set(violations.map(({ rule }) => r
 // Not by itself: Node 26.10 may turn for ever while it closes sockets that were reset.
 process.exit(violations.length === 0 ? 0 : 1)
 
-function summaryOf({ operations, pushes, faults, events }: History): string {
+function summaryOf({ operations, pushes, faults, events, watches }: History): string {
   const counts = [...Map.groupBy(operations, ({ kind }) => kind)].map(([kind, all]) => {
     const statuses = [...Map.groupBy(all, ({ status }) => status)].map(([status, some]) => `${status}: ${some.length}`)
     return `  ${kind} ${statuses.join(', ')}`
   })
-  return `${faults.length} faults, ${operations.length} requests, ${pushes.length} pushes, ${events.length} events\n${counts.join('\n')}`
+  const seen = watches.map(
+    ({ name, seen, connections }) => `  ${name} saw ${seen.length} events over ${connections} connections`,
+  )
+  return [
+    `${faults.length} faults, ${operations.length} requests, ${pushes.length} pushes, ${events.length} events`,
+    ...counts,
+    ...seen,
+  ].join('\n')
 }
 
 /** A violation with what was broken, and what was asked about the same, around it. */

@@ -6,8 +6,20 @@
  * some moment between its beginning and its end. So an order need not be searched for, and the check takes time in proportion to the history
  * (but for sorting it).
  */
+import { isDeepStrictEqual } from 'node:util'
 import type { Event } from '../kernel.ts'
-import type { FaultRecord, History, Operation, Part, Read, ReceivedMessage, Remove, Send, Write } from './history.ts'
+import type {
+  FaultRecord,
+  History,
+  Operation,
+  Part,
+  Read,
+  ReceivedMessage,
+  Remove,
+  Send,
+  Watch,
+  Write,
+} from './history.ts'
 
 /** Service is back so long after a part's repair. */
 export const RECOVERY_MS = 5_000
@@ -30,6 +42,10 @@ export type Rule =
   | 'capacity'
   | 'limit'
   | 'disagreement'
+  | 'missed event'
+  | 'repeated event'
+  | 'reordered events'
+  | 'forged event'
 
 export interface Violation {
   readonly rule: Rule
@@ -58,6 +74,7 @@ export function check(history: History): Violation[] {
     ...checkCapacity(history),
     ...checkLimit(history),
     ...checkAgreement(history),
+    ...history.watches.flatMap((watch) => checkWatch(watch, history.events)),
   ]
 }
 
@@ -519,7 +536,7 @@ function checkLimit({ operations, faults, limitPerMinute }: History): Violation[
   return violations
 }
 
-function checkAgreement({ events, nodes, differences, refusedTokens }: History): Violation[] {
+function checkAgreement({ events, nodes, observers, differences, refusedTokens }: History): Violation[] {
   const at = Number.POSITIVE_INFINITY
   const violations: Violation[] = []
   const wrong = (what: string, subject = '') => violations.push({ rule: 'disagreement', what, at, subject })
@@ -532,8 +549,43 @@ function checkAgreement({ events, nodes, differences, refusedTokens }: History):
       wrong(`${view.node} counts ${view.keyCount} keys of ${view.usedBytes} bytes, the log ${state.size} of ${used}`)
     if (view.agents !== agents) wrong(`${view.node} lists ${view.agents} agents, the log ${agents}`)
   }
+  for (const { observer, ...counted } of observers) {
+    if (counted.agents !== agents) wrong(`${observer} lists ${counted.agents} agents, the log ${agents}`)
+    if (counted.events !== events.length) wrong(`${observer} counts ${counted.events} events, the log ${events.length}`)
+  }
   if (differences !== undefined) wrong(`verify: ${differences}`)
   for (const address of refusedTokens) wrong(`the token of ${address} is refused`, address)
+  return violations
+}
+
+/** Whoever watches has seen what the log has of what it asked for: all of it, as it is there, in order, and each once. */
+function checkWatch({ name, since, types, seen }: Watch, events: readonly Event[]): Violation[] {
+  const violations: Violation[] = []
+  const wrong = (rule: Rule, what: string) =>
+    violations.push({ rule, what: `${name}: ${what}`, at: Number.POSITIVE_INFINITY, subject: name })
+  const wanted = new Map(
+    events.flatMap((event) => (event.seq > since && (types?.includes(event.type) ?? true) ? [[event.seq, event]] : [])),
+  )
+  const had = new Set<number>()
+  let last = since
+  for (const event of seen) {
+    const { seq } = event
+    const logged = wanted.get(seq)
+    if (logged === undefined) wrong('forged event', `${seq} is not what it asked for`)
+    else if (!isDeepStrictEqual(logged, event)) wrong('forged event', `${seq} is another than in the log`)
+    if (had.has(seq)) wrong('repeated event', `${seq} came again, after ${last}`)
+    else if (seq < last) wrong('reordered events', `${seq} came after ${last}`)
+    had.add(seq)
+    last = Math.max(last, seq)
+  }
+  const missed = [...wanted.keys()].filter((seq) => !had.has(seq))
+  if (missed.length > 0) {
+    const [first] = missed
+    wrong(
+      'missed event',
+      `${missed.length} of ${wanted.size} never came, the first of them ${first}; it ends at ${last}`,
+    )
+  }
   return violations
 }
 

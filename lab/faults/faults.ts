@@ -16,7 +16,7 @@ const BALANCED_DEADLINE_MS = 60_000
 const REFUSED_DEADLINE_MS = 10_000
 const POLL_MS = 50
 
-/** The network between one node or worker and one server. */
+/** The network between one node, worker or observer and one server. */
 export interface Link {
   readonly from: string
   readonly to: 'postgres' | 'redis' | 'nats'
@@ -60,6 +60,7 @@ const LARGE_BODIES = 30
 export const FAULTS: readonly Fault[] = [
   ...processFaults('api', ({ nodes }) => nodes),
   ...processFaults('worker', ({ workers }) => workers),
+  ...processFaults('observer', ({ observers }) => observers),
   projectorFault('killed', 'kill', 'restart', SHORT),
   projectorFault('frozen', 'freeze', 'thaw', LONG),
   {
@@ -201,7 +202,10 @@ export const FAULTS: readonly Fault[] = [
   },
 ]
 
-function processFaults(part: 'api' | 'worker', members: (cluster: Cluster) => readonly ClusterProcess[]): Fault[] {
+function processFaults(
+  part: 'api' | 'worker' | 'observer',
+  members: (cluster: Cluster) => readonly ClusterProcess[],
+): Fault[] {
   const one = ({ cluster, victim }: Scene) => pick(members(cluster), victim)
   const all = (cluster: Cluster, act: (member: ClusterProcess) => Promise<unknown>) =>
     Promise.all(members(cluster).map(act))

@@ -78,8 +78,38 @@ export interface Push extends ReceivedMessage {
   readonly at: number
 }
 
-/** Parts of the cluster. `network`: between a node or worker and the servers. `machine`: all of it stood still, as others used the processors. */
-export type Part = 'api' | 'worker' | 'haproxy' | 'redis' | 'postgres' | 'nats' | 'network' | 'clock' | 'machine'
+/** Somebody who watched the live stream of the observation, over as many connections as it took. */
+export interface Watch {
+  readonly name: string
+  /** It asked for what comes after this place. */
+  readonly since: number
+  /** It asked for these types alone; for all unless given. */
+  readonly types?: readonly string[] | undefined
+  /** What came, up to the end of `events`, in the order in which it came. */
+  readonly seen: readonly Event[]
+  readonly connections: number
+}
+
+/** What one observer answers at the end. */
+export interface ObserverView {
+  readonly observer: string
+  readonly agents: number
+  /** As its activity counts them. */
+  readonly events: number
+}
+
+/** Parts of the cluster. `network`: between a node, worker or observer and the servers. `machine`: all of it stood still, as others used the processors. */
+export type Part =
+  | 'api'
+  | 'worker'
+  | 'observer'
+  | 'haproxy'
+  | 'redis'
+  | 'postgres'
+  | 'nats'
+  | 'network'
+  | 'clock'
+  | 'machine'
 
 export interface FaultRecord {
   readonly name: string
@@ -91,7 +121,7 @@ export interface FaultRecord {
   readonly seen?: number
 }
 
-/** A node or worker that ended though nobody had ended it. */
+/** A node, worker or observer that ended though nobody had ended it. */
 export interface Crash {
   readonly name: string
   readonly at: number
@@ -120,6 +150,8 @@ export interface History {
   readonly limitPerMinute: number
   /** When everything had settled. */
   readonly nodes: readonly NodeView[]
+  readonly observers: readonly ObserverView[]
+  readonly watches: readonly Watch[]
   /** What `verify` printed where it found differences. */
   readonly differences?: string | undefined
   /** Agents whose tokens were refused at the end. */

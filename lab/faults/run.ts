@@ -2,12 +2,14 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Agent, Answer, Client } from '../client.ts'
 import { type Cluster, type ClusterNode, type Places, type Settings, startCluster } from '../cluster.ts'
+import type { Event } from '../kernel.ts'
 import { createTestAuthority, startReceiver } from '../receiver.ts'
 import { makeDirectory, removeDirectory } from '../servers/directory.ts'
 import { startTcpProxy } from '../tcp-proxy.ts'
+import { startWatcher, type Transport, type Watcher } from '../watcher.ts'
 import { Clocks } from './clock.ts'
 import { FAULTS, type Fault, type Link } from './faults.ts'
-import type { Crash, FaultRecord, History, NodeView } from './history.ts'
+import type { Crash, FaultRecord, History, NodeView, ObserverView, Watch } from './history.ts'
 import type { PlannedFault } from './schedule.ts'
 import {
   AMPLE_BYTES,
@@ -20,6 +22,13 @@ import {
 
 const API_NODES = 3
 const WORKERS = 2
+const OBSERVERS = 2
+/** Those who watch. They begin at the beginning of the log, each at another observer. */
+const WATCHES: readonly { name: string; transport: Transport; types?: readonly string[] }[] = [
+  { name: 'a WebSocket', transport: 'WebSocket' },
+  { name: 'Server-Sent Events', transport: 'SSE' },
+  { name: 'a WebSocket for some types', transport: 'WebSocket', types: ['message_sent', 'state_deleted'] },
+]
 const POLLING_AGENTS = 6
 const PUSHED_AGENTS = 2
 /** Room for the logs of an hour. */
@@ -123,6 +132,7 @@ export async function observe(
   during: (faults: FaultRecord[]) => Promise<void>,
 ): Promise<History> {
   const workload = new Workload({ ...options, client: new Client(cluster.baseUrl), agents: POLLING_AGENTS })
+  const watching = watchAt(cluster.observers)
   const faults: FaultRecord[] = []
   const over = new AbortController()
   const crashing = watchForCrashes(cluster, over.signal)
@@ -140,15 +150,46 @@ export async function observe(
     crashes: await crashing,
     capacityBytes,
     limitPerMinute: LIMIT_PER_MINUTE,
-    ...(await settle(cluster, workload.registered)),
+    ...(await settle(cluster, workload.registered, watching)),
   }
 }
 
+type Watching = readonly (Pick<Watch, 'name' | 'types'> & { readonly watcher: Watcher })[]
+
+function watchAt(observers: readonly ClusterNode[]): Watching {
+  if (observers.length === 0) return []
+  const urls = observers.map(({ url }) => url)
+  return WATCHES.map(({ name, transport, types }, index) => ({
+    name,
+    types,
+    watcher: startWatcher({
+      transport,
+      urls: [...urls.slice(index % urls.length), ...urls.slice(0, index % urls.length)],
+      ...(types && { types }),
+    }),
+  }))
+}
+
+/** Ends those who watch when they have seen the end of the log, or should have by now. */
+async function endWatches(watching: Watching, events: readonly Event[]): Promise<Watch[]> {
+  const deadline = performance.now() + SETTLE_DEADLINE_MS
+  const end = events.at(-1)?.seq ?? 0
+  return Promise.all(
+    watching.map(async ({ name, types, watcher }) => {
+      const last = events.findLast(({ type }) => types?.includes(type) ?? true)?.seq ?? 0
+      while ((watcher.seen.at(-1)?.seq ?? 0) < last && performance.now() < deadline) await sleep(SETTLE_POLL_MS)
+      await watcher.stop()
+      const seen = watcher.seen.filter(({ seq }) => seq <= end)
+      return { name, since: 0, types, seen, connections: watcher.connections }
+    }),
+  )
+}
+
 /** Until the signal aborts: who has ended by itself. It is started again, so that the run goes on. */
-async function watchForCrashes({ nodes, workers }: Cluster<Places>, over: AbortSignal): Promise<Crash[]> {
+async function watchForCrashes({ nodes, workers, observers }: Cluster<Places>, over: AbortSignal): Promise<Crash[]> {
   const crashes: Crash[] = []
   while (!over.aborted) {
-    for (const member of [...nodes, ...workers]) {
+    for (const member of [...nodes, ...workers, ...observers]) {
       if (!member.process.crashed) continue
       crashes.push({ name: member.name, at: performance.now(), output: member.output().slice(-CRASH_OUTPUT) })
       // Where it ends again it is found again.
@@ -178,7 +219,7 @@ interface Stage extends AsyncDisposable {
   readonly clocks: Clocks
 }
 
-/** A cluster whose nodes and workers reach each server through a network of their own, and have a clock that can jump. */
+/** A cluster whose nodes, workers and observers reach each server through a network of their own, and have a clock that can jump. */
 async function setUp(settings: Settings): Promise<Stage> {
   await using stack = new AsyncDisposableStack()
   const directory = makeDirectory('clocks')
@@ -205,19 +246,25 @@ async function setUp(settings: Settings): Promise<Stage> {
     target.port = String(proxy.port)
     return target.href
   }
+  const throughTo = async (from: string, { postgres, nats }: { postgres: string; nats: string }) => ({
+    DATABASE_URL: await through(from, 'postgres', postgres),
+    NATS_URL: (await Promise.all(nats.split(',').map((url) => through(from, 'nats', url)))).join(','),
+  })
   const routesOf = async (from: string): Promise<Settings> => ({
-    DATABASE_URL: await through(from, 'postgres', cluster.postgres.appUrl),
+    ...(await throughTo(from, { postgres: cluster.postgres.appUrl, nats: cluster.nats.url })),
     REDIS_URL: await through(from, 'redis', cluster.redis.url),
-    NATS_URL: (await Promise.all(cluster.nats.url.split(',').map((url) => through(from, 'nats', url)))).join(','),
   })
   for (let number = 1; number <= WORKERS; number++) await cluster.startWorker(await routesOf(`worker-${number}`))
   for (let number = 1; number <= API_NODES; number++) await cluster.startNode(await routesOf(`api-${number}`))
+  const asObserver = { postgres: cluster.postgres.observerUrl, nats: cluster.nats.observerUrl }
+  for (let number = 1; number <= OBSERVERS; number++)
+    await cluster.startObserver(await throughTo(`observe-${number}`, asObserver))
   const owner = stack.move()
   return { cluster, links, clocks, [Symbol.asyncDispose]: () => owner.disposeAsync() }
 }
 
-/** What the log says, and what each node and `verify` do, when deliveries are recorded and projections have caught up. */
-async function settle(cluster: Cluster<Places>, agents: readonly Agent[]) {
+/** What the log says, and what each node, each observer and `verify` do, when deliveries are recorded and projections have caught up. */
+async function settle(cluster: Cluster<Places>, agents: readonly Agent[], watching: Watching) {
   const deadline = performance.now() + SETTLE_DEADLINE_MS
   for (;;) {
     // Past a pooler, which keeps no temporary tables.
@@ -233,9 +280,12 @@ async function settle(cluster: Cluster<Places>, agents: readonly Agent[]) {
       const { status } = await untilAvailable(() => agent.request('GET', '/v1/state?limit=1'))
       if (status !== 200) refusedTokens.push(agent.address)
     }
+    const { events, observers } = await observed(cluster)
     return {
-      events: await cluster.events(),
+      events,
       nodes,
+      observers,
+      watches: await endWatches(watching, events),
       refusedTokens,
       ...(code !== 0 && { differences: output }),
     }
@@ -255,6 +305,32 @@ async function untilAvailable<T>(attempt: () => Promise<T>): Promise<T> {
     }
     await sleep(SETTLE_POLL_MS)
   }
+}
+
+/** The log, and what observers answer of it, when all that was asked for until now has been recorded. */
+async function observed(cluster: Cluster<Places>): Promise<{ events: Event[]; observers: ObserverView[] }> {
+  const deadline = performance.now() + SETTLE_DEADLINE_MS
+  for (;;) {
+    const observers = await Promise.all(cluster.observers.map((observer) => observerViewOf(observer, deadline)))
+    const events = await cluster.events()
+    if (observers.every((view) => view.events === events.length) || performance.now() > deadline)
+      return { events, observers }
+    await sleep(SETTLE_POLL_MS)
+  }
+}
+
+async function observerViewOf({ name, url }: ClusterNode, deadline: number): Promise<ObserverView> {
+  const ask = async <T>(path: string): Promise<T> => {
+    for (;;) {
+      const response = await fetch(`${url}/observe/${path}`).catch(() => undefined)
+      if (response?.ok) return (await response.json()) as T
+      if (performance.now() > deadline) throw new Error(`${name} answered ${path} with ${response?.status}`)
+      await sleep(SETTLE_POLL_MS)
+    }
+  }
+  const { total: agents } = await ask<{ total: number }>('agents?limit=1')
+  const { buckets } = await ask<{ buckets: { total: number }[] }>('activity?buckets=1&to=2100-01-01T00:00:00Z')
+  return { observer: name, agents, events: buckets.reduce((sum, { total }) => sum + total, 0) }
 }
 
 async function viewOf(node: ClusterNode, { address, token }: Agent): Promise<NodeView> {

@@ -11,6 +11,8 @@ const NAMES = [
   'api killed',
   'api restarted',
   'all worker killed',
+  'observer killed',
+  'observer frozen',
   'projector killed',
   'projector frozen',
   'redis wiped',
@@ -59,4 +61,9 @@ it('nothing acknowledged is lost, repeated, out of order or stale, whatever is k
     expect(well.length, kind).toBeGreaterThan(5)
   }
   expect(history.pushes.length).toBeGreaterThan(20)
+  for (const { name, seen, connections } of history.watches) {
+    expect(seen.length, name).toBeGreaterThan(20)
+    expect(connections, name).toBeGreaterThan(0)
+  }
+  expect(Math.max(...history.watches.map(({ connections }) => connections))).toBeGreaterThan(1)
 })

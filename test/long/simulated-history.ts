@@ -105,6 +105,8 @@ export function simulate(random: () => number): History {
     capacityBytes: 1_000_000,
     limitPerMinute: 30,
     nodes: [view],
+    observers: [],
+    watches: [],
     refusedTokens: [],
   }
 }

@@ -1,7 +1,16 @@
 /** The checker of the faults program: histories that keep every promise pass, and each way to break one is caught. */
 import { describe, expect, it } from 'vitest'
 import { check, RECOVERY_MS } from '../../../lab/faults/checker.ts'
-import type { FaultRecord, History, NodeView, Operation, Part, Push } from '../../../lab/faults/history.ts'
+import type {
+  FaultRecord,
+  History,
+  NodeView,
+  ObserverView,
+  Operation,
+  Part,
+  Push,
+  Watch,
+} from '../../../lab/faults/history.ts'
 import type { Event } from '../../../lab/kernel.ts'
 
 const [ANNA, BERT] = ['tab_anna', 'tab_bert']
@@ -28,6 +37,8 @@ function historyOf(
     capacityBytes: 1_000,
     limitPerMinute: 3,
     nodes: [],
+    observers: [],
+    watches: [],
     refusedTokens: [],
     ...rest,
   }
@@ -360,4 +371,73 @@ it('in the end the log, every node and verify agree', () => {
   expect(withNodes([{ ...agreed, agents: 2 }])).toEqual(['disagreement'])
   expect(withNodes([agreed], { differences: 'k differs' })).toEqual(['disagreement'])
   expect(withNodes([agreed], { refusedTokens: [ANNA] })).toEqual(['disagreement'])
+})
+
+it('in the end every observer counts what the log has', () => {
+  const log = [written(1, '1'), { seq: 2, type: 'agent_registered', agent: 'tab_new', data: { address: 'tab_new' } }]
+  const agreed: ObserverView = { observer: 'observe-1', agents: 1, events: 2 }
+  const withObservers = (observers: ObserverView[]) => rulesOf(historyOf([write('1', 0, 10)], log, { observers }))
+  expect(withObservers([agreed])).toEqual([])
+  expect(withObservers([agreed, { ...agreed, agents: 2 }])).toEqual(['disagreement'])
+  expect(withObservers([{ ...agreed, events: 1 }])).toEqual(['disagreement'])
+  expect(withObservers([{ ...agreed, events: 3 }])).toEqual(['disagreement'])
+})
+
+describe('who watches', () => {
+  const log: Omit<Event, 'ts'>[] = [
+    written(1_000, '1'),
+    { seq: 1_001, type: 'state_read', agent: ANNA, data: { key: 'k' } },
+    written(2_000, '2'),
+    written(3_000, '3'),
+  ]
+  const writes = [write('1', 0, 10), write('2', 20, 30), write('3', 40, 50)]
+  const [first, looked, second, third] = log.map((event) => ({ ts: TS, ...event })) as [Event, Event, Event, Event]
+  const saw = (seen: Event[], more: Partial<Watch> = {}) =>
+    rulesOf(historyOf(writes, log, { watches: [{ name: 'who', since: 0, seen, connections: 1, ...more }] }))
+
+  it('sees each event of the log, once and in order', () => {
+    expect(saw([first, looked, second, third])).toEqual([])
+  })
+
+  it('sees what it has asked for, and nothing else', () => {
+    const types = ['state_written']
+    expect(saw([first, second, third], { types })).toEqual([])
+    expect(saw([first, looked, second, third], { types })).toEqual(['forged event'])
+    expect(saw([first, third], { types })).toEqual(['missed event'])
+    expect(saw([second, third], { since: 1_001 })).toEqual([])
+    expect(saw([looked, second, third], { since: 1_001 })).toContain('forged event')
+    expect(saw([], { types: ['message_sent'] })).toEqual([])
+  })
+
+  it('misses an event where there is a gap: at the beginning, within, and at the end', () => {
+    expect(saw([looked, second, third])).toEqual(['missed event'])
+    expect(saw([first, second, third])).toEqual(['missed event'])
+    expect(saw([first, looked, second])).toEqual(['missed event'])
+    expect(saw([])).toEqual(['missed event'])
+  })
+
+  it('gets one again where it comes twice, at once and after others', () => {
+    expect(saw([first, first, looked, second, third])).toEqual(['repeated event'])
+    expect(saw([first, looked, second, looked, second, third])).toEqual(['repeated event', 'repeated event'])
+  })
+
+  it('gets them out of order where one comes after a later one', () => {
+    expect(saw([first, second, looked, third])).toEqual(['reordered events'])
+    expect(saw([third, first, looked, second])).toEqual(['reordered events', 'reordered events', 'reordered events'])
+  })
+
+  it('is shown an event that there is not, or another in its place', () => {
+    expect(saw([first, looked, { ...second, seq: 1_002 }, second, third])).toEqual(['forged event'])
+    expect(saw([first, looked, { ...second, data: { key: 'k', value: '1' } }, third])).toEqual(['forged event'])
+  })
+
+  it('is judged apart from others', () => {
+    const watches = [
+      { name: 'one', since: 0, seen: [first, looked, second, third], connections: 2 },
+      { name: 'other', since: 0, seen: [first, looked, third], connections: 1 },
+    ]
+    const [violation, ...more] = check(historyOf(writes, log, { watches }))
+    expect(violation).toMatchObject({ rule: 'missed event', subject: 'other' })
+    expect(more).toEqual([])
+  })
 })
