@@ -86,6 +86,10 @@ const settings = z.object({
   INTERNAL_HOST: z.string().min(1).optional(),
   /** Where anybody may watch. */
   OBSERVE_PORT: port(8090),
+  /** Live streams that one process of the observation service serves at once. */
+  OBSERVE_MAX_STREAMS: integer(100, 0, 5_000),
+  /** Where the observation service reads: a replica of DATABASE_URL, which it writes its own tables to. */
+  OBSERVE_DATABASE_URL: url('postgres:', 'postgresql:'),
   /**
    * How long a connection is kept for its next request. Longer than a load balancer in front keeps it (those of clouds: up to 600 s), so that
    * it is never the server that closes one being reused.
@@ -94,8 +98,6 @@ const settings = z.object({
   /** Embedded storage only. */
   DATA_DIR: z.string().min(1).default('./data'),
   DATABASE_URL: url('postgres:', 'postgresql:'),
-  /** Where the observation service reads: a replica of DATABASE_URL, which it writes its own tables to. */
-  OBSERVE_DATABASE_URL: url('postgres:', 'postgresql:'),
   /** `session` uses prepared statements; `transaction` suits a pooler that hands out connections per transaction. */
   DATABASE_POOL_MODE: choice(['session', 'transaction'], 'session'),
   /** Connections to Postgres that one process opens at most. */
@@ -122,8 +124,6 @@ const settings = z.object({
   RATE_LIMIT_WEBHOOK_PER_MIN: perMinute(60),
   /** Of one client address, at the observation service. */
   RATE_LIMIT_OBSERVE_PER_MIN: perMinute(300),
-  /** Live streams that one process of the observation service serves at once. */
-  OBSERVE_MAX_STREAMS: integer(100, 0, 5_000),
   /** Leading bits of an IPv6 address that make one client: providers give each customer a /64 at least. */
   RATE_LIMIT_IPV6_PREFIX: integer(64, 1, 128),
   /** Sum of the bytes of all keys and values. */

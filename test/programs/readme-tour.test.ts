@@ -32,7 +32,7 @@ describe('the tour', () => {
     await using kernel = await startKernel()
     const home = await mkdtemp(join(tmpdir(), 'tabulum-tour-'))
     try {
-      ;({ output, errors } = await paste(tourFor(kernel.baseUrl, kernel.internalUrl), home))
+      ;({ output, errors } = await paste(tourFor(kernel.baseUrl, kernel.observeUrl), home))
       events = await kernel.events()
     } finally {
       await rm(home, { recursive: true })
@@ -73,8 +73,11 @@ describe('the tour', () => {
     expect(keys).toEqual({ keys: ['answers/6-times-7'], next_cursor: null, total: 1 })
   })
 
-  it('ends with the event log', () => {
-    const shown = answers.slice(8)
+  it('ends with what everybody may see: the event log, the network, the state', () => {
+    const [log, network, value] = answers.slice(8) as [{ events: unknown[] }, { edges: unknown[] }, object]
+    const shown = log.events
+    expect(network.edges).toHaveLength(2)
+    expect(value).toMatchObject({ key: 'answers/6-times-7', value: '42' })
     // What is recorded after an answer may follow those that were shown.
     expect(shown).toEqual(events.slice(0, shown.length))
     expect(shown).toEqual(
@@ -156,12 +159,12 @@ function tableRows(): string[][] {
 }
 
 /** The blocks of the tour, for a kernel that is elsewhere than the README says. */
-function tourFor(baseUrl: string, internalUrl: string): string {
+function tourFor(baseUrl: string, observeUrl: string): string {
   const [, tour = ''] = /^## A tour.*?$(.*?)^## /ms.exec(readme) ?? []
   const blocks = [...tour.matchAll(/^```bash\n(.*?)^```$/gms)].map(([, block]) => block)
   const text = blocks.join('')
-  for (const url of ['http://localhost:8080', 'http://localhost:9090']) expect(text.split(url)).toHaveLength(2)
-  return text.replace('http://localhost:8080', baseUrl).replace('http://localhost:9090', internalUrl)
+  for (const url of ['http://localhost:8080', 'http://localhost:8090']) expect(text.split(url)).toHaveLength(2)
+  return text.replace('http://localhost:8080', baseUrl).replace('http://localhost:8090', observeUrl)
 }
 
 /**
