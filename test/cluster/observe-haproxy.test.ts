@@ -38,6 +38,7 @@ async function startObserver(name: string): Promise<Observer> {
   const observer = { requests: [] as IncomingMessage[], streams: new Set<ServerResponse>(), ready: true }
   const server = createServer((incoming, outgoing) => {
     observer.requests.push(incoming)
+    if (incoming.url === '/deadly') return void incoming.socket.destroy()
     if (incoming.headers.accept !== 'text/event-stream') return void outgoing.end(name)
     outgoing.writeHead(200, { 'Content-Type': 'text/event-stream' }).write(`data: ${name}\n\n`)
     observer.streams.add(outgoing)
@@ -124,6 +125,28 @@ test('sends one client to one process, and only those of a process that is gone 
   one.ready = true
   await vi.waitFor(async () => expect((await haproxy.observers())[0]?.status).toBe('UP'), SOON)
   expect(await places()).toEqual(first)
+})
+
+test('tells clients apart behind another proxy, where it is told to', async () => {
+  const deploying = readFileSync(join(import.meta.dirname, '../../docs/deploying.md'), 'utf8')
+  const [, line = ''] = /in the place of `balance source`:\s+`(balance [^`]+)`/.exec(deploying) ?? []
+  await using one = await startObserver('one')
+  await using two = await startObserver('two')
+  const edit = (configuration: string) => configuration.replace(/^( {2})balance source$/m, `$1${line}`)
+  await using haproxy = await balance({ nodes: [], observers: [one, two], edit })
+  const places = async () =>
+    await Promise.all(
+      CLIENTS.map(async (client, index) => {
+        // The last is what the proxy wrote; what stands before it is the client's own.
+        const headers = { 'X-Forwarded-For': `203.0.113.${index}, ${client}` }
+        return await text(await ask(haproxy.observeUrl, { headers }))
+      }),
+    )
+  const first = await places()
+  expect(new Set(first)).toEqual(new Set(['one', 'two']))
+  expect(await places()).toEqual(first)
+  const own = { 'X-Forwarded-For': `198.51.100.7, ${CLIENTS[0]}` }
+  expect(await text(await ask(haproxy.observeUrl, { headers: own }))).toBe(first[0])
 })
 
 test('tries another process where one is gone and it is not known yet', async () => {
@@ -217,22 +240,12 @@ test('answers 503 while there is no process, in a form that any page may read, a
   expect((await ask(haproxy.url)).headers).not.toHaveProperty('access-control-allow-origin')
 })
 
-test('answers 503 where a process dies over a request', async () => {
+test('answers 503 where a process dies over a request, which it has once', async () => {
   await using one = await startObserver('one')
   await using haproxy = await balance({ nodes: [], observers: [one] })
-  const stop = vi.fn()
-  const dying = createServer((incoming) => {
-    stop()
-    incoming.socket.destroy()
-  })
-  await using _dying = { [Symbol.asyncDispose]: async () => void dying.close() }
-  await once(dying.listen(0, '127.0.0.1'), 'listening')
-  const { port } = dying.address() as AddressInfo
-  await using other = await startHaproxy({ nodes: [], observers: [{ ...one, port }] })
-  const answer = await ask(other.observeUrl)
+  const answer = await ask(`${haproxy.observeUrl}/deadly`)
   expect([answer.statusCode, errorBody.parse(JSON.parse(await text(answer))).error]).toEqual([503, 'unavailable'])
-  expect(stop).toHaveBeenCalledTimes(1)
-  expect(await servedTo(haproxy, '127.0.0.1')).toBe('one')
+  expect(one.requests).toHaveLength(1)
 })
 
 test.each(['GET / HTTP/1.2', 'GET / HTTP/2.0', 'PRI * HTTP/2.0'])('refuses what is not HTTP/1: %s', async (line) => {

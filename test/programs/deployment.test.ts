@@ -350,8 +350,9 @@ describe('docker-compose.yml', () => {
       )
     }
     const [targets, file] = [read('deploy/prometheus/prometheus.yml'), parse(read('deploy/prometheus/prometheus.yml'))]
-    expect(file.scrape_configs).toHaveLength(4)
-    expect(targets).toContain(`names: [worker], type: A, port: ${loadConfig({}).INTERNAL_PORT}`)
+    expect(file.scrape_configs).toHaveLength(5)
+    for (const name of ['api', 'worker', 'observe'])
+      expect(targets).toContain(`names: [${name}], type: A, port: ${loadConfig({}).INTERNAL_PORT}`)
     expect(targets).toContain(
       `names: [haproxy], type: A, port: ${compose.services.haproxy?.environment.HAPROXY_METRICS_PORT}`,
     )
@@ -391,6 +392,9 @@ describe('what is watched', () => {
     const expression = (name: string) => rules.find((rule) => rule.alert === name)?.expr
     const [, gigabytes] = /NATS_MAX_FILE_STORE:-(\d+)GB/.exec(read('docker-compose.yml')) ?? []
     expect(expression('LogFillsItsDisk')).toBe(`max(tabulum_log_bytes) > 0.8 * ${gigabytes} * 1024 ^ 3`)
+    const [, streams] = /OBSERVE_MAX_STREAMS:-(\d+)/.exec(read('docker-compose.yml')) ?? []
+    expect(expression('StreamsInUse')).toBe(`max by (instance) (tabulum_observe_watchers) > 0.9 * ${streams}`)
+    expect(Number(streams)).toBe(loadConfig({}).OBSERVE_MAX_STREAMS)
     expect(expression('PushSlotsInUse')).toContain(`0.9 * ${loadConfig({}).WEBHOOK_CONCURRENCY}`)
   })
 })
