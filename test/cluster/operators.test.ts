@@ -47,6 +47,7 @@ describe('a node that cannot start says what to do, in one message, with exit co
     const { code, output } = await cluster.run('api', [], {
       PORT: '0',
       INTERNAL_PORT: '0',
+      OBSERVE_PORT: '0',
       STARTUP_TIMEOUT: '1ms',
       ...settings,
     })

@@ -132,6 +132,7 @@ async function killWhileStarting(dataDir: string, afterMs: number): Promise<void
       HOST: '127.0.0.1',
       PORT: '0',
       INTERNAL_PORT: '0',
+      OBSERVE_PORT: '0',
       DATA_DIR: dataDir,
       LOG_LEVEL: 'fatal',
     },

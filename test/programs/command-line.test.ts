@@ -33,6 +33,7 @@ function start(args: string[], settings: Record<string, string> = {}) {
     HOST: '127.0.0.1',
     PORT: '0',
     INTERNAL_PORT: '0',
+    OBSERVE_PORT: '0',
     DATA_DIR: join(directory, 'unused'),
     LOG_LEVEL: 'warn',
   }
@@ -182,7 +183,7 @@ it.each([
 
 describe('serve', () => {
   it(
-    'says in one line what it serves, where, on which storage; refuses a second on its data; ends on SIGTERM; starts again',
+    'says what it serves, where, on which storage; refuses a second on its data; ends on SIGTERM; starts again',
     async () => {
       const dataDir = join(directory, 'life')
       const first = start(['serve'], { DATA_DIR: dataDir })
@@ -202,7 +203,9 @@ describe('serve', () => {
       const agent = await new Client(url).registerAgent()
       await agent.write('kept', 'over a restart')
       const stopped = await first.end('SIGTERM')
-      expect(stopped).toEqual({ code: 0, out: `${line}\n`, err: '' })
+      const watching = /^and whoever watches on http:\/\/127\.0\.0\.1:\d+ \(reference at \/observe\/docs\)\n$/
+      expect(stopped).toMatchObject({ code: 0, err: '' })
+      expect(stopped.out.replace(`${line}\n`, '')).toMatch(watching)
 
       const again = start(['serve'], { DATA_DIR: dataDir })
       const [secondUrl = ''] = /http:\/\/[\d.:]+/.exec(await again.ready()) ?? []
@@ -280,6 +283,7 @@ function startThrough(command: string, args: string[], dataDir: string) {
       HOST: '127.0.0.1',
       PORT: '0',
       INTERNAL_PORT: '0',
+      OBSERVE_PORT: '0',
       DATA_DIR: dataDir,
       LOG_LEVEL: 'info',
       BCRYPT_COST: '4',

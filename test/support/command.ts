@@ -21,6 +21,7 @@ export function startCommand(dataDir: string, args: readonly string[]) {
       HOST: '127.0.0.1',
       PORT: '0',
       INTERNAL_PORT: '0',
+      OBSERVE_PORT: '0',
       DATA_DIR: dataDir,
       LOG_LEVEL: 'warn',
     },
