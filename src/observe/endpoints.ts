@@ -76,6 +76,8 @@ const pathParameter = (name: string, description: string): Parameter => ({
   required: true,
 })
 
+const keyParameter = pathParameter('key', 'Percent-decoded once; it may hold `/`')
+
 export function createObservationEndpoints(parts: ObservationParts): Endpoint[] {
   const { events, tables, freshness, state, removals, stream, maxKeyBytes, now = Date.now } = parts
 
@@ -296,17 +298,9 @@ export function createObservationEndpoints(parts: ObservationParts): Endpoint[] 
       operationId: 'readState',
       method: 'GET',
       path: '/observe/state/{key}',
-      summary: 'A key and its value; with /history behind it, what became of it',
-      description:
-        `\`GET /observe/state/{key}${HISTORY}\` returns \`{"key","versions","next_cursor"}\`, the latest version first: \`seq\`, \`ts\`, \`type\`, ` +
-        '`agent`, `value_length`. A `/` that is part of the key may be sent as `%2F`, so that a key which ends in it is told from that.',
+      summary: 'A key and its value',
       limit: 'client',
-      parameters: [
-        pathParameter('key', 'The rest of the path, percent-decoded once'),
-        seqParameter('at', 'The value as it was after this `seq`; unless given as it is now'),
-        parameter('cursor', 'Of a history: `next_cursor` of the page before'),
-        limitOf(MAX_ENTRIES, 100),
-      ],
+      parameters: [keyParameter, seqParameter('at', 'The value as it was after this `seq`; unless given as it is now')],
       success: {
         status: 200,
         description: 'Its value, or what is shown in its place',
@@ -332,6 +326,28 @@ export function createObservationEndpoints(parts: ObservationParts): Endpoint[] 
         if (owner !== undefined) return history(owner, query)
         throw new ApiError('not_found', at === undefined ? 'there is no such key' : 'there was no such key then')
       },
+    }),
+    endpoint({
+      operationId: 'readHistory',
+      method: 'GET',
+      // A key may end so itself: whoever reads a key that there is not comes here.
+      path: `/observe/state/{key}${HISTORY}`,
+      summary: 'What became of a key, the latest first',
+      description: `Of a key that ends in \`${HISTORY}\` itself, the value is shown where there is one.`,
+      limit: 'client',
+      parameters: [keyParameter, cursor, limitOf(MAX_ENTRIES, 100)],
+      success: {
+        status: 200,
+        description: 'A page of its versions',
+        schema: schemas.historyBody,
+        example: {
+          key: 'jobs/1',
+          versions: [{ seq: 1_000, ts: example.time, type: 'state_written', agent: example.address, value_length: 4 }],
+          next_cursor: null,
+        },
+      },
+      errors: ['bad_request', 'not_found'],
+      handle: async ({ key, query }) => history(key, query),
     }),
     endpoint({
       operationId: 'listAgents',

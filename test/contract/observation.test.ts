@@ -434,6 +434,7 @@ describe('the service', () => {
       '/observe/network',
       '/observe/state',
       '/observe/state/{key}',
+      '/observe/state/{key}/history',
       '/observe/transparency',
     ])
     const page = await fetch(`${observeUrl}/observe/docs`)
