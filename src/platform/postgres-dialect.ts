@@ -41,6 +41,12 @@ const JSON_TYPE = 114
 /** A client that is replaced has so long to finish what it has begun. */
 const RETIRE_SECONDS = 5
 const MIN_REPLACE_INTERVAL_MS = 500
+/**
+ * How long connecting may take: at first, and at most, as each client that has never answered gives the next one twice as long. On a machine that is
+ * overloaded the hundred handshakes of new connections take longer than what they are to replace; ended too soon and begun anew they never end.
+ */
+const CONNECT_SECONDS = 2
+const MAX_CONNECT_SECONDS = 4
 
 type Rows = postgres.RowList<postgres.Row[]>
 
@@ -57,6 +63,9 @@ export class PostgresPool implements Source {
   readonly #options: PostgresOptions
   #client: postgres.Sql
   #replacedAt = Number.NEGATIVE_INFINITY
+  #connectSeconds = CONNECT_SECONDS
+  /** The client has answered something. */
+  #isProven = false
 
   constructor(options: PostgresOptions) {
     this.#options = options
@@ -64,19 +73,25 @@ export class PostgresPool implements Source {
   }
 
   async run(sql: string, parameters: readonly unknown[]): Promise<Rows> {
-    return run(this.#client, sql, parameters)
+    const client = this.#client
+    const rows = await run(client, sql, parameters)
+    if (client === this.#client) this.#isProven = true
+    return rows
   }
 
   session(): PostgresSession {
     return new PostgresSession(this.#options, SERVING)
   }
 
-  /** Starts over with new connections; not more often than twice a second. */
+  /** Starts over with new connections; not more often than twice a second, and not while the client is still connecting. */
   replace(): void {
-    if (performance.now() - this.#replacedAt < MIN_REPLACE_INTERVAL_MS) return
+    const ageMs = performance.now() - this.#replacedAt
+    if (ageMs < (this.#isProven ? MIN_REPLACE_INTERVAL_MS : this.#connectSeconds * 1_000)) return
     this.#replacedAt = performance.now()
+    this.#connectSeconds = this.#isProven ? CONNECT_SECONDS : Math.min(MAX_CONNECT_SECONDS, 2 * this.#connectSeconds)
+    this.#isProven = false
     const retired = this.#client
-    this.#client = connect(this.#options, SERVING)
+    this.#client = connect(this.#options, { ...SERVING, connectSeconds: this.#connectSeconds })
     inBackground('retire_connections', retired.end({ timeout: RETIRE_SECONDS }))
   }
 
@@ -140,6 +155,8 @@ interface Limits {
   readonly statementMs: number
   readonly lockMs: number
   readonly idleInTransactionMs: number
+  /** How long connecting may take. Default: 2. */
+  readonly connectSeconds?: number
   /** The connection is kept however long it is idle or old. */
   readonly lasting?: boolean
 }
@@ -167,7 +184,7 @@ function connect(
     max: maxConnections,
     prepare: poolMode === 'session',
     fetch_types: false,
-    connect_timeout: 2,
+    connect_timeout: limits.connectSeconds ?? CONNECT_SECONDS,
     idle_timeout: limits.lasting ? 0 : 300,
     max_lifetime: limits.lasting ? null : 3_600,
     backoff: () => 0.25,
