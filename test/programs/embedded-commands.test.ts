@@ -18,7 +18,8 @@ const UNLIMITED = {
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '1000000',
 }
 const WAIT = { timeout: 60_000, interval: 50 }
-const NOTHING_WRONG = /^Compared \d+ events, up to \d+: no differences\.\n$/
+const NOTHING_WRONG =
+  /^(Compared the observation, \d+ events, up to \d+\.|There is no observation of this version to compare\.)\nCompared \d+ events, up to \d+: no differences\.\n$/
 const database = (dataDir: string) => join(dataDir, 'tabulum.db')
 
 /** Agents that write and send until they are told to stop; then says what was acknowledged last. */
