@@ -34,7 +34,7 @@ export const ALL_TYPES = Object.keys(TYPE_NUMBERS) as EventType[]
  * up a few rows for each of its buckets.
  */
 export const SPANS = [60, 600, 3_600, 21_600, 86_400] as const
-export const AGENT_SPANS = [3_600, 86_400] as const
+export const AGENT_SPANS = [3_600] as const
 
 /** Whose activity a row is about that is about everybody's. */
 export const EVERYBODY = 0
@@ -59,6 +59,8 @@ export interface Changes {
   /** Keys in hexadecimal digits. Of a key that is gone the length is null. */
   versions: { key: string; seq: number; type: number; author: number | null; at: number; length: number | null }[]
 }
+
+type Counted = Pick<Changes['activity'][number], 'type' | 'count' | 'seq'>
 
 /** The addresses that a batch names, beside those that it registers. */
 export function addressesOf(events: readonly LoggedEvent[]): Set<string> {
@@ -93,14 +95,12 @@ export function changesOf(
     if (!registered.has(id)) figures.set(id, its)
     return its
   }
-  const count = (agent: number, spans: readonly number[], type: number, at: number, seq: number) => {
-    for (const span of spans) {
-      const start = Math.floor(at / 1_000 / span) * span
-      const name = `${agent} ${span} ${start} ${type}`
-      const row = activity.get(name)
-      if (row) row.count++
-      else activity.set(name, { agent, span, start, type, count: 1, seq })
-    }
+  const add = (agent: number, span: number, seconds: number, { type, count, seq }: Counted) => {
+    const start = Math.floor(seconds / span) * span
+    const name = `${agent} ${span} ${start} ${type}`
+    const row = activity.get(name)
+    if (row) row.count += count
+    else activity.set(name, { agent, span, start, type, count, seq })
   }
 
   let registeredAt = lastRegisteredAt
@@ -116,9 +116,9 @@ export function changesOf(
     }
     const agent = address === undefined ? undefined : ids.get(address)
     changes.events.push({ seq, type, agent: agent ?? null })
-    count(EVERYBODY, SPANS, type, at, seq)
+    add(EVERYBODY, SPANS[0], at / 1_000, { type, count: 1, seq })
     if (agent !== undefined) {
-      count(agent, AGENT_SPANS, type, at, seq)
+      for (const span of AGENT_SPANS) add(agent, span, at / 1_000, { type, count: 1, seq })
       if (isDoneBy(event)) {
         const its = figuresOf(agent)
         its.active = Math.max(its.active ?? 0, at)
@@ -137,6 +137,9 @@ export function changesOf(
       changes.versions.push({ key: toHex(data.key), seq, type, author: agent ?? null, at, length })
     }
   }
+  // Minutes are few; longer spans are sums of them.
+  for (const row of [...activity.values()])
+    if (row.agent === EVERYBODY) for (const span of SPANS.slice(1)) add(EVERYBODY, span, row.start, row)
   return {
     ...changes,
     registered: [...registered.values()],

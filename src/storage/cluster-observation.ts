@@ -86,6 +86,7 @@ export async function rebuildInCluster(
     const log = await JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, { erasures, isObserver: true })
     try {
       await fill(log, new PostgresObservation(database, { schema: NEXT_SCHEMA }))
+      await makeIndexes(database, NEXT_SCHEMA)
       await exchange(database, log)
     } finally {
       await log.close()
@@ -179,18 +180,25 @@ function codeOf(error: unknown): unknown {
   return error instanceof Error && 'code' in error ? error.code : undefined
 }
 
-/** Makes the tables in a schema; those that are there are left alone where they are of this version and not wanted anew. Returns whether it did. */
+/** Makes the tables in a schema; those that are there are left alone where they are of this version and not wanted anew; then without indexes. Returns whether it did. */
 export async function makeTables(database: Database, schema: string, { isAnew = false } = {}): Promise<boolean> {
-  const { text, hash } = observationSchema('postgres')
+  const { tables, indexes, hash } = observationSchema('postgres')
   return database.transaction().execute(async (transaction) => {
     await sql`select pg_advisory_xact_lock(${sql.lit(SCHEMA_LOCK)})`.execute(transaction)
     if (!isAnew && (await versionIn(transaction, schema)) === hash) return false
     for (const { name } of await tablesIn(transaction, schema))
       await sql`drop table ${sql.table(`${schema}.${name}`)}`.execute(transaction)
     await sql`set local search_path to ${sql.ref(schema)}`.execute(transaction)
-    await sql.raw(text).execute(transaction)
+    await sql.raw(tables + (isAnew ? '' : indexes)).execute(transaction)
     await sql`comment on table position is ${sql.lit(hash)}`.execute(transaction)
     return true
+  })
+}
+
+async function makeIndexes(database: Database, schema: string): Promise<void> {
+  await database.transaction().execute(async (transaction) => {
+    await sql`set local search_path to ${sql.ref(schema)}`.execute(transaction)
+    await sql.raw(observationSchema('postgres').indexes).execute(transaction)
   })
 }
 

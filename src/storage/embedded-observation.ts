@@ -1,5 +1,6 @@
 /** What the observation service stands on, on one machine: the kernel's database, which it reads, and read models in a file beside it. */
 import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import type { Config } from '../config.ts'
@@ -23,6 +24,9 @@ const BUSY_MS = 5_000
 const CACHE_KIB = 16_384
 /** How often it is looked whether others have been built. */
 const WATCH_MS = 1_000
+const BUILDING_CACHE_KIB = 65_536
+/** As many pages of 4 KiB are written at once. */
+const CHECKPOINT_PAGES = 4_096
 const MAX_WAL_BYTES = 64 * 1_048_576
 /** A check of `verify` looks at all that there is. */
 /** Read models in files beside the kernel's database: the one with the highest number counts. */
@@ -91,14 +95,16 @@ function openFile(file: string): DatabaseSync {
   // All of it can be made again from the log: a power failure may take the last moments, never a part of them.
   connection.exec(`
     pragma journal_mode = wal; pragma synchronous = normal; pragma temp_store = file;
-    pragma cache_size = -${CACHE_KIB}; pragma journal_size_limit = ${MAX_WAL_BYTES};`)
+    pragma cache_size = -${CACHE_KIB}; pragma wal_autocheckpoint = ${CHECKPOINT_PAGES};
+    pragma journal_size_limit = ${MAX_WAL_BYTES};`)
   return connection
 }
 
 function makeFile(file: string): DatabaseSync {
   removeDatabase(file)
   const connection = openFile(file)
-  connection.exec(`begin; ${observationSchema('sqlite').text}; pragma user_version = ${sqliteVersion()}; commit`)
+  const { tables, indexes } = observationSchema('sqlite')
+  connection.exec(`begin; ${tables} ${indexes} pragma user_version = ${sqliteVersion()}; commit`)
   return connection
 }
 
@@ -131,13 +137,20 @@ export async function rebuildEmbedded(
 ): Promise<void> {
   await readDatabase(config, async (sqlite) => {
     const building = join(config.DATA_DIR, 'observation-building.db')
-    const connection = makeFile(building)
+    removeDatabase(building)
+    const connection = new DatabaseSync(building)
     try {
+      const { tables, indexes } = observationSchema('sqlite')
+      // Where it does not come to its end the file is of no use.
+      connection.exec(`
+        pragma journal_mode = memory; pragma synchronous = off; pragma temp_store = file;
+        pragma cache_size = -${BUILDING_CACHE_KIB}; ${tables}`)
       await fill(new SqliteEventLog(sqlite), new SqliteObservation(connection, () => {}))
-      connection.exec('pragma journal_mode = delete')
+      connection.exec(`${indexes} pragma user_version = ${sqliteVersion()}`)
     } finally {
       connection.close()
     }
+    await flush(building)
     renameSync(building, fileOf(config.DATA_DIR, latestReadModels(config.DATA_DIR) + 1))
   })
 }
@@ -158,6 +171,13 @@ export async function verifyEmbeddedObservation(
   } finally {
     connection.close()
   }
+}
+
+/** Returns when the file is on the disk. */
+async function flush(path: string): Promise<void> {
+  const file = await open(path, 'r+')
+  await file.sync()
+  await file.close()
 }
 
 function removeDatabase(file: string): void {

@@ -6,7 +6,8 @@ import { describeObservation } from './observation.ts'
 
 describeObservation('SQLite', async () => {
   const connection = new DatabaseSync(':memory:')
-  connection.exec(observationSchema('sqlite').text)
+  const { tables, indexes } = observationSchema('sqlite')
+  connection.exec(tables + indexes)
   const database = new SqliteObservation(connection, (error) => {
     throw error
   })
