@@ -9,6 +9,15 @@ COPY package.json package-lock.json ./
 # No package's scripts run. The only one that has any brings a Node along, and the image has its own.
 RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 
+# The page that the observation service serves. What builds it stays here.
+FROM node:26.10.0-trixie-slim AS page
+WORKDIR /app
+COPY package.json package-lock.json ./
+RUN npm ci --ignore-scripts --no-audit --no-fund
+COPY tsconfig.json ./
+COPY src src
+RUN node src/observe/build-page.ts
+
 FROM node:26.10.0-trixie-slim
 ENV NODE_ENV=production DATA_DIR=/data
 # glibc gives the buffers of large requests back to the system instead of keeping them: so a node that has a hundred of them at once stays
@@ -22,6 +31,7 @@ COPY --from=dependencies /app/node_modules node_modules
 COPY package.json LICENSE ./
 COPY migrations migrations
 COPY src src
+COPY --from=page /app/src/observe/page/dist src/observe/page/dist
 # The user `node`, as a number so that Kubernetes can see that it is not root.
 USER 1000:1000
 EXPOSE 8080 8090 9090

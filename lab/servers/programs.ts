@@ -27,6 +27,7 @@ const PACKAGES = {
   promtool: 'prometheus',
   kubectl: 'kubernetes-client',
   strace: 'strace',
+  chromium: 'chromium',
 } as const
 
 export type Program = keyof typeof PACKAGES

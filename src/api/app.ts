@@ -15,6 +15,7 @@ import type { ApiContext, ApiEnvironment, Endpoint } from './endpoint.ts'
 import { ApiError, respondWithError, toApiError } from './errors.ts'
 import type { OpenApiDocument } from './openapi.ts'
 import { percentDecode, rawPath, readQuery } from './request.ts'
+import { answerWithFile, type StaticFile } from './static-files.ts'
 
 export interface AppParts {
   endpoints: readonly Endpoint[]
@@ -25,6 +26,8 @@ export interface AppParts {
   logger: Logger
   /** Describes the endpoints, and where that is served: as it is, and as a page for people. */
   document: { content: OpenApiDocument; path: string; page: string }
+  /** Served beside the endpoints. */
+  files?: readonly StaticFile[]
   /** Of every answer. With them `OPTIONS` is answered for every path. */
   corsHeaders?: Readonly<Record<string, string>>
   /** What bodies, and what is made of them, may hold until they are answered. */
@@ -36,13 +39,26 @@ export interface AppParts {
 /** What a pattern may end in: it takes the rest of the path. */
 const PARAMETER = /\/\{\w+\}$/
 
+/** What metrics call all files: the names of assets change from version to version. */
+const FILES_ROUTE = 'page'
+
 /** What each answer to a `GET` is taken to hold at least; most are shorter. */
 const SHORT_ANSWER_BYTES = 16_384
 /** A client that reads a long answer so slowly is given up, so that it does not hold it for ever. */
 const MAX_WRITE_MS = 60_000
 
 export function createApp(parts: AppParts): Hono<ApiEnvironment> {
-  const { endpoints, admit, clientAddress, logger, document, corsHeaders, requestBytes, answerBytes } = parts
+  const {
+    endpoints,
+    admit,
+    clientAddress,
+    logger,
+    document,
+    files = [],
+    corsHeaders,
+    requestBytes,
+    answerBytes,
+  } = parts
   const outages = new OutageLog(logger)
   const app = new Hono<ApiEnvironment>({ getPath: (_request, options) => rawPath(options?.env as HttpBindings) })
 
@@ -86,6 +102,9 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
       context.html(page, 200, { 'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'" }),
     ),
   )
+  for (const file of files) {
+    app.get(file.path, (context) => answered(context, FILES_ROUTE, async () => answerWithFile(context.req.raw, file)))
+  }
   if (corsHeaders) app.options('*', (context) => answered(context, 'options', async () => context.body(null, 200)))
   app.notFound((context) => {
     const path = rawPath(context.env)
@@ -130,7 +149,7 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
 
   /** The pattern that serves a path by some method; the keys' where another method serves a narrower one, as `/v1/state/_capacity`. */
   function patternOf(path: string): string | undefined {
-    const patterns = [...groups.keys(), document.path, document.page]
+    const patterns = [...groups.keys(), document.path, document.page, ...files.map((file) => file.path)]
     const ofKeys = patterns.find(
       (pattern) => PARAMETER.test(pattern) && path.startsWith(pattern.replace(PARAMETER, '/')),
     )

@@ -21,6 +21,7 @@ import { asksForWebSocket, LiveStreams } from './live/live-streams.ts'
 import type { ObservationDatabase } from './observation-database.ts'
 import { ObservationTables } from './observation-tables.ts'
 import { type ObservationLease, runObserver } from './observer.ts'
+import { loadPage } from './page-files.ts'
 
 /** What the service stands on: the log and the kernel's stores, which it only reads, and a database of its own. */
 export interface ObservationStorage {
@@ -106,6 +107,7 @@ export async function startObservation(
       path: '/observe/openapi.json',
       page: '/observe/docs',
     },
+    files: loadPage(),
     corsHeaders: CORS_HEADERS,
     requestBytes: new ByteBudget({ name: 'requests', limit: config.REQUESTS_MAX_BYTES }),
     answerBytes: new ByteBudget({ name: 'answers', limit: config.ANSWERS_MAX_BYTES }),

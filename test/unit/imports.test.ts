@@ -26,7 +26,7 @@ function importsOf(file: string): string[] {
 }
 
 it.each(Object.entries(STANDS_ON))('%s/ imports only from itself and [%s]', (directory, others) => {
-  const files = globSync(`${directory}/**/*.ts`, { cwd: ROOT })
+  const files = globSync(`${directory}/**/*.{ts,tsx}`, { cwd: ROOT })
   expect(files).not.toEqual([])
   const imports = files.flatMap((file) => importsOf(file).map((to) => ({ file, to })))
   expect(imports.filter(({ to }) => ![directory, ...others].includes(directoryOf(to)))).toEqual([])

@@ -1,0 +1,89 @@
+/** The stream of what happens: one connection, which goes on where it was, whatever breaks. */
+import { signal } from '@preact/signals'
+import { type LogEvent, query, shorten, somethingHappened } from './api.ts'
+
+export type StreamState = 'connecting' | 'live' | 'reconnecting' | 'refused' | 'gone'
+
+/** Of the stream that was opened last. */
+export const streamState = signal<StreamState>('connecting')
+/** The last event that any stream brought. */
+export const newest = signal<LogEvent | undefined>(undefined)
+
+/** Events are handed on so often at most; what comes in between waits, up to so many. */
+const FLUSH_MS = 100
+const RETRY_MS = 3_000
+
+export interface StreamOptions {
+  readonly type?: string | undefined
+  readonly agent?: string | undefined
+  /** Begins after this `seq`. */
+  readonly since?: number | undefined
+  /** So many of the latest are handed on at once; of the others only their number. */
+  readonly keep: number
+  readonly onEvents: (events: LogEvent[], skipped: number) => void
+}
+
+/** Follows the log until the function that is returned is called. */
+export function follow({ type, agent, since, keep, onEvents }: StreamOptions): () => void {
+  let last = since
+  let waiting: LogEvent[] = []
+  let skipped = 0
+  let source: EventSource | undefined
+  let flushTimer: ReturnType<typeof setTimeout> | undefined
+  let retryTimer: ReturnType<typeof setTimeout> | undefined
+  let isClosed = false
+  open()
+  return () => {
+    isClosed = true
+    clearTimeout(flushTimer)
+    clearTimeout(retryTimer)
+    source?.close()
+  }
+
+  function open(): void {
+    const opened = new EventSource(query('/observe/events/stream', { type, agent, since: last }))
+    source = opened
+    opened.onopen = () => {
+      streamState.value = 'live'
+    }
+    opened.onmessage = ({ data }: MessageEvent<string>) => {
+      const event = shorten(JSON.parse(data) as LogEvent)
+      last = event.seq
+      waiting.push(event)
+      if (waiting.length > 2 * keep) skipped += waiting.splice(0, waiting.length - keep).length
+      flushTimer ??= setTimeout(flush, FLUSH_MS)
+    }
+    opened.onerror = () => {
+      if (isClosed) return
+      if (streamState.value === 'live') streamState.value = 'reconnecting'
+      // The browser connects again by itself, unless it was told no.
+      if (opened.readyState !== EventSource.CLOSED) {
+        if (streamState.value === 'connecting') streamState.value = 'reconnecting'
+        return
+      }
+      fetch('/observe/health', { signal: AbortSignal.timeout(RETRY_MS) })
+        .then(
+          ({ ok }) => {
+            if (!isClosed) streamState.value = ok ? 'refused' : 'gone'
+          },
+          () => {
+            if (!isClosed) streamState.value = 'gone'
+          },
+        )
+        .finally(() => {
+          if (!isClosed) retryTimer = setTimeout(open, RETRY_MS)
+        })
+    }
+  }
+
+  function flush(): void {
+    flushTimer = undefined
+    const events = waiting
+    const left = skipped
+    waiting = []
+    skipped = 0
+    newest.value = events.at(-1)
+    somethingHappened()
+    onEvents(events, left)
+  }
+}

@@ -1,0 +1,86 @@
+/** Who wrote to whom, and how often. */
+import { type Network, query, useLoaded } from '../api.ts'
+import { Address, Bar, count, Waiting } from '../parts.tsx'
+import { change, link, route } from '../route.ts'
+
+const ASKED = 1_000
+const SHOWN = 200
+
+export function NetworkView() {
+  const { parameters } = route.value
+  const search = parameters.get('search') ?? ''
+  const least = Number(parameters.get('min_count')) || 1
+  const path = query('/observe/network', { limit: ASKED, min_count: least > 1 ? least : undefined })
+  const { data, refused } = useLoaded<Network>(path, true)
+  const found = data?.edges.filter(({ from, to }) => from.includes(search) || to.includes(search)) ?? []
+  const shown = found.slice(0, SHOWN)
+  return (
+    <>
+      <form class="filters" aria-label="Filters" onSubmit={(event) => event.preventDefault()}>
+        <label class="field">
+          with the agent
+          <input
+            type="search"
+            placeholder="tab_…"
+            value={search}
+            spellcheck={false}
+            onInput={({ currentTarget }) => change({ search: currentTarget.value.trim() || undefined })}
+          />
+        </label>
+        <label class="field">
+          at least so many messages
+          <input
+            type="number"
+            min="1"
+            max="999999"
+            value={least}
+            onChange={({ currentTarget }) => change({ min_count: currentTarget.value || undefined })}
+          />
+        </label>
+      </form>
+      {!data && <Waiting refused={refused} />}
+      {data && found.length === 0 && <Waiting>No two agents have written to each other like that.</Waiting>}
+      {found.length > 0 && (
+        <>
+          <p class="quiet" role="status">
+            The heaviest first: {count(shown.length)}
+            {data && data.edges.length >= ASKED ? ' of many' : ` of ${count(found.length)}`}.
+          </p>
+          <table>
+            <caption class="hidden">Who wrote to whom</caption>
+            <thead>
+              <tr>
+                <th scope="col">from</th>
+                <th scope="col">to</th>
+                <th scope="col" class="number">
+                  messages
+                </th>
+                <th scope="col" class="wide">
+                  <span class="hidden">compared</span>
+                </th>
+              </tr>
+            </thead>
+            <tbody>
+              {shown.map(({ from, to, count: times }) => (
+                <tr key={`${from} ${to}`}>
+                  <td>
+                    <Address of={from} />
+                  </td>
+                  <td>
+                    <Address of={to} />
+                  </td>
+                  <td class="number">
+                    <a href={link('feed', { type: 'message_sent', agent: from })}>{count(times)}</a>
+                  </td>
+                  <td class="wide">
+                    <Bar value={times} of={found[0]?.count ?? 1} />
+                  </td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </>
+      )}
+    </>
+  )
+}

@@ -1,0 +1,332 @@
+/** The page of the observation service, in a real browser, with a live kernel behind it. */
+import { mkdtempSync, readFileSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { gzipSync } from 'node:zlib'
+import { type BrowserContext, chromium, type Page } from 'playwright-core'
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
+import { type Agent, Client } from '../../lab/client.ts'
+import { type Kernel, startKernel } from '../../lab/kernel.ts'
+import { findProgram } from '../../lab/servers/programs.ts'
+
+const VIEWS = ['overview', 'feed', 'network', 'state', 'agents', 'transparency'] as const
+const MOST_BYTES = 250 * 1_024
+/** What a busy machine may take to show something. */
+const WAIT = { timeout: 60_000 }
+const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
+
+const kernel = await startKernel({
+  RATE_LIMIT_OBSERVE_PER_MIN: '10000',
+  RATE_LIMIT_STATE_WRITE_PER_MIN: '10000',
+  RATE_LIMIT_MESSAGE_PER_MIN: '10000',
+  LOG_LEVEL: 'error',
+})
+const client = new Client(kernel.baseUrl)
+const profile = mkdtempSync(join(tmpdir(), 'tabulum-page-'))
+let context: BrowserContext
+let page: Page
+let one: Agent
+let other: Agent
+/** What the browser complained of. */
+const complaints: string[] = []
+
+beforeAll(async () => {
+  context = await chromium.launchPersistentContext(profile, {
+    executablePath: await findProgram('chromium'),
+    headless: true,
+    args: [
+      '--no-sandbox',
+      '--disable-gpu',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+    ],
+  })
+  context.setDefaultTimeout(WAIT.timeout)
+  page = await opened()
+})
+
+afterAll(async () => {
+  await context?.close()
+  await kernel[Symbol.asyncDispose]()
+  await rm(profile, { recursive: true, force: true })
+})
+
+/** A tab, whose complaints are kept. */
+async function opened(): Promise<Page> {
+  const tab = await context.newPage()
+  tab.on('console', (message) => {
+    if (message.type() === 'error' || message.type() === 'warning') complaints.push(message.text())
+  })
+  tab.on('pageerror', (error) => complaints.push(String(error)))
+  return tab
+}
+
+const show = (path = '', { observeUrl }: Pick<Kernel, 'observeUrl'> = kernel) => page.goto(`${observeUrl}/#/${path}`)
+const sees = (text: string | RegExp) => page.locator('main').getByText(text).first().waitFor()
+const rows = () => page.locator('.events > li')
+
+async function violations(): Promise<string[]> {
+  await page.evaluate(axe)
+  return page.evaluate(async () => {
+    const { axe: checker } = globalThis as unknown as {
+      axe: { run(): Promise<{ violations: { id: string; nodes: { html: string }[] }[] }> }
+    }
+    const { violations: found } = await checker.run()
+    return found.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(' ')}`)
+  })
+}
+
+const overflow = () =>
+  page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth') as Promise<number>
+
+describe('the files', () => {
+  it('forbid all that is not theirs, and are compressed', async () => {
+    const answer = await fetch(kernel.observeUrl)
+    expect(answer.status).toBe(200)
+    expect(answer.headers.get('content-type')).toBe('text/html; charset=utf-8')
+    expect(answer.headers.get('content-encoding')).toBe('gzip')
+    expect(answer.headers.get('cache-control')).toBe('no-cache')
+    const policy = answer.headers.get('content-security-policy')
+    for (const part of ["default-src 'none'", "script-src 'self'", "style-src 'self'"]) expect(policy).toContain(part)
+    expect(policy).not.toContain('unsafe')
+    expect(await answer.text()).toMatch(/^<!doctype html>/)
+  })
+
+  it('have less than 250 KiB together, and assets are kept for ever', async () => {
+    const paths = [...(await (await fetch(kernel.observeUrl)).text()).matchAll(/"(\/assets\/[^"]+)"/g)].map(
+      ([, path = '']) => path,
+    )
+    expect(paths.some((path) => path.endsWith('.js'))).toBe(true)
+    let bytes = 0
+    for (const path of paths) {
+      const answer = await fetch(kernel.observeUrl + path)
+      expect(answer.status).toBe(200)
+      expect(answer.headers.get('cache-control')).toBe('public, max-age=31536000, immutable')
+      bytes += gzipSync(await answer.bytes()).length
+    }
+    expect(bytes).toBeLessThan(MOST_BYTES)
+  })
+
+  it('are answered with 304 to who has them, by HEAD without a body, and by other methods not', async () => {
+    const etag = (await fetch(kernel.observeUrl)).headers.get('etag') ?? ''
+    const again = await fetch(kernel.observeUrl, { headers: { 'If-None-Match': etag } })
+    expect(again.status).toBe(304)
+    const head = await fetch(kernel.observeUrl, { method: 'HEAD' })
+    expect({ status: head.status, body: await head.text() }).toEqual({ status: 200, body: '' })
+    expect((await fetch(kernel.observeUrl, { method: 'POST' })).status).toBe(405)
+    for (const path of ['/observe/nothing', '/assets/nothing.js', '/elsewhere']) {
+      const missing = await fetch(kernel.observeUrl + path)
+      expect({ status: missing.status, body: await missing.json() }).toMatchObject({
+        status: 404,
+        body: { error: 'not_found' },
+      })
+    }
+  })
+})
+
+it('an empty kernel says how to start two agents, and comes alive as they come', async () => {
+  await show()
+  await sees('Nobody lives here yet')
+  await sees(/python3 examples\/librarian\.py/)
+  ;[one, other] = [await client.registerAgent(), await client.registerAgent()]
+  await sees('2 AI agents live here.')
+})
+
+it('the overview shows who is here, what happens, pairs and keys', async () => {
+  await one.write('answers/6-times-7', 'forty-two')
+  for (const text of ['good morning', 'how much is 6 times 7?', 'thanks']) await one.send(other.address, text)
+  await other.receive()
+  await show()
+  await sees('good morning')
+  await sees('3 messages')
+  await sees('answers/6-times-7')
+})
+
+it('the feed tells every event in words, and what comes appears', async () => {
+  await show('feed')
+  await sees(/said to/)
+  await one.write('live/now', 'it is now')
+  await sees('it is now')
+  await rows().first().getByText('wrote').waitFor()
+  await rows().first().locator('.fold').click()
+  await page.getByText('"type": "state_written"').waitFor()
+})
+
+it('filters work on what was and on what comes, and the link holds them', async () => {
+  await show('feed')
+  await page.getByLabel('messages', { exact: true }).check()
+  await page.waitForURL(/type=message_sent/)
+  await sees('thanks')
+  await other.write('not/shown', 'a write that the filter leaves out')
+  await other.send(one.address, 'a message after it')
+  await sees('a message after it')
+  await page.getByLabel('of the agent').fill(one.address)
+  await page.getByRole('button', { name: 'Filter' }).click()
+  await page.waitForURL(new RegExp(`agent=${one.address}`))
+  await page.locator('main').getByText('a message after it').waitFor({ state: 'detached' })
+  await sees('thanks')
+  expect(await page.locator('.events > li').allTextContents()).toSatisfy((texts: string[]) =>
+    texts.every((text) => text.includes('said to')),
+  )
+})
+
+it('paused it counts what comes, and catches up without a gap', async () => {
+  await show('feed?type=message_sent')
+  await sees('thanks')
+  await page.getByRole('button', { name: 'Pause' }).click()
+  const texts = Array.from({ length: 5 }, (_, index) => `while paused ${index}`)
+  for (const text of texts) await one.send(other.address, text)
+  await page.getByText('5 new events since').waitFor()
+  expect(await page.locator('main').getByText('while paused').count()).toBe(0)
+  await page.getByRole('button', { name: 'Continue' }).click()
+  for (const text of texts) await sees(text)
+})
+
+it('older events come by scrolling, and a link opens at an event', async () => {
+  for (let index = 0; index < 130; index++) await one.write('many', `version ${index}`)
+  const first = (await kernel.events()).find(({ data }) => data.value === 'version 3')
+  await show(`feed?agent=${one.address}`)
+  await sees('version 129')
+  expect(await page.locator('main').getByText('version 3', { exact: true }).count()).toBe(0)
+  await page.evaluate('scrollTo(0, document.body.scrollHeight)')
+  await page.locator('main').getByText('version 3', { exact: true }).waitFor()
+  await show(`feed?at=${first?.seq}`)
+  await page.locator('.events > li.chosen').getByText('version 3').waitFor()
+  await page.getByText('You look at the past.').waitFor()
+})
+
+it('the network is a table that one searches', async () => {
+  await show('network')
+  await page.locator('tbody tr').nth(1).waitFor()
+  expect(await page.locator('tbody tr').first().textContent()).toContain('8')
+  await page.getByLabel('at least so many messages').fill('2')
+  await page.getByLabel('at least so many messages').press('Enter')
+  await page.waitForURL(/min_count=2/)
+  await page.locator('tbody tr').nth(1).waitFor({ state: 'detached' })
+  await page.getByLabel('with the agent').fill('tab_nobody')
+  await sees('No two agents have written to each other like that.')
+})
+
+it('the state is a tree, with values and what became of them', async () => {
+  await one.write('projects/bridge/plan', '{"steps":[1,2]}')
+  await one.write('projects/bridge/plan', '{"steps":[1,2,3]}')
+  await show('state')
+  await page.getByRole('link', { name: 'projects/' }).click()
+  await page.getByRole('link', { name: 'bridge/' }).click()
+  await page.getByRole('link', { name: 'projects/bridge/plan' }).click()
+  await page.getByLabel('Value').getByText('"steps": [').waitFor()
+  await page.getByRole('button', { name: 'as it was written' }).click()
+  await page.getByText('{"steps":[1,2,3]}').waitFor()
+  await page.locator('.versions a', { hasText: '15 bytes' }).click()
+  await sees(/As it was after event/)
+  await page.getByLabel('Value').getByText('2').waitFor()
+})
+
+it('agents are listed, and each has a profile', async () => {
+  await show('agents')
+  await page.locator('tbody').getByTitle(one.address).click()
+  await page.getByRole('heading', { name: one.address }).waitFor()
+  await sees('Whom it talks to')
+  await page.getByLabel('Activity of this agent').waitFor()
+  await sees('version 129')
+})
+
+it('the timeline opens the feed at the moment that was chosen', async () => {
+  await show('state')
+  const slider = page.getByLabel('All that happened, over time')
+  await slider.focus()
+  await slider.press('Home')
+  await slider.press('Enter')
+  await page.waitForURL(/feed\?at=\d+/)
+  await page.locator('.events > li.chosen').waitFor()
+})
+
+it('hostile content is text and breaks no layout', async () => {
+  const hostile = [
+    '<script>globalThis.ran = true</script><img src=x onerror="globalThis.ran = true">',
+    'w'.repeat(30_000),
+    '\u202Eright to left\u202D \u200B\u200D\uFEFF مرحبا',
+    '\u0000\u0001\u001B[31m\u0007',
+  ]
+  for (const text of hostile) {
+    await one.send(other.address, text)
+    await one.write(`hostile/${text.slice(0, 200)}`, text)
+  }
+  await one.write('hostile/a key\nof two lines', 'two lines')
+  const address = one.address
+  await page.setViewportSize({ width: 320, height: 640 })
+  onTestFinished(() => page.setViewportSize({ width: 1280, height: 800 }))
+  const key = (text: string) => `state?${new URLSearchParams({ key: text })}`
+  const places = [
+    ...VIEWS,
+    `agents?address=${address}`,
+    key(`hostile/${hostile[0]}`),
+    key(`hostile/${'w'.repeat(200)}`),
+  ]
+  for (const place of [...places, 'state?prefix=hostile/', key('hostile/a key\nof two lines')]) {
+    await show(place)
+    await page.waitForLoadState('networkidle').catch(() => undefined)
+    if (place === 'feed') await sees('<script>')
+    if (place.startsWith('state?key')) await page.getByLabel('Value').waitFor()
+    expect(await page.evaluate('globalThis.ran'), place).toBeUndefined()
+    expect(await overflow(), place).toBe(0)
+  }
+  await show('feed')
+  await sees(/⟨U\+202E⟩right to left/)
+  await page.locator('.events > li', { hasText: 'wwww' }).first().locator('.fold').click()
+  await page.getByRole('button', { name: /Show all/ }).click()
+  expect(await overflow()).toBe(0)
+})
+
+it.each(['light', 'dark'] as const)('nothing in any view keeps people out, %s', async (colorScheme) => {
+  await page.emulateMedia({ colorScheme, reducedMotion: 'reduce' })
+  const places = [...VIEWS, `agents?address=${one.address}`, 'state?key=answers/6-times-7', 'feed?type=message_sent']
+  for (const place of places) {
+    await show(place)
+    await page.locator('main :is(li, td, dd, .quiet)').first().waitFor()
+    await expect.poll(() => page.locator('main').getByText('Loading…').count(), WAIT).toBe(0)
+    expect(await violations(), place).toEqual([])
+  }
+})
+
+it('nothing was blocked, and nothing failed', () => {
+  expect(complaints).toEqual([])
+})
+
+it('says that the service is gone, and goes on where it was when it is back', async () => {
+  await using mortal = await startKernel({ LOG_LEVEL: 'error' })
+  const agent = await new Client(mortal.baseUrl).registerAgent()
+  await agent.write('before', 'it went')
+  await show('feed', mortal)
+  await sees('it went')
+  await mortal.kill()
+  await page
+    .getByRole('alert')
+    .getByText(/connection was lost|does not answer/)
+    .waitFor()
+  const { port: observe } = new URL(mortal.observeUrl)
+  const { port } = new URL(mortal.baseUrl)
+  await using reborn = await startKernel(
+    { LOG_LEVEL: 'error', OBSERVE_PORT: observe, PORT: port },
+    { dataDir: mortal.dataDir },
+  )
+  expect(reborn.observeUrl).toBe(mortal.observeUrl)
+  await agent.write('after', 'it came back')
+  await sees('it came back')
+  await sees('it went')
+  await page.getByText('live', { exact: true }).waitFor()
+})
+
+it('says when it asked too often', async () => {
+  await using strict = await startKernel({ RATE_LIMIT_OBSERVE_PER_MIN: '2', LOG_LEVEL: 'error' })
+  await show('overview', strict)
+  await page
+    .getByRole('alert')
+    .getByText(/You asked more often than one client may/)
+    .waitFor()
+})
