@@ -6,8 +6,8 @@ import { ApiError } from './errors.ts'
  * The path as the client sent it. URL parsers resolve `..` and collapse what they know, and keys of the state may hold anything, so
  * routing and keys go by this.
  */
-export function rawPath(bindings: HttpBindings): string {
-  const target = bindings.incoming.url ?? '/'
+export function rawPath({ incoming }: Pick<HttpBindings, 'incoming'>): string {
+  const target = incoming.url ?? '/'
   // A proxy may send the absolute form.
   const path = target.startsWith('/') ? target : target.replace(/^[a-z]+:\/\/[^/?]*/i, '')
   const [whole = ''] = path.split('?', 1)

@@ -116,7 +116,7 @@ function orderOf(flags: Flags, { reason, by = 'operator' }: Options): Order {
 
 function textOf(name: string, text: string, most: number): string {
   const trimmed = text.trim()
-  if (trimmed === '' || trimmed.length > most || /\p{Cc}/u.test(trimmed)) {
+  if (trimmed === '' || trimmed.length > most || /[\p{Cc}\p{Zl}\p{Zp}\p{Cs}\p{Bidi_Control}]/u.test(trimmed)) {
     throw new StartupError(`--${name} is to be a line of 1 to ${most} characters`)
   }
   return trimmed

@@ -1,5 +1,7 @@
 /** The endpoints of the observation API, in the contract's order. */
-import { HELD_OF_AN_ANSWER, holdText } from '../api/answer-size.ts'
+
+import { z } from 'zod'
+import { HELD_OF_AN_ANSWER, holdText, jsonBytes } from '../api/answer-size.ts'
 import { type ApiContext, type ApiRequest, type Endpoint, endpoint, type Parameter } from '../api/endpoint.ts'
 import { CONTRACT_VERSION } from '../api/endpoints.ts'
 import { ApiError } from '../api/errors.ts'
@@ -37,6 +39,8 @@ const MAX_BUCKETS = 500
 const DEFAULT_BUCKETS = 60
 /** What a page of events may hold before it is known how long it is. */
 const EVENTS_ANSWER_BYTES = HELD_OF_AN_ANSWER * PAGE_BYTES
+/** Of an event as JSON, beside its content. */
+const ENVELOPE_BYTES = 500
 /** Of an edge and its nodes, as JSON. */
 const EDGE_BYTES = 300
 /** How a request for the history of a key ends. */
@@ -113,6 +117,10 @@ export function createObservationEndpoints(parts: ObservationParts): Endpoint[] 
         last_modified_by: entry.modifiedBy,
         last_modified_at: entry.modifiedAt,
       }
+    return redactionOf(key)
+  }
+
+  const redactionOf = async (key: string): Promise<object | undefined> => {
     const removal = (await removals.ofKeys([key])).get(key)
     return removal && { key, value: REDACTED, redacted: true, reason: removal.reason }
   }
@@ -121,6 +129,7 @@ export function createObservationEndpoints(parts: ObservationParts): Endpoint[] 
   const valueAt = async (key: string, at: number): Promise<object | undefined> => {
     await freshness.wait()
     const [version] = await tables.versions(key, at + 1, 1)
+    if (version?.type === 'state_key_removed') return redactionOf(key)
     if (version?.type !== 'state_written') return undefined
     const event = await events.get(version.seq)
     if (event?.type !== 'state_written') return undefined
@@ -255,8 +264,8 @@ export function createObservationEndpoints(parts: ObservationParts): Endpoint[] 
         }
         answer.resize(EVENTS_ANSWER_BYTES)
         const { events: page, hasMore } = await events.page(question)
-        const content = page.reduce((sum, event) => sum + contentOf(event).length, 0)
-        answer.resize(Math.max(HELD_OF_AN_ANSWER * content, HELD_OF_AN_ANSWER * 500 * page.length))
+        const content = page.reduce((sum, event) => sum + ENVELOPE_BYTES + jsonBytes(contentOf(event)), 0)
+        answer.resize(HELD_OF_AN_ANSWER * content)
         return {
           status: 200,
           body: {
@@ -419,11 +428,11 @@ export function createObservationEndpoints(parts: ObservationParts): Endpoint[] 
       errors: ['bad_request'],
       handle: async ({ query, answer }) => {
         const limit = readLimit(query, DEFAULT_EDGES, MAX_EDGES)
-        const minCount = readSeq(query, 'min_count') ?? 1
+        const minCount = readCount(query, 'min_count', 1, Number.MAX_SAFE_INTEGER)
         const { agent } = readEventFilter(query)
         answer.resize(Math.max(answer.bytes, HELD_OF_AN_ANSWER * EDGE_BYTES * limit))
         await freshness.wait()
-        const { nodes, edges } = await tables.network({ limit, minCount: Math.max(1, minCount), agent })
+        const { nodes, edges } = await tables.network({ limit, minCount, agent })
         return {
           status: 200,
           body: {
@@ -535,7 +544,9 @@ export function createObservationEndpoints(parts: ObservationParts): Endpoint[] 
         return {
           status: 200,
           body: {
-            removals: page.map(({ seq, ...removal }) => removal),
+            removals: page.map(({ ts, action, key, message_id, reason, performed_by, content_hash }) => ({
+              ...{ ts, action, key, message_id, reason, performed_by, content_hash },
+            })),
             next_cursor: found.length > limit ? String(page.at(-1)?.seq) : null,
             total,
           },
@@ -614,7 +625,9 @@ function readCount(query: Query, name: string, fallback: number, maximum: number
   return value >= 1 && value <= maximum ? value : fallback
 }
 
-const RFC_3339 = /^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$/
+const timeSchema = z.iso.datetime({ offset: true })
+/** With a bucket of many years behind it the year has four digits still. */
+const LATEST_MS = Date.UTC(9000, 0, 1)
 
 /** Seconds since 1970; undefined if it was not given. Throws `bad_request`. */
 function readTime(query: Query, name: string): number | undefined {
@@ -622,8 +635,9 @@ function readTime(query: Query, name: string): number | undefined {
   const text = query.get(name)
   if (!text) return undefined
   const time = percentDecode(text, name)
-  const ms = RFC_3339.test(time) ? Date.parse(time) : Number.NaN
-  if (Number.isNaN(ms)) throw new ApiError('bad_request', `${name} must be a time such as ${example.time}`)
+  const ms = timeSchema.safeParse(time).success ? Date.parse(time) : Number.NaN
+  if (Number.isNaN(ms) || ms > LATEST_MS)
+    throw new ApiError('bad_request', `${name} must be a time such as ${example.time}`)
   return Math.floor(ms / 1_000)
 }
 

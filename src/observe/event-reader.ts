@@ -1,4 +1,6 @@
 /** Pages of the log for observers: by what the read models know of where events are, and with what was removed replaced. */
+import { setImmediate as endOfTurn } from 'node:timers/promises'
+import { jsonBytes } from '../api/answer-size.ts'
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, PAGE_BYTES } from '../events/event-log.ts'
 import { redact, redacted } from '../removal/redaction.ts'
@@ -8,8 +10,9 @@ import type { Freshness } from './freshness.ts'
 import type { EventFilter, EventSource } from './live/source.ts'
 import type { ObservationTables } from './observation-tables.ts'
 
-/** Events that are fetched at once by their places. Each may be of 6 MiB, but few are. */
+/** Events that are fetched at once by their places, as few as a large one was met: each may be of 6 MiB, and takes 30 ms to parse. */
 const FETCHED_AT_ONCE = 32
+const LARGE_BYTES = 65_536
 
 export interface EventQuestion {
   readonly filter: EventFilter
@@ -67,13 +70,21 @@ export class EventReader implements EventSource {
   async #fetch(seqs: readonly number[]): Promise<LoggedEvent[]> {
     const events: LoggedEvent[] = []
     let bytes = 0
-    for (let from = 0; from < seqs.length && bytes < PAGE_BYTES; from += FETCHED_AT_ONCE) {
-      for (const event of await this.#parts.log.get(seqs.slice(from, from + FETCHED_AT_ONCE))) {
-        const size = contentOf(event).length
+    let atOnce = 1
+    for (let from = 0; from < seqs.length; ) {
+      const part = await this.#parts.log.get(seqs.slice(from, from + atOnce))
+      let largest = 0
+      for (const event of part) {
+        const size = jsonBytes(contentOf(event))
         if (events.length > 0 && bytes + size > PAGE_BYTES) return events
         events.push(event)
         bytes += size
+        largest = Math.max(largest, size)
       }
+      from += part.length
+      atOnce = largest > LARGE_BYTES ? 1 : Math.min(FETCHED_AT_ONCE, 2 * atOnce)
+      // Others are served in between.
+      if (largest > LARGE_BYTES) await endOfTurn()
     }
     return events
   }

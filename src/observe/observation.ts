@@ -119,6 +119,7 @@ export async function startObservation(
     keepAliveMs: config.HTTP_KEEP_ALIVE_TIMEOUT,
     refusedRoute: 'unknown',
     logger,
+    refusalHeaders: CORS_HEADERS,
     upgrades: asksForWebSocket,
   })
   const stop = new AbortController()

@@ -83,6 +83,7 @@ async function lead({ log, tables, freshness, lease }: ObserverParts, signal: Ab
   try {
     let { seq: position } = await tables.position()
     freshness.advance(position)
+    applied.set(position)
     for await (const events of inBatches(log, position, stop)) {
       if (stop.aborted) break
       const last = events.at(-1)

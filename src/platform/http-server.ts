@@ -22,6 +22,8 @@ export interface HttpServerOptions {
   /** What refused requests are counted under. */
   refusedRoute: string
   logger: Logger
+  /** Of every answer that refuses what is no request. */
+  refusalHeaders?: Readonly<Record<string, string>>
   /**
    * Requests that ask for another protocol and whose connection `fetch` may take over, by `upgradeOf`. What it does not take is answered as any
    * other request, as are all those for which this is false: their Upgrade header means nothing. Default: none.
@@ -77,7 +79,16 @@ export function upgradeOf(incoming: IncomingMessage): Upgrade | undefined {
 }
 
 export async function startHttpServer(options: HttpServerOptions): Promise<HttpServer> {
-  const { fetch, host, port, keepAliveMs, refusedRoute, logger, upgrades: isUpgrade = () => false } = options
+  const {
+    fetch,
+    host,
+    port,
+    keepAliveMs,
+    refusedRoute,
+    logger,
+    refusalHeaders,
+    upgrades: isUpgrade = () => false,
+  } = options
   let closing = false
   /** The latest of each connection: answers go out in the order of requests, so when its answer has, all have. */
   const exchanges = new WeakMap<Duplex, { incoming: IncomingMessage; outgoing: ServerResponse }>()
@@ -93,7 +104,10 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     hostname: 'localhost',
     errorHandler: () => {
       record(REFUSALS.invalid)
-      return new Response(bodyOf(REFUSALS.invalid), { status: 400, headers: headersOf(REFUSALS.invalid) })
+      return new Response(bodyOf(REFUSALS.invalid), {
+        status: 400,
+        headers: { ...headersOf(REFUSALS.invalid), ...refusalHeaders },
+      })
     },
     overrideGlobalObjects: true,
     // What a refused request still sends is thrown away by Node, within REQUEST_TIMEOUT_MS. The library's own way breaks the connection
@@ -189,7 +203,7 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
 
   function refuse({ method }: IncomingMessage, outgoing: ServerResponse, refusal: Refusal): void {
     record(refusal, method)
-    outgoing.writeHead(refusal.status, headersOf(refusal)).end(bodyOf(refusal))
+    outgoing.writeHead(refusal.status, { ...headersOf(refusal), ...refusalHeaders }).end(bodyOf(refusal))
   }
 
   /** What is no request is answered when those before it have been, and ends the connection. */
@@ -197,7 +211,7 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     afterAnswer(exchanges.get(socket)?.outgoing, () => {
       if (!socket.writable) return
       record(refusal, method, cause)
-      const head = Object.entries({ ...headersOf(refusal), Date: new Date().toUTCString() })
+      const head = Object.entries({ ...headersOf(refusal), ...refusalHeaders, Date: new Date().toUTCString() })
       const lines = [
         `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status]}`,
         ...head.map((field) => field.join(': ')),

@@ -1,5 +1,5 @@
 /** What the observation service stands on, on one machine: the kernel's database, which it reads, and read models in a file beside it. */
-import { existsSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { appendFileSync, existsSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
@@ -15,6 +15,7 @@ import { verifyObservation } from '../observe/verify-observation.ts'
 import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
 import { forServing, openSqlite } from '../platform/sqlite.ts'
+import { StartupError } from '../platform/startup-error.ts'
 import { SqliteRemovals } from '../removal/sqlite-removals.ts'
 import { SqliteStateReader } from '../state/sqlite-state-reader.ts'
 import { databaseFile, readDatabase } from './embedded-database.ts'
@@ -42,7 +43,12 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
   const reader = forServing(openSqlite(file, { readOnly: true }), onRuin)
   const directory = config.DATA_DIR
   const log = new SqliteEventLog(reader)
-  const database = new SqliteObservation(openReadModels(directory, logger), onRuin)
+  const database = new SqliteObservation(openReadModels(directory, logger), (error) => {
+    // What follows from the log is made again by the next who opens it.
+    logger.fatal({ err: error }, 'the read models of the observation are damaged: they are built anew')
+    removeDatabase(fileOf(directory, latestReadModels(directory)))
+    process.exit(1)
+  })
   let number = latestReadModels(directory)
   const watch = setInterval(() => {
     const latest = latestReadModels(directory)
@@ -102,6 +108,8 @@ function openFile(file: string): DatabaseSync {
 
 function makeFile(file: string): DatabaseSync {
   removeDatabase(file)
+  // For this user alone, as the kernel's own.
+  appendFileSync(file, '', { mode: 0o600 })
   const connection = openFile(file)
   const { tables, indexes } = observationSchema('sqlite')
   connection.exec(`begin; ${tables} ${indexes} pragma user_version = ${sqliteVersion()}; commit`)
@@ -138,6 +146,7 @@ export async function rebuildEmbedded(
   await readDatabase(config, async (sqlite) => {
     const building = join(config.DATA_DIR, 'observation-building.db')
     removeDatabase(building)
+    appendFileSync(building, '', { mode: 0o600 })
     const connection = new DatabaseSync(building)
     try {
       const { tables, indexes } = observationSchema('sqlite')
@@ -181,5 +190,7 @@ async function flush(path: string): Promise<void> {
 }
 
 function removeDatabase(file: string): void {
+  if (existsSync(file) && statSync(file).isDirectory())
+    throw new StartupError(`${file} is a directory, where the observation keeps its read models: move it away`)
   for (const ending of ['', '-wal', '-shm']) rmSync(`${file}${ending}`, { force: true })
 }

@@ -453,3 +453,22 @@ describe('the service', () => {
     })
   })
 })
+
+describe('contents that take much as JSON', () => {
+  it('are paged by what they take, whatever is asked, so that one gets through all of them', async () => {
+    const key = `long/${crypto.randomUUID()}`
+    const since = await lastSeq(target)
+    for (let count = 0; count < 6; count++) await agent.write(key, '\u0000'.repeat(1_048_576))
+    for (const query of ['type=state_written', `agent=${agent.address}`]) {
+      let seen = 0
+      let pages = 0
+      for (let position = since, hasMore = true; hasMore; pages++) {
+        const page = await events({ since: position, ...Object.fromEntries(new URLSearchParams(query)) })
+        seen += page.events.filter(({ data }) => data.key === key).length
+        position = page.next_cursor
+        hasMore = page.has_more
+      }
+      expect({ seen, isPaged: pages > 2 }).toEqual({ seen: 6, isPaged: true })
+    }
+  })
+})

@@ -3,7 +3,7 @@ import type { IncomingMessage } from 'node:http'
 import type { HttpBindings } from '@hono/node-server'
 import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response'
 import { ApiError } from '../../api/errors.ts'
-import type { Query } from '../../api/request.ts'
+import { type Query, rawPath } from '../../api/request.ts'
 import { upgradeOf } from '../../platform/http-server.ts'
 import { parseSeq, readEventFilter, readSeq } from '../event-query.ts'
 import { LiveFeed, type LiveFeedOptions } from './live-feed.ts'
@@ -15,7 +15,7 @@ export const STREAM_PATH = '/observe/events/stream'
 
 /** Whether the connection of a request is to be handed over: for `upgrades` of the HTTP server. */
 export function asksForWebSocket(incoming: IncomingMessage): boolean {
-  return incoming.url?.split('?', 1)[0] === STREAM_PATH && isHandshake(incoming)
+  return rawPath({ incoming }) === STREAM_PATH && isHandshake(incoming)
 }
 
 export interface LiveStreamsOptions extends LiveFeedOptions {
