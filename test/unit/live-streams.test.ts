@@ -189,7 +189,7 @@ describe('a WebSocket', () => {
   })
 
   it('that takes a large event for longer than a write may stand still, and no pong meanwhile, is not dropped', async () => {
-    const { source, server } = await start({ times: { writeTimeoutMs: 1_000, pingMs: 1_000 } })
+    const { source, server } = await start({ times: { writeTimeoutMs: 4_000, pingMs: 4_000 } })
     const socket = await openDeafWebSocket(server)
     const length = 16_000_000
     source.send(1, { content: 'x'.repeat(length) })
@@ -203,7 +203,7 @@ describe('a WebSocket', () => {
         received += bytes.length
       }
       // So that it takes some seconds in all.
-      const early = begun + (5_000 * received) / length - performance.now()
+      const early = begun + (12_000 * received) / length - performance.now()
       await new Promise((resolve) => (early > 0 ? setTimeout(resolve, early) : setImmediate(resolve)))
     }
     await vi.waitFor(() => {
