@@ -73,11 +73,19 @@ export async function verifyObservation(
   await ask(sql.raw(begin))
   const seq = await position()
   await replay(seq)
+  // Into tables with keys, as joins of two sums would compare each row with each.
+  for (const { name, columns, rows } of expectations()) {
+    await ask(sql`create temporary table ${sql.ref(name)} as ${rows}`)
+    await ask(
+      sql`create index ${sql.ref(`${name}_key`)} on ${sql.ref(name)} (${sql.join(columns.map((column) => sql.ref(column)))})`,
+    )
+  }
   for (const check of checks(database)) {
     for (const { difference } of await ask(sql<{ difference: string }>`${check} limit ${sql.lit(MAX_TOLD)}`))
       report(`observation: ${difference}`)
   }
   await ask(sql`commit`)
+  for (const { name } of expectations()) await ask(sql`drop table ${sql.ref(name)}`)
   await ask(sql`drop table replayed`)
   return { seq, events }
 }
@@ -101,10 +109,17 @@ const {
   state_written: written,
 } = TYPE_NUMBERS
 
-/** Statements that return a row for each difference, in its column `difference`. */
-function checks(database: ObservationDatabase): RawBuilder<unknown>[] {
-  const table = (name: string) => database.table(name)
-  // One after the other, so that no plan compares each row with each.
+interface Expectation {
+  readonly name: string
+  /** By which its rows are found. */
+  readonly columns: readonly string[]
+  readonly rows: RawBuilder<unknown>
+}
+
+const ids = sql`expected_ids`
+
+/** What the log gives, in the order in which it is made. */
+function expectations(): Expectation[] {
   const agents = sql`
     select r.seq as id, r.other as address, r.at,
       coalesce(s.sent, 0) as sent, coalesce(w.writes, 0) as writes, coalesce(m.received, 0) as received, a.active
@@ -120,7 +135,6 @@ function checks(database: ObservationDatabase): RawBuilder<unknown>[] {
       where type not in (${sql.lit(registered)}, ${sql.lit(failed)})
         and (type <> ${sql.lit(delivered)} or other = 'pull') group by agent) a
       on a.agent = r.other`
-  const ids = sql`(select seq as id, other as address from replayed where type = ${sql.lit(registered)})`
   const spans = (all: readonly number[], whose: RawBuilder<unknown>, from: RawBuilder<unknown>) =>
     all.map(
       (span) => sql`
@@ -136,9 +150,43 @@ function checks(database: ObservationDatabase): RawBuilder<unknown>[] {
     sql` union all `,
   )
   return [
+    {
+      name: 'expected_ids',
+      columns: ['address'],
+      rows: sql`select seq as id, other as address from replayed where type = ${sql.lit(registered)}`,
+    },
+    { name: 'expected_agents', columns: ['id'], rows: agents },
+    {
+      name: 'expected_edges',
+      columns: ['sender', 'recipient'],
+      rows: sql`
+        select f.id as sender, t.id as recipient, count(*) as count, max(r.seq) as last_seq
+        from replayed r join ${ids} f on f.address = r.agent join ${ids} t on t.address = r.other
+        where r.type = ${sql.lit(sent)} group by f.id, t.id`,
+    },
+    {
+      name: 'expected_events',
+      columns: ['seq'],
+      rows: sql`select r.seq, r.type, i.id from replayed r left join ${ids} i on i.address = r.agent`,
+    },
+    { name: 'expected_activity', columns: ['agent', 'span', 'start', 'type'], rows: activity },
+    {
+      name: 'expected_versions',
+      columns: ['key', 'seq'],
+      rows: sql`
+        select r.key, r.seq, r.type, i.id, r.at, r.length
+        from replayed r left join ${ids} i on i.address = r.agent where r.key is not null`,
+    },
+  ]
+}
+
+/** Statements that return a row for each difference, in its column `difference`. */
+function checks(database: ObservationDatabase): RawBuilder<unknown>[] {
+  const table = (name: string) => database.table(name)
+  return [
     sql`
       select 'agent ' || coalesce(a.address, r.address) || ' has other figures than the log gives' as difference
-      from ${table('agents')} a full join (${agents}) r on r.id = a.id
+      from ${table('agents')} a full join expected_agents r on r.id = a.id
       where a.id is null or r.id is null or a.address <> r.address or a.registered_at <> r.at
         or a.messages_sent <> r.sent or a.messages_received <> r.received or a.state_writes <> r.writes
         or coalesce(a.last_active, -1) <> coalesce(r.active, -1)`,
@@ -148,30 +196,21 @@ function checks(database: ObservationDatabase): RawBuilder<unknown>[] {
     sql`
       select 'the edge from ' || coalesce(e.sender, r.sender) || ' to ' || coalesce(e.recipient, r.recipient)
         || ' is not as the log has it' as difference
-      from ${table('edges')} e full join (
-        select f.id as sender, t.id as recipient, count(*) as count, max(r.seq) as last_seq
-        from replayed r join ${ids} f on f.address = r.agent join ${ids} t on t.address = r.other
-        where r.type = ${sql.lit(sent)} group by f.id, t.id
-      ) r on r.sender = e.sender and r.recipient = e.recipient
+      from ${table('edges')} e full join expected_edges r on r.sender = e.sender and r.recipient = e.recipient
       where e.sender is null or r.sender is null or e.count <> r.count or e.last_seq <> r.last_seq`,
     sql`
       select 'event ' || coalesce(e.seq, r.seq) || ' is not where the log has it' as difference
-      from ${table('events')} e full join (
-        select r.seq, r.type, i.id from replayed r left join ${ids} i on i.address = r.agent
-      ) r on r.seq = e.seq
+      from ${table('events')} e full join expected_events r on r.seq = e.seq
       where e.seq is null or r.seq is null or e.type <> r.type or coalesce(e.agent, -1) <> coalesce(r.id, -1)`,
     sql`
       select 'the activity of ' || coalesce(a.agent, r.agent) || ' in ' || coalesce(a.span, r.span) || ' s from '
         || coalesce(a.start, r.start) || ' is not as the log has it' as difference
-      from ${table('activity')} a full join (${activity}) r
+      from ${table('activity')} a full join expected_activity r
         on r.agent = a.agent and r.span = a.span and r.start = a.start and r.type = a.type
       where a.agent is null or r.agent is null or a.count <> r.count or a.first_seq <> r.first_seq`,
     sql`
       select 'a version of a key at ' || coalesce(v.seq, r.seq) || ' is not as the log has it' as difference
-      from ${table('key_versions')} v full join (
-        select r.key, r.seq, r.type, i.id, r.at, r.length
-        from replayed r left join ${ids} i on i.address = r.agent where r.key is not null
-      ) r on r.key = v.key and r.seq = v.seq
+      from ${table('key_versions')} v full join expected_versions r on r.key = v.key and r.seq = v.seq
       where v.seq is null or r.seq is null or v.type <> r.type or v.at <> r.at
         or coalesce(v.author, -1) <> coalesce(r.id, -1) or coalesce(v.length, -1) <> coalesce(r.length, -1)`,
   ]
