@@ -64,13 +64,11 @@ describe.each([
       expect([200, 503], String(answer)).toContain(answer.status)
       if (answer.status === 503) {
         expect(answer.headers['retry-after']).toBe('1')
-        expect(answer.error).toBe('unavailable')
+        expect(answer.json).toEqual({ error: 'unavailable', message: 'the kernel is overloaded; try again' })
       }
     }
     expect(answers.filter(({ status }) => status === 200).length).toBeGreaterThan(0)
-    // On a busy machine some are told that a change takes long; that there was too much at once is told as such.
-    const overloaded = { error: 'unavailable', message: 'the kernel is overloaded; try again' }
-    expect(answers.map(({ json }) => json)).toContainEqual(overloaded)
+    expect(answers.filter(({ status }) => status === 503).length).toBeGreaterThan(0)
     expect(peak()).toBeLessThan(PEAK)
     await vi.waitFor(async () => expect(await heldBytes()).toBe(0), { timeout: 30_000, interval: 100 })
     expect(node().process.crashed).toBe(false)
