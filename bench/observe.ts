@@ -55,6 +55,7 @@ async function observed(size: number): Promise<Record<string, number>> {
     const { size: modelBytes } = await stat(join(dataDir, 'observation-2.db')).catch(() =>
       stat(join(dataDir, 'observation-1.db')),
     )
+    const verifying = await verifySeconds(dataDir)
     await using service = await startService(dataDir)
     const { url } = service
     const rare = agents.at(-1) ?? ''
@@ -78,6 +79,7 @@ async function observed(size: number): Promise<Record<string, number>> {
       'log, MB': logBytes / 1_000_000,
       'read models, MB': modelBytes / 1_000_000,
       ...build,
+      'verify, s': verifying,
     }
     for (const [name, path] of Object.entries(pages))
       took[`${name}, ms`] = median(await times(`${url}${path}`, REQUESTS))
@@ -150,6 +152,17 @@ async function rebuild(dataDir: string): Promise<Record<string, number>> {
   const events = Number(/^([\d,]+) events/m.exec(said)?.[1]?.replaceAll(',', ''))
   const seconds = (performance.now() - begin) / 1_000
   return { 'building, s': seconds, 'events built a second': events / seconds, 'peak of building, MiB': peak }
+}
+
+/** The whole command: the log is made up, so it tells of differences from what the kernel keeps, and of none from the read models. */
+async function verifySeconds(dataDir: string): Promise<number> {
+  const begin = performance.now()
+  const child = start(dataDir, 'verify')
+  let said = ''
+  child.stdout?.on('data', (chunk) => (said += chunk))
+  await once(child, 'close')
+  if (/^observation: /m.test(said)) throw new Error('the read models are not as the log says')
+  return (performance.now() - begin) / 1_000
 }
 
 function start(dataDir: string, command: string, ...args: string[]): ChildProcess {
