@@ -2,16 +2,22 @@
 -- log: where this file has changed it is built anew. Times are milliseconds since 1970, spans and
 -- their starts seconds.
 
--- One row: how far the log has been read, and who reads it until when.
+-- One row: how far the log has been read.
 create table position (
   only_row           boolean primary key default true check (only_row),
   applied_seq        bigint not null default 0,
   agents             bigint not null default 0,
-  last_registered_at bigint not null default 0,
-  holder             text,
-  lease_expires_at   timestamptz not null default '-infinity'
+  last_registered_at bigint not null default 0
 );
 insert into position default values;
+
+-- Which process reads it, as in the kernel's table of that name.
+create table leases (
+  name       text primary key,
+  holder     text,
+  expires_at timestamptz not null default '-infinity'
+);
+insert into leases (name) values ('observer');
 
 create table agents (
   -- Sequence number of its registration: the order of the registry.

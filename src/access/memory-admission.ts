@@ -1,7 +1,8 @@
 /** Sessions and buckets in this process: embedded storage, and a cluster node while Redis is out. */
 import { LRUCache } from 'lru-cache'
 import { atMost } from '../platform/cache.ts'
-import { type Admission, type Allowance, type BucketState, type Category, type Session, takeFrom } from './admission.ts'
+import type { Admission, Allowance, BucketState, Category, Session } from './admission.ts'
+import { MemoryBuckets } from './memory-buckets.ts'
 import type { PresentedToken } from './tokens.ts'
 
 export interface MemoryAdmissionOptions {
@@ -15,8 +16,6 @@ export interface MemoryAdmissionOptions {
 
 /** Sessions kept at most, some 300 bytes each. */
 const MAX_SESSIONS = 100_000
-/** Buckets kept at most. A bucket that is full again is forgotten, as a new one is the same. */
-const MAX_BUCKETS = 500_000
 /** A verification that was under way when its token was revoked must not open a session afterwards; by then it is over. */
 export const REVOCATION_MARK_MS = 60_000
 const MAX_REVOKED = 10_000
@@ -28,15 +27,14 @@ interface Entry {
 
 export class MemoryAdmission implements Admission {
   readonly #options: MemoryAdmissionOptions
-  readonly #now: () => number
   /** By look-up, so that a revocation finds it. */
   readonly #sessions: LRUCache<string, Entry>
   readonly #revoked: LRUCache<string, true>
-  readonly #buckets = new LRUCache<string, { fullAtMs: number }>(atMost(MAX_BUCKETS))
+  readonly #buckets: MemoryBuckets
 
   constructor(options: MemoryAdmissionOptions) {
     this.#options = options
-    this.#now = options.now ?? Date.now
+    this.#buckets = new MemoryBuckets(options.now)
     const perf = { now: options.elapsed ?? (() => performance.now()) }
     this.#revoked = new LRUCache({ ...atMost(MAX_REVOKED), ttl: REVOCATION_MARK_MS, perf })
     this.#sessions = new LRUCache({ ...atMost(MAX_SESSIONS), ttl: options.sessionTtlMs, perf })
@@ -61,18 +59,14 @@ export class MemoryAdmission implements Admission {
 
   #admitted(session: Session, category: Category | undefined) {
     if (category === undefined) return { session }
-    return { session, bucket: this.#take(`${category} ${session.identity}`, this.#options.allowances[category]) }
+    return {
+      session,
+      bucket: this.#buckets.take(`${category} ${session.identity}`, this.#options.allowances[category]),
+    }
   }
 
   async admitClient(clientAddress: string): Promise<BucketState> {
-    return this.#take(`operator_registration ${clientAddress}`, this.#options.allowances.operator_registration)
-  }
-
-  #take(name: string, allowance: Allowance): BucketState {
-    const now = this.#now()
-    const { state, fullAtMs } = takeFrom(this.#buckets.get(name)?.fullAtMs, allowance, now)
-    this.#buckets.set(name, { fullAtMs })
-    return state
+    return this.#buckets.take(`operator_registration ${clientAddress}`, this.#options.allowances.operator_registration)
   }
 
   async revoke(lookup: Buffer): Promise<void> {

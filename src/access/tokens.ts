@@ -46,6 +46,9 @@ function present(level: Level, secret: string): PresentedToken {
 
 const ADDRESS_ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789'
 
+/** Of an agent. */
+export const ADDRESS = /^tab_[a-z0-9]{20}$/
+
 /** `tab_` and 20 of [a-z0-9]: 103 random bits, so that two never meet. */
 export function newAddress(): string {
   return `tab_${Array.from({ length: 20 }, () => ADDRESS_ALPHABET[randomInt(ADDRESS_ALPHABET.length)]).join('')}`

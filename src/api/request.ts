@@ -53,9 +53,9 @@ export function readCursor(query: Query): string | undefined {
   return readText(query, 'cursor') || undefined
 }
 
-/** A page size: a whole number from 1 to `maximum`; anything else means `fallback`. */
-export function readLimit(query: Query, fallback: number, maximum: number): number {
-  const text = query.get('limit') ?? ''
+/** A page size, or another number of things: a whole one from 1 to `maximum`; anything else means `fallback`. */
+export function readLimit(query: Query, fallback: number, maximum: number, name = 'limit'): number {
+  const text = query.get(name) ?? ''
   const value = /^\d{1,9}$/.test(text) ? Number(text) : 0
   return value >= 1 && value <= maximum ? value : fallback
 }

@@ -1,11 +1,12 @@
 /** The bodies of the contract. They validate the requests and make the OpenAPI document. */
 import { z } from 'zod'
+import { ADDRESS } from '../access/tokens.ts'
 
 /** Text that UTF-8 can carry: any code points but lone surrogates. */
 const text = (): z.ZodString =>
   z.string().refine((value) => value.isWellFormed(), { error: 'must not hold lone surrogates' })
 const timestamp = () => z.iso.datetime().describe('RFC 3339 in UTC')
-const address = () => z.string().regex(/^tab_[a-z0-9]{20}$/)
+const address = () => z.string().regex(ADDRESS)
 
 export interface BodyLimits {
   messageMaxContentBytes: number

@@ -1,9 +1,10 @@
 /** `backup`: a copy of the embedded database as it is at one moment, while a kernel may go on using it. */
 import { unlinkSync } from 'node:fs'
-import { open, rename, rm, stat } from 'node:fs/promises'
+import { rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Config, ConfigError } from '../config.ts'
 import { exists } from '../platform/directory-lock.ts'
+import { flushFile } from '../platform/flush-file.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import { readDatabase } from '../storage/embedded-database.ts'
 
@@ -22,7 +23,7 @@ export async function backup(config: Config, target: string | undefined): Promis
     try {
       await rm(partial, { force: true })
       connection.prepare('vacuum into ?').run(partial)
-      await flush(partial)
+      await flushFile(partial)
       await rename(partial, file)
     } catch (error) {
       throw new StartupError(`no copy was made: ${error instanceof Error ? error.message : error}`)
@@ -39,12 +40,6 @@ function removeIfThere(file: string): void {
   } catch {
     // It was renamed, or never made.
   }
-}
-
-async function flush(path: string): Promise<void> {
-  const file = await open(path, 'r+')
-  await file.sync()
-  await file.close()
 }
 
 /** Of now, as part of a file's name. */

@@ -1,6 +1,5 @@
 /** The endpoints of the observation API, in the contract's order. */
 
-import { z } from 'zod'
 import { HELD_OF_AN_ANSWER, holdText, jsonBytes } from '../api/answer-size.ts'
 import { type ApiContext, type ApiRequest, type Endpoint, endpoint, type Parameter } from '../api/endpoint.ts'
 import { CONTRACT_VERSION } from '../api/endpoints.ts'
@@ -12,10 +11,10 @@ import { PAGE_BYTES } from '../events/event-log.ts'
 import { REDACTED } from '../removal/redaction.ts'
 import type { Removals } from '../removal/removals.ts'
 import type { StateReader } from '../state/state-store.ts'
-import { readEventFilter, readSeq } from './event-query.ts'
 import { contentOf, type EventReader } from './event-reader.ts'
 import type { Freshness } from './freshness.ts'
-import { type AgentFigures, type ObservationTables, spanFor } from './observation-tables.ts'
+import type { AgentFigures, ObservationTables } from './observation-tables.ts'
+import { idOf, keyOf, readEventFilter, readSeq, readTime, stretchOf } from './query.ts'
 import * as schemas from './schemas.ts'
 
 export interface ObservationParts {
@@ -428,7 +427,7 @@ export function createObservationEndpoints(parts: ObservationParts): Endpoint[] 
       errors: ['bad_request'],
       handle: async ({ query, answer }) => {
         const limit = readLimit(query, DEFAULT_EDGES, MAX_EDGES)
-        const minCount = readCount(query, 'min_count', 1, Number.MAX_SAFE_INTEGER)
+        const minCount = readLimit(query, 1, FAR, 'min_count')
         const { agent } = readEventFilter(query)
         answer.resize(Math.max(answer.bytes, HELD_OF_AN_ANSWER * EDGE_BYTES * limit))
         await freshness.wait()
@@ -480,7 +479,7 @@ export function createObservationEndpoints(parts: ObservationParts): Endpoint[] 
       errors: ['bad_request'],
       handle: async ({ query }) => {
         const filter = readEventFilter(query)
-        const buckets = readCount(query, 'buckets', DEFAULT_BUCKETS, MAX_BUCKETS)
+        const buckets = readLimit(query, DEFAULT_BUCKETS, MAX_BUCKETS, 'buckets')
         const askedFrom = readTime(query, 'from')
         const askedTo = readTime(query, 'to')
         await freshness.wait()
@@ -600,62 +599,4 @@ function keyBeforeHistory(context: ApiContext): string | undefined {
   return path.endsWith(HISTORY) && path.length > HISTORY.length
     ? percentDecode(path.slice(0, -HISTORY.length), 'the key')
     : undefined
-}
-
-/** The position in a cursor. Throws `bad_request`. */
-function idOf(text: string | undefined): number | undefined {
-  if (text === undefined) return undefined
-  if (!/^\d{1,15}$/.test(text)) throw unknownCursor()
-  return Number(text)
-}
-
-function keyOf(text: string): Buffer {
-  const key = Buffer.from(text, 'base64url')
-  if (key.toString('base64url') !== text) throw unknownCursor()
-  return key
-}
-
-function unknownCursor(): ApiError {
-  return new ApiError('bad_request', 'cursor must be the next_cursor of a page of this list, unchanged')
-}
-
-function readCount(query: Query, name: string, fallback: number, maximum: number): number {
-  const text = query.get(name) ?? ''
-  const value = /^\d{1,9}$/.test(text) ? Number(text) : 0
-  return value >= 1 && value <= maximum ? value : fallback
-}
-
-const timeSchema = z.iso.datetime({ offset: true })
-/** With a bucket of many years behind it the year has four digits still. */
-const LATEST_MS = Date.UTC(9000, 0, 1)
-
-/** Seconds since 1970; undefined if it was not given. Throws `bad_request`. */
-function readTime(query: Query, name: string): number | undefined {
-  // A zone's plus must not have become a space.
-  const text = query.get(name)
-  if (!text) return undefined
-  const time = percentDecode(text, name)
-  const ms = timeSchema.safeParse(time).success ? Date.parse(time) : Number.NaN
-  if (Number.isNaN(ms) || ms > LATEST_MS)
-    throw new ApiError('bad_request', `${name} must be a time such as ${example.time}`)
-  return Math.floor(ms / 1_000)
-}
-
-/** A stretch of time in buckets that whole spans fill, no more of them than asked for. */
-export function stretchOf({
-  from,
-  to,
-  buckets,
-  agent,
-}: {
-  from: number
-  to: number
-  buckets: number
-  agent?: string | undefined
-}): { from: number; to: number; width: number; span: number } {
-  const span = spanFor((to - from) / buckets, agent)
-  const start = Math.floor(from / span) * span
-  const spans = Math.ceil((to - start) / span)
-  const width = Math.ceil(spans / buckets) * span
-  return { from: start, to: start + Math.ceil((to - start) / width) * width, width, span }
 }

@@ -4,8 +4,7 @@ import { batched } from '../platform/batch.ts'
 import { Unavailable } from '../platform/unavailable.ts'
 
 /** After this the answer is given as it is; and where the read models have never been as far as the log, none is given. */
-const PATIENCE_MS = 1_000
-const FIRST_PATIENCE_MS = 10_000
+const PATIENCE = { ms: 1_000, firstMs: 10_000 }
 /** Where another process applies the log, it is looked how far it is so often. */
 const POLL_MS = 25
 /** Questions that share one look at the end of the log, and that wait for it, at most. */
@@ -28,14 +27,16 @@ export interface FreshnessParts {
 
 export class Freshness {
   readonly #parts: FreshnessParts
+  readonly #patience: typeof PATIENCE
   readonly #end: () => Promise<number>
   #applied = 0
   /** Once they have been as far as the log, they are a moment behind at most while all is well. */
   #hasCaughtUp = false
-  #wanted = Promise.withResolvers<void>()
+  #wake: (() => void) | undefined
 
-  constructor(parts: FreshnessParts) {
+  constructor(parts: FreshnessParts, patience = PATIENCE) {
     this.#parts = parts
+    this.#patience = patience
     const look = batched<undefined, number>(
       async (asked) => {
         const seq = await parts.lastSeq()
@@ -46,9 +47,12 @@ export class Freshness {
     this.#end = () => look(undefined)
   }
 
-  /** Resolves when somebody waits for what has not been applied yet. */
-  get wanted(): Promise<void> {
-    return this.#wanted.promise
+  /** Resolves after so many ms, when `signal` aborts, or as soon as somebody waits for what has not been applied yet. For one who applies it. */
+  async pause(ms: number, signal: AbortSignal): Promise<void> {
+    const wanted = new AbortController()
+    this.#wake = () => wanted.abort()
+    await sleep(ms, undefined, { signal: AbortSignal.any([signal, wanted.signal]) }).catch(() => {})
+    this.#wake = undefined
   }
 
   /** This process has applied the log so far. */
@@ -59,10 +63,9 @@ export class Freshness {
   /** Resolves when all that is in the log now has been applied, or after a second. Throws `BeingBuilt`, `Unavailable`. */
   async wait(): Promise<void> {
     const end = await this.#end()
-    const deadline = performance.now() + (this.#hasCaughtUp ? PATIENCE_MS : FIRST_PATIENCE_MS)
+    const deadline = performance.now() + (this.#hasCaughtUp ? this.#patience.ms : this.#patience.firstMs)
     while (this.#applied < end && performance.now() < deadline) {
-      this.#wanted.resolve()
-      this.#wanted = Promise.withResolvers()
+      this.#wake?.()
       this.advance(await this.#parts.position())
       if (this.#applied < end) await sleep(POLL_MS)
     }

@@ -95,10 +95,8 @@ export class ObservationTables {
   /**
    * Applies events that follow `from`; the last one becomes the position, in the same transaction. Returns false, and nothing is applied, where the
    * position is another. Throws `Unavailable`.
-   *
-   * @param mine a condition on the row of the position, beside that: whether this process may
    */
-  async apply(from: number, events: readonly LoggedEvent[], mine: RawBuilder<unknown> = sql`true`): Promise<boolean> {
+  async apply(from: number, events: readonly LoggedEvent[]): Promise<boolean> {
     const last = events.at(-1)
     if (last === undefined) return true
     const hasRegistrations = events.some(({ type }) => type === 'agent_registered')
@@ -109,7 +107,7 @@ export class ObservationTables {
       sql`
         update ${this.#table('position')} set applied_seq = ${last.seq}, agents = agents + ${changes.registered.length},
           last_registered_at = case when last_registered_at < ${registeredAt} then ${registeredAt} else last_registered_at end
-        where applied_seq = ${from} and ${mine}`,
+        where applied_seq = ${from}`,
       (guard) => this.#statementsOf(changes, guard),
     )
     if (isApplied) for (const { address, id } of changes.registered) this.#known.set(address, id)

@@ -12,6 +12,7 @@ const THREAD = new URL('./thread.ts', import.meta.url)
 const HEAP_MIB = 256
 const YOUNG_MIB = 8
 const RESTART_MS = 1_000
+const MAX_STARTS = 3
 const METRICS_TIMEOUT_MS = 2_000
 /** A thread that is told to stop has so long for its streams. */
 const STOP_MS = 10_000
@@ -26,7 +27,7 @@ export interface ObservationThread {
 /** Throws what kept the service from its start: `CannotListen`, `StartupError`. */
 export async function startObservationThread(logger: Logger): Promise<ObservationThread> {
   let isStopping = false
-  let { thread, port } = await start(logger)
+  let { thread, port } = await startAgain(logger)
   const restart = async () => {
     while (!isStopping) {
       await ended(thread)
@@ -60,6 +61,22 @@ export async function startObservationThread(logger: Logger): Promise<Observatio
   }
 }
 
+/** A thread ended before it served, and did not say why not: it may have found its read models damaged, and removed them. */
+class EndedAtStart extends Error {
+  override name = 'EndedAtStart'
+}
+
+/** Starts it, and again where it ended at once without a word. */
+async function startAgain(logger: Logger): ReturnType<typeof start> {
+  for (let starts = 1; ; starts++) {
+    try {
+      return await start(logger)
+    } catch (error) {
+      if (!(error instanceof EndedAtStart) || starts === MAX_STARTS) throw error
+    }
+  }
+}
+
 async function start(logger: Logger): Promise<{ thread: Worker; port: number }> {
   const thread = new Worker(THREAD, {
     resourceLimits: { maxOldGenerationSizeMb: HEAP_MIB, maxYoungGenerationSizeMb: YOUNG_MIB },
@@ -76,7 +93,7 @@ async function start(logger: Logger): Promise<{ thread: Worker; port: number }> 
     logger.error({ err: error }, 'the thread of the observation service failed')
     reject(error)
   })
-  thread.once('exit', () => reject(new Error('the observation service ended at its start')))
+  thread.once('exit', () => reject(new EndedAtStart('the observation service ended at its start')))
   return { thread, port: await promise }
 }
 

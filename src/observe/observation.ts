@@ -1,4 +1,5 @@
 /** The observation service, put together: its read models kept up with the log, its API, its live streams. */
+import { MemoryBuckets } from '../access/memory-buckets.ts'
 import { applyLimit, createApp } from '../api/app.ts'
 import { clientAddressReader } from '../api/client-address.ts'
 import { ApiError } from '../api/errors.ts'
@@ -12,7 +13,6 @@ import type { ReadinessChecks } from '../platform/internal-server.ts'
 import type { Logger } from '../platform/logger.ts'
 import type { Removals } from '../removal/removals.ts'
 import type { StateReader } from '../state/state-store.ts'
-import { ClientLimit } from './client-limit.ts'
 import { createObservationEndpoints } from './endpoints.ts'
 import { EventReader } from './event-reader.ts'
 import { Freshness } from './freshness.ts'
@@ -74,7 +74,9 @@ export async function startObservation(
     trustedProxies: config.TRUSTED_PROXIES,
     ipv6Prefix: config.RATE_LIMIT_IPV6_PREFIX,
   })
-  const clients = new ClientLimit({ limit: config.RATE_LIMIT_OBSERVE_PER_MIN, periodMs: MINUTE_MS })
+  // A process counts for itself: a load balancer sends a client to the same one (deploy/haproxy).
+  const buckets = new MemoryBuckets()
+  const allowance = { limit: config.RATE_LIMIT_OBSERVE_PER_MIN, periodMs: MINUTE_MS }
   const endpoints = createObservationEndpoints({
     events,
     tables,
@@ -94,7 +96,7 @@ export async function startObservation(
   const app = createApp({
     endpoints,
     admit: async (context, { limit }) => {
-      if (limit === 'client') applyLimit(context, clients.take(clientAddress(context.env)))
+      if (limit === 'client') applyLimit(context, buckets.take(clientAddress(context.env), allowance))
     },
     clientAddress,
     logger,

@@ -4,23 +4,14 @@
  * Modes: *standing by* (another process has the lease) → *leading* (got the lease) → standing by (lost it, or a part is out).
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { RawBuilder } from 'kysely'
 import { Counter, Gauge } from 'prom-client'
 import type { EventLog } from '../events/event-log.ts'
+import type { Lease } from '../platform/lease.ts'
 import type { Logger } from '../platform/logger.ts'
 import { OutageLog } from '../platform/outage-log.ts'
 import { inBatches } from './batches.ts'
 import type { Freshness } from './freshness.ts'
 import type { ObservationTables } from './observation-tables.ts'
-
-/** Who may apply the log. */
-export interface ObservationLease {
-  /** Takes it, or prolongs it. Returns whether this process has it. Throws `Unavailable`. */
-  take(leaseMs: number): Promise<boolean>
-  release(): Promise<void>
-  /** The condition of an update of the position that this process has it. */
-  readonly mine: RawBuilder<unknown>
-}
 
 export const LEASE_MS = 5_000
 const RENEW_MS = 1_000
@@ -46,11 +37,16 @@ const failures = new Counter({
   help: 'Times that the process which applies the log to the read models of the observation had to start over.',
 })
 
+export type ObservationLease = Pick<Lease, 'take' | 'release'>
+
 export interface ObserverParts {
   readonly log: Pick<EventLog, 'follow'>
   readonly tables: Pick<ObservationTables, 'position' | 'apply'>
-  readonly freshness: Pick<Freshness, 'advance' | 'wanted'>
-  /** Undefined where there is no other process. */
+  readonly freshness: Pick<Freshness, 'advance' | 'pause'>
+  /**
+   * Saves others the work; that two apply nothing twice is for the position to say, which each batch must find where it left it. Undefined where there
+   * is no other process.
+   */
   readonly lease?: ObservationLease | undefined
   readonly logger: Logger
 }
@@ -61,7 +57,7 @@ export async function runObserver(parts: ObserverParts, signal: AbortSignal): Pr
   const outages = new OutageLog(logger)
   while (!signal.aborted) {
     try {
-      if (lease === undefined || (await lease.take(LEASE_MS))) await lead(parts, signal)
+      if (lease === undefined || (await lease.take(LEASE_MS, 0))) await lead(parts, signal)
       else await pause(STANDBY_MS, signal)
     } catch (error) {
       if (signal.aborted) break
@@ -89,12 +85,12 @@ async function lead({ log, tables, freshness, lease }: ObserverParts, signal: Ab
       const last = events.at(-1)
       if (last === undefined) continue
       // Whoever was slower finds the position another.
-      if (!(await tables.apply(position, events, lease?.mine))) return
+      if (!(await tables.apply(position, events))) return
       position = last.seq
       freshness.advance(position)
       applied.set(position)
       lag.set(Math.max(0, Date.now() - Date.parse(last.ts)) / 1_000)
-      await Promise.race([pause(PACE_MS, stop), freshness.wanted])
+      await freshness.pause(PACE_MS, stop)
     }
   } finally {
     leading.set(0)
@@ -110,7 +106,7 @@ async function renew(lease: ObservationLease, lost: AbortController, stop: Abort
     await pause(RENEW_MS, stop)
     if (stop.aborted) return
     const askedAt = performance.now()
-    const isMine = await lease.take(LEASE_MS).catch(() => undefined)
+    const isMine = await lease.take(LEASE_MS, 0).catch(() => undefined)
     if (isMine === true) until = askedAt + LEASE_MS
     if (isMine === false || performance.now() > until) lost.abort()
   }

@@ -1,5 +1,5 @@
 /** What one process at a time may do, by a row of the database and its clock. */
-import { sql } from 'kysely'
+import { type RawBuilder, sql } from 'kysely'
 import { type Database, roundTrip } from './database.ts'
 
 /** Above the time for which the database lets a statement wait for a lock: a row that is locked is no reason to replace connections. */
@@ -9,9 +9,14 @@ export class Lease {
   readonly #database: Database
   readonly #name: string
   readonly #holder: string
+  readonly #table: RawBuilder<unknown>
 
-  /** `holder` is a name that no other process has. */
-  constructor(database: Database, name: string, holder: string) {
+  /**
+   * @param holder a name that no other process has
+   * @param table where its row is
+   */
+  constructor(database: Database, name: string, holder: string, table = 'leases') {
+    this.#table = sql.table(table)
     this.#database = database
     this.#name = name
     this.#holder = holder
@@ -26,11 +31,11 @@ export class Lease {
         sql`
           with ahead as (
             -- Further ahead than it is ever set: the clock was set back, and whoever holds it may be gone. Who is not prolongs it in time.
-            update leases set expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
+            update ${this.#table} set expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
             where name = ${this.#name} and holder is distinct from ${this.#holder}
               and expires_at > clock_timestamp() + ${leaseMs} * interval '1 millisecond'
           )
-          update leases
+          update ${this.#table}
           set holder = ${this.#holder}, expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
           where name = ${this.#name}
             and (holder = ${this.#holder} or expires_at < clock_timestamp() - ${patienceMs} * interval '1 millisecond')
@@ -46,7 +51,7 @@ export class Lease {
       this.#database,
       'release_lease',
       () =>
-        sql`update leases set holder = null, expires_at = clock_timestamp()
+        sql`update ${this.#table} set holder = null, expires_at = clock_timestamp()
           where name = ${this.#name} and holder = ${this.#holder}`.execute(this.#database),
       TIMEOUT_MS,
     )

@@ -2,7 +2,7 @@
 import { hash, randomUUID, timingSafeEqual } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import type { Credentials } from '../access/credentials.ts'
-import { newAddress, newToken, type PresentedToken } from '../access/tokens.ts'
+import { ADDRESS, newAddress, newToken, type PresentedToken } from '../access/tokens.ts'
 import { atMost } from '../platform/cache.ts'
 import type { CursorSeal } from '../platform/cursor.ts'
 import type { WebhookTarget } from '../webhooks/webhook-url.ts'
@@ -182,7 +182,6 @@ export class Registry {
 }
 
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
-const ADDRESS = /^tab_[a-z0-9]{20}$/
 
 function sha256(text: string): Buffer {
   return hash('sha256', text, 'buffer')

@@ -12,10 +12,10 @@ import type { ObservationStorage } from '../observe/observation.ts'
 import { type ObservationDatabase, observationSchema } from '../observe/observation-database.ts'
 import { ObservationTables } from '../observe/observation-tables.ts'
 import { PostgresObservation } from '../observe/postgres-observation.ts'
-import { PostgresObservationLease } from '../observe/postgres-observation-lease.ts'
 import { catchUp } from '../observe/rebuild.ts'
 import { verifyObservation } from '../observe/verify-observation.ts'
 import { type Database, openPostgresSession, roundTrip } from '../platform/database.ts'
+import { Lease } from '../platform/lease.ts'
 import type { Logger } from '../platform/logger.ts'
 import { connectNats } from '../platform/nats.ts'
 import { StartupError, untilThere } from '../platform/startup-error.ts'
@@ -55,7 +55,7 @@ export async function openClusterObservation(config: Config, logger: Logger): Pr
     state: new StateTables(reader, config.STATE_CAPACITY_BYTES),
     removals: new PostgresRemovals(reader),
     database: new PostgresObservation(database, { schema: SCHEMA, reader }),
-    lease: new PostgresObservationLease(database, { schema: SCHEMA, holder }),
+    lease: new Lease(database, 'observer', holder, `${SCHEMA}.leases`),
     checks: {
       servers: {
         postgres: () => roundTrip(reader, 'check', () => sql`select 1`.execute(reader)).then(() => undefined),

@@ -1,8 +1,7 @@
 /** What the observation service stands on, on one machine: the kernel's database, which it reads, and read models in a file beside it. */
 import { appendFileSync, existsSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
-import { open } from 'node:fs/promises'
 import { join } from 'node:path'
-import { DatabaseSync } from 'node:sqlite'
+import type { DatabaseSync } from 'node:sqlite'
 import type { Config } from '../config.ts'
 import { SqliteEventLog } from '../events/sqlite-event-log.ts'
 import type { Verification } from '../maintenance/verification.ts'
@@ -13,6 +12,7 @@ import { catchUp } from '../observe/rebuild.ts'
 import { SqliteObservation } from '../observe/sqlite-observation.ts'
 import { verifyObservation } from '../observe/verify-observation.ts'
 import { inBackground } from '../platform/background.ts'
+import { flushFile } from '../platform/flush-file.ts'
 import type { Logger } from '../platform/logger.ts'
 import { forServing, openSqlite } from '../platform/sqlite.ts'
 import { StartupError } from '../platform/startup-error.ts'
@@ -20,16 +20,10 @@ import { SqliteRemovals } from '../removal/sqlite-removals.ts'
 import { SqliteStateReader } from '../state/sqlite-state-reader.ts'
 import { databaseFile, readDatabase } from './embedded-database.ts'
 
-/** How long a statement waits for another process that writes there. */
-const BUSY_MS = 5_000
 const CACHE_KIB = 16_384
 /** How often it is looked whether others have been built. */
 const WATCH_MS = 1_000
 const BUILDING_CACHE_KIB = 65_536
-/** As many pages of 4 KiB are written at once. */
-const CHECKPOINT_PAGES = 4_096
-const MAX_WAL_BYTES = 64 * 1_048_576
-/** A check of `verify` looks at all that there is. */
 /** Read models in files beside the kernel's database: the one with the highest number counts. */
 const FILE = /^observation-(\d+)\.db$/
 
@@ -50,12 +44,21 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
     process.exit(1)
   })
   let number = latestReadModels(directory)
+  let isGoingOver = false
   const watch = setInterval(() => {
     const latest = latestReadModels(directory)
-    if (latest <= number) return
-    number = latest
-    logger.info({ number }, 'the read models of the observation have been built anew')
-    inBackground('replace_read_models', goOver(log, database, openReadModels(directory, logger)))
+    if (latest <= number || isGoingOver) return
+    isGoingOver = true
+    const going = goOver(log, database, openReadModels(directory, logger))
+      .then(() => {
+        number = latest
+        logger.info({ number }, 'the read models of the observation have been built anew')
+      })
+      .finally(() => {
+        isGoingOver = false
+      })
+    // What fails is tried again.
+    inBackground('replace_read_models', going)
   }, WATCH_MS)
   return {
     log,
@@ -74,8 +77,13 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
 /** Goes on with other read models as soon as they are as far as those before: what was shown once does not go away again. */
 async function goOver(log: SqliteEventLog, database: SqliteObservation, connection: DatabaseSync): Promise<void> {
   const next = new SqliteObservation(connection, () => {})
-  do await catchUp(log, next, (await new ObservationTables(database).position()).seq)
-  while (!database.replace(connection))
+  try {
+    do await catchUp(log, next, (await new ObservationTables(database).position()).seq)
+    while (!database.replace(connection))
+  } catch (error) {
+    next.close()
+    throw error
+  }
 }
 
 /** The number of the read models that count in a data directory: 0 where there are none. */
@@ -97,12 +105,9 @@ function versionOf(connection: DatabaseSync): number {
 }
 
 function openFile(file: string): DatabaseSync {
-  const connection = new DatabaseSync(file, { timeout: BUSY_MS })
+  const { connection } = openSqlite(file)
   // All of it can be made again from the log: a power failure may take the last moments, never a part of them.
-  connection.exec(`
-    pragma journal_mode = wal; pragma synchronous = normal; pragma temp_store = file;
-    pragma cache_size = -${CACHE_KIB}; pragma wal_autocheckpoint = ${CHECKPOINT_PAGES};
-    pragma journal_size_limit = ${MAX_WAL_BYTES};`)
+  connection.exec(`pragma synchronous = normal; pragma cache_size = -${CACHE_KIB}`)
   return connection
 }
 
@@ -147,7 +152,7 @@ export async function rebuildEmbedded(
     const building = join(config.DATA_DIR, 'observation-building.db')
     removeDatabase(building)
     appendFileSync(building, '', { mode: 0o600 })
-    const connection = new DatabaseSync(building)
+    const { connection } = openSqlite(building)
     try {
       const { tables, indexes } = observationSchema('sqlite')
       // Where it does not come to its end the file is of no use.
@@ -159,7 +164,7 @@ export async function rebuildEmbedded(
     } finally {
       connection.close()
     }
-    await flush(building)
+    await flushFile(building)
     renameSync(building, fileOf(config.DATA_DIR, latestReadModels(config.DATA_DIR) + 1))
   })
 }
@@ -172,7 +177,7 @@ export async function verifyEmbeddedObservation(
 ): Promise<Verification | undefined> {
   const file = fileOf(config.DATA_DIR, latestReadModels(config.DATA_DIR))
   if (!existsSync(file)) return undefined
-  const connection = new DatabaseSync(file, { readOnly: true, timeout: BUSY_MS })
+  const { connection } = openSqlite(file, { readOnly: true })
   try {
     if (versionOf(connection) !== sqliteVersion()) return undefined
     const database = new SqliteObservation(connection, () => {})
@@ -180,13 +185,6 @@ export async function verifyEmbeddedObservation(
   } finally {
     connection.close()
   }
-}
-
-/** Returns when the file is on the disk. */
-async function flush(path: string): Promise<void> {
-  const file = await open(path, 'r+')
-  await file.sync()
-  await file.close()
 }
 
 function removeDatabase(file: string): void {

@@ -36,8 +36,8 @@ async function whileWorking<T>(agents: readonly Agent[], during: () => Promise<T
     for (let round = 0; !isOver; round++) {
       const to = agents[(number + 1) % agents.length] as Agent
       // What is refused while something changes leaves nothing that has to be there.
-      await agent.tryWrite(`work/${number}/${round % 7}`, `${round}`).catch(() => {})
-      await agent.tryRead(`work/${number}/${round % 7}`).catch(() => {})
+      await agent.tryWrite(`tasks/${number}/${round % 7}`, `${round}`).catch(() => {})
+      await agent.tryRead(`tasks/${number}/${round % 7}`).catch(() => {})
       await agent.trySend(to.address, `${number} ${round}`).catch(() => {})
       await agent.request('GET', '/v1/messages').catch(() => {})
       await sleep(PACE_MS)
@@ -249,7 +249,7 @@ describe('on servers that go on', () => {
       await ask(observer, 'agents')
       await ask(observer, 'network')
       await ask(observer, 'activity')
-      await ask(observer, 'state/work/0/0/history')
+      await ask(observer, 'state/tasks/0/0/history')
       await ask(observer, 'transparency')
     }
     await expectSeen(watchers, log)
@@ -339,7 +339,7 @@ describe('on servers that go on', () => {
             await ask(observer, 'agents')
             await ask(observer, 'network')
             await ask(observer, 'activity')
-            await ask(observer, 'state/work/0/0/history')
+            await ask(observer, 'state/tasks/0/0/history')
             answers++
           } catch (error) {
             failed.push(error)

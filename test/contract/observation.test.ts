@@ -1,4 +1,5 @@
 /** The observation API of the contract, a sentence a test. */
+import { type IncomingMessage, request } from 'node:http'
 import { describe, expect, it, vi } from 'vitest'
 import WebSocket from 'ws'
 import { Client, keyPath } from '../../lab/client.ts'
@@ -87,6 +88,17 @@ describe('every answer', () => {
     await refused('/observe/activity?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z', 400, 'bad_request')
     await refused(`/observe/state/${'k'.repeat(1_100)}`, 400, 'bad_request')
     await refused('/observe/state/%ff', 400, 'bad_request')
+  })
+
+  it('may be read from any origin where it refuses what the application never sees, too', async () => {
+    const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>()
+    request(`${observeUrl}/observe/agents`, { headers: { Expect: 'something' }, agent: false }, resolve)
+      .on('error', reject)
+      .end()
+    const refusal = await promise
+    refusal.resume()
+    expect(refusal.statusCode).toBe(417)
+    expect(refusal.headers['access-control-allow-origin']).toBe('*')
   })
 
   it('is limited to 300 requests a minute for each client', async () => {

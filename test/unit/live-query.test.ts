@@ -1,7 +1,7 @@
 /** Which events a request asks for, by its query. */
 import { expect, it } from 'vitest'
 import { ApiError } from '../../src/api/errors.ts'
-import { readEventFilter, readSeq } from '../../src/observe/event-query.ts'
+import { readEventFilter, readSeq } from '../../src/observe/query.ts'
 
 const AGENT = `tab_${'a1'.repeat(10)}`
 const query = (text: string) => new Map(text.split('&').map((pair) => pair.split('=', 2) as [string, string]))

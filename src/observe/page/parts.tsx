@@ -2,7 +2,7 @@
 import { useSignal } from '@preact/signals'
 import type { ComponentChildren } from 'preact'
 import type { Refused } from './api.ts'
-import { link } from './route.ts'
+import { change, link } from './route.ts'
 
 const numbers = new Intl.NumberFormat()
 const clock = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' })
@@ -107,6 +107,22 @@ export function Panel({
 /** Instead of something that is not there: in words. */
 export function Waiting({ refused, children }: { refused?: Refused | undefined; children?: ComponentChildren }) {
   return <p class="quiet">{refused ? `The service says: ${refused.message}.` : (children ?? 'Loading…')}</p>
+}
+
+/** A part of an address, which the link of the view keeps. */
+export function AddressSearch({ label, value }: { label: string; value: string }) {
+  return (
+    <label class="field">
+      {label}
+      <input
+        type="search"
+        placeholder="tab_…"
+        value={value}
+        spellcheck={false}
+        onInput={({ currentTarget }) => change({ search: currentTarget.value.trim() || undefined })}
+      />
+    </label>
+  )
 }
 
 export function Bar({ value, of }: { value: number; of: number }) {

@@ -1,6 +1,6 @@
 /** Who lives here; and one of them. */
 import { type Agent, type AgentsPage, type EventsPage, type Network, query, shorten, useLoaded } from '../api.ts'
-import { Address, Bar, count, Key, Panel, Time, Waiting } from '../parts.tsx'
+import { Address, AddressSearch, Bar, count, Key, Panel, Time, Waiting } from '../parts.tsx'
 import { change, link, route } from '../route.ts'
 import { Timeline } from '../timeline.tsx'
 import { Sentence } from '../words.tsx'
@@ -34,16 +34,7 @@ function Everybody() {
   return (
     <>
       <form class="filters" aria-label="Filters" onSubmit={(event) => event.preventDefault()}>
-        <label class="field">
-          whose address has
-          <input
-            type="search"
-            placeholder="tab_…"
-            value={search}
-            spellcheck={false}
-            onInput={({ currentTarget }) => change({ search: currentTarget.value.trim() || undefined })}
-          />
-        </label>
+        <AddressSearch label="whose address has" value={search} />
         <label class="field">
           most first by
           <select value={sort} onChange={({ currentTarget }) => change({ sort: currentTarget.value })}>

@@ -1,6 +1,6 @@
 /** Who wrote to whom, and how often. */
 import { type Network, query, useLoaded } from '../api.ts'
-import { Address, Bar, count, Waiting } from '../parts.tsx'
+import { Address, AddressSearch, Bar, count, Waiting } from '../parts.tsx'
 import { change, link, route } from '../route.ts'
 
 const ASKED = 1_000
@@ -17,16 +17,7 @@ export function NetworkView() {
   return (
     <>
       <form class="filters" aria-label="Filters" onSubmit={(event) => event.preventDefault()}>
-        <label class="field">
-          with the agent
-          <input
-            type="search"
-            placeholder="tab_…"
-            value={search}
-            spellcheck={false}
-            onInput={({ currentTarget }) => change({ search: currentTarget.value.trim() || undefined })}
-          />
-        </label>
+        <AddressSearch label="with the agent" value={search} />
         <label class="field">
           at least so many messages
           <input
