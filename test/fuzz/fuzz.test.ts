@@ -53,6 +53,7 @@ const CODES: Readonly<Record<number, string>> = {
   413: 'value_too_large',
   415: 'unsupported_media_type',
   429: 'rate_limited',
+  431: 'bad_request',
   503: 'unavailable',
   507: 'store_full',
 }

@@ -133,8 +133,8 @@ describe('verify', () => {
     }
     await stop()
     expect(await kernel.stop()).toBe(0)
-    // All is in the one file then.
-    expect((await readdir(kernel.dataDir)).toSorted()).toEqual(['lock', 'tabulum.db'])
+    // All is in the one file then, and what is built from its log in another.
+    expect((await readdir(kernel.dataDir)).toSorted()).toEqual(['lock', 'observation-1.db', 'tabulum.db'])
     const { code, out } = await runCommand(kernel.dataDir, 'verify')
     expect({ code, out }).toEqual({ code: 0, out: expect.stringMatching(NOTHING_WRONG) })
   })
