@@ -7,6 +7,7 @@ create table position (
   only_row           boolean primary key default true check (only_row),
   applied_seq        bigint not null default 0,
   agents             bigint not null default 0,
+  keys               bigint not null default 0,
   last_registered_at bigint not null default 0
 );
 insert into position default values;
@@ -43,14 +44,39 @@ create table edges (
 create index edges_heaviest on edges (count, sender, recipient);
 create index edges_recipient on edges (recipient, count);
 
--- Where in the log events of a type, and of an agent, are.
+-- Where in the log events of a type, and of an agent, are; and the figures as they were after each,
+-- so that those of any moment take one look at an index: the event is the nth of its type, and the
+-- agent_nth of its agent's messages or writes; after a change of a key there were so many keys. A
+-- delivery that was pushed is of the type 12 here, which is no deed of its agent.
 create table events (
-  seq   bigint primary key,
-  type  smallint not null,
-  agent bigint
+  seq       bigint primary key,
+  at        bigint not null,
+  type      smallint not null,
+  agent     bigint,
+  nth       bigint not null,
+  agent_nth bigint,
+  keys      bigint
 );
 create index events_type on events (type, seq);
 create index events_agent on events (agent, type, seq) where agent is not null;
+
+-- How many events of each type there are.
+create table totals (
+  type  smallint primary key,
+  count bigint not null
+);
+
+-- The messages from each agent to each: of this pair the nth, and of all that the recipient was sent
+-- the received-th.
+create table messages (
+  sender    bigint not null,
+  recipient bigint not null,
+  seq       bigint not null,
+  nth       bigint not null,
+  received  bigint not null,
+  primary key (sender, recipient, seq)
+);
+create index messages_recipient on messages (recipient, seq);
 
 -- How many events of a type there were in a span of time, and the first of them; agent 0: anybody's.
 create table activity (

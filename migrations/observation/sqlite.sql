@@ -4,6 +4,7 @@ create table position (
   only_row           integer primary key default 1 check (only_row = 1),
   applied_seq        integer not null default 0,
   agents             integer not null default 0,
+  keys               integer not null default 0,
   last_registered_at integer not null default 0
 ) strict;
 insert into position default values;
@@ -30,12 +31,31 @@ create index edges_heaviest on edges (count, sender, recipient);
 create index edges_recipient on edges (recipient, count);
 
 create table events (
-  seq   integer primary key,
-  type  integer not null,
-  agent integer
+  seq       integer primary key,
+  at        integer not null,
+  type      integer not null,
+  agent     integer,
+  nth       integer not null,
+  agent_nth integer,
+  keys      integer
 ) strict;
 create index events_type on events (type, seq);
 create index events_agent on events (agent, type, seq) where agent is not null;
+
+create table totals (
+  type  integer primary key,
+  count integer not null
+) strict;
+
+create table messages (
+  sender    integer not null,
+  recipient integer not null,
+  seq       integer not null,
+  nth       integer not null,
+  received  integer not null,
+  primary key (sender, recipient, seq)
+) strict, without rowid;
+create index messages_recipient on messages (recipient, seq);
 
 create table activity (
   agent     integer not null,

@@ -16,8 +16,22 @@ export const TYPE_NUMBERS = {
   message_redacted: 11,
 } as const satisfies Record<EventType, number>
 
-const TYPES = new Map<number, EventType>(
-  Object.entries(TYPE_NUMBERS).map(([type, number]) => [number, type as EventType]),
+/** What `events` has for a delivery that was pushed: it is nobody's doing, and `last_active` is looked up by number. */
+export const PUSHED = 12
+
+const TYPES = new Map<number, EventType>([
+  ...Object.entries(TYPE_NUMBERS).map(([type, number]) => [number, type as EventType] as const),
+  [PUSHED, 'message_delivered'],
+])
+
+/** The numbers that events of a type have in `events`. */
+export function numbersOf(type: EventType): number[] {
+  return type === 'message_delivered' ? [TYPE_NUMBERS[type], PUSHED] : [TYPE_NUMBERS[type]]
+}
+
+/** Those of what an agent does: a registration is its operator's doing, and a push the kernel's. */
+export const DEEDS: readonly number[] = Object.entries(TYPE_NUMBERS).flatMap(([type, number]) =>
+  type === 'agent_registered' || type === 'push_failed' ? [] : [number],
 )
 
 /** The type that has this number. */
@@ -54,10 +68,41 @@ export interface Changes {
   /** Of those who were registered before. */
   figures: Figures[]
   edges: { sender: number; recipient: number; count: number; seq: number }[]
-  events: { seq: number; type: number; agent: number | null }[]
+  /**
+   * `nth` of its type, and `agent_nth` of its agent's messages or writes, in this batch. `keys`: so many there are after it; null where it changes none.
+   */
+  events: {
+    seq: number
+    at: number
+    type: number
+    /** The number of its public type. */
+    total: number
+    agent: number | null
+    nth: number
+    agent_nth: number | null
+    keys: number | null
+  }[]
+  totals: { type: number; count: number }[]
+  /** `nth` from this sender to this recipient, and `received` of the recipient's, in this batch. */
+  messages: { sender: number; recipient: number; seq: number; nth: number; received: number }[]
   activity: { agent: number; span: number; start: number; type: number; count: number; seq: number }[]
   /** Keys in hexadecimal digits. Of a key that is gone the length is null. */
   versions: { key: string; seq: number; type: number; author: number | null; at: number; length: number | null }[]
+  /** How many keys there are now. */
+  keys: number
+  /** Of the agent that was registered last. */
+  lastRegisteredAt: number
+}
+
+/** What there was before a batch. */
+export interface Known {
+  /** By address; an agent that is not among them is nobody. */
+  readonly ids: ReadonlyMap<string, number>
+  /** In hexadecimal digits: those that the batch changes first and that were there. */
+  readonly existing: ReadonlySet<string>
+  readonly keys: number
+  /** In ms since 1970: times of the registry follow its order. */
+  readonly lastRegisteredAt: number
 }
 
 type Counted = Pick<Changes['activity'][number], 'type' | 'count' | 'seq'>
@@ -73,22 +118,22 @@ export function addressesOf(events: readonly LoggedEvent[]): Set<string> {
   return addresses
 }
 
-/**
- * @param events in their order
- * @param known the ids of agents that were registered before; one that is nowhere is nobody
- * @param lastRegisteredAt of the agent that was registered last, in ms since 1970: times of the registry follow its order
- */
-export function changesOf(
-  events: readonly LoggedEvent[],
-  known: ReadonlyMap<string, number>,
-  lastRegisteredAt: number,
-): Changes {
-  const ids = new Map(known)
+/** The keys that a batch changes, in hexadecimal digits. */
+export function keysOf(events: readonly LoggedEvent[]): Set<string> {
+  return new Set(events.flatMap((event) => (isChangeOfKey(event) ? [toHex(event.data.key)] : [])))
+}
+
+/** @param events in their order @param known what there was before them */
+export function changesOf(events: readonly LoggedEvent[], known: Known): Changes {
+  const ids = new Map(known.ids)
+  const existing = new Set(known.existing)
   const registered = new Map<number, Changes['registered'][number]>()
   const figures = new Map<number, Figures>()
   const edges = new Map<string, Changes['edges'][number]>()
+  const totals = new Map<number, number>()
   const activity = new Map<string, Changes['activity'][number]>()
-  const changes: Pick<Changes, 'events' | 'versions'> = { events: [], versions: [] }
+  const changes: Pick<Changes, 'events' | 'messages' | 'versions'> = { events: [], messages: [], versions: [] }
+  let { keys } = known
 
   const figuresOf = (id: number): Figures => {
     const its = registered.get(id) ?? figures.get(id) ?? { id, sent: 0, received: 0, writes: 0, active: null }
@@ -103,7 +148,20 @@ export function changesOf(
     else activity.set(name, { agent, span, start, type, count, seq })
   }
 
-  let registeredAt = lastRegisteredAt
+  /** Adds a message to the figures, and returns how many its sender has sent in this batch. */
+  const addMessage = (seq: number, sender: number | undefined, recipient: number | undefined): number | null => {
+    const nth = sender === undefined ? null : ++figuresOf(sender).sent
+    if (recipient === undefined) return nth
+    const received = ++figuresOf(recipient).received
+    if (sender === undefined) return nth
+    const name = `${sender} ${recipient}`
+    const count = (edges.get(name)?.count ?? 0) + 1
+    edges.set(name, { sender, recipient, count, seq })
+    changes.messages.push({ sender, recipient, seq, nth: count, received })
+    return nth
+  }
+
+  let registeredAt = known.lastRegisteredAt
   for (const event of events) {
     const { seq, type: name, agent: address, data } = event
     const type = TYPE_NUMBERS[name]
@@ -115,27 +173,30 @@ export function changesOf(
       figures.delete(seq)
     }
     const agent = address === undefined ? undefined : ids.get(address)
-    changes.events.push({ seq, type, agent: agent ?? null })
+    const isPushed = name === 'message_delivered' && data.delivery_method === 'push'
+    const row = { seq, at, type: isPushed ? PUSHED : type, total: type, agent: agent ?? null }
+    const nth = (totals.get(type) ?? 0) + 1
+    totals.set(type, nth)
     add(EVERYBODY, SPANS[0], at / 1_000, { type, count: 1, seq })
     if (agent !== undefined) {
       for (const span of AGENT_SPANS) add(agent, span, at / 1_000, { type, count: 1, seq })
-      if (isDoneBy(event)) {
+      if (DEEDS.includes(row.type)) {
         const its = figuresOf(agent)
         its.active = Math.max(its.active ?? 0, at)
       }
     }
-    if (name === 'message_sent') {
-      const recipient = ids.get(data.to)
-      if (agent !== undefined) figuresOf(agent).sent++
-      if (recipient !== undefined) figuresOf(recipient).received++
-      if (agent === undefined || recipient === undefined) continue
-      const edge = edges.get(`${agent} ${recipient}`) ?? { sender: agent, recipient, count: 0, seq }
-      edges.set(`${agent} ${recipient}`, { ...edge, count: edge.count + 1, seq })
-    } else if (name === 'state_written' || name === 'state_deleted' || name === 'state_key_removed') {
-      if (name === 'state_written' && agent !== undefined) figuresOf(agent).writes++
+    let agentNth: number | null = null
+    if (name === 'message_sent') agentNth = addMessage(seq, agent, ids.get(data.to))
+    if (name === 'state_written' && agent !== undefined) agentNth = ++figuresOf(agent).writes
+    if (isChangeOfKey(event)) {
+      const key = toHex(event.data.key)
       const length = name === 'state_written' ? data.value_length : null
-      changes.versions.push({ key: toHex(data.key), seq, type, author: agent ?? null, at, length })
+      changes.versions.push({ key, seq, type, author: agent ?? null, at, length })
+      if (length === null) existing.delete(key)
+      else existing.add(key)
+      keys = known.keys + existing.size - known.existing.size
     }
+    changes.events.push({ ...row, nth, agent_nth: agentNth, keys: isChangeOfKey(event) ? keys : null })
   }
   // Minutes are few; longer spans are sums of them.
   for (const row of [...activity.values()])
@@ -145,14 +206,17 @@ export function changesOf(
     registered: [...registered.values()],
     figures: [...figures.values()],
     edges: [...edges.values()],
+    totals: [...totals].map(([type, count]) => ({ type, count })),
     activity: [...activity.values()],
+    keys,
+    lastRegisteredAt: registeredAt,
   }
 }
 
-/** Whether the agent of an event did something: a registration is its operator's doing, and a push the kernel's. */
-function isDoneBy({ type, data }: LoggedEvent): boolean {
-  if (type === 'message_delivered') return data.delivery_method === 'pull'
-  return type !== 'agent_registered' && type !== 'push_failed'
+type ChangeOfKey = Extract<LoggedEvent, { type: 'state_written' | 'state_deleted' | 'state_key_removed' }>
+
+function isChangeOfKey(event: LoggedEvent): event is ChangeOfKey {
+  return event.type === 'state_written' || event.type === 'state_deleted' || event.type === 'state_key_removed'
 }
 
 export function toHex(text: string): string {

@@ -16,6 +16,8 @@ export interface ObservationDatabase {
   rows(rows: readonly object[], types: RowTypes): RawBuilder<unknown>
   /** Runs a statement that returns rows. Throws `Unavailable`. */
   query<T>(operation: string, statement: RawBuilder<T>): Promise<T[]>
+  /** The same where the changes are made, which `query` may be behind. */
+  queryForChange<T>(operation: string, statement: RawBuilder<T>): Promise<T[]>
   /**
    * Moves the position by `move`, an update of one row, and makes the changes with it, or does nothing. Each of them is made where `guard` holds. Returns
    * whether it moved. Throws `Unavailable`.

@@ -1,23 +1,13 @@
-/** The read models of the observation: applying batches of the log to them, and asking them. The same statements on both storages. */
+/**
+ * Asking the read models of the observation, as they are now or as they were after an event. The same statements on both storages. What was costs
+ * some looks at an index for each row that is returned, however long ago it is.
+ */
 import { type RawBuilder, sql } from 'kysely'
-import { LRUCache } from 'lru-cache'
-import type { EventType, LoggedEvent } from '../events/event.ts'
-import {
-  AGENT_SPANS,
-  ALL_TYPES,
-  addressesOf,
-  type Changes,
-  changesOf,
-  EVERYBODY,
-  SPANS,
-  TYPE_NUMBERS,
-  typeOf,
-} from './changes.ts'
+import type { EventType } from '../events/event.ts'
+import { AgentIds } from './agent-ids.ts'
+import { AGENT_SPANS, ALL_TYPES, DEEDS, EVERYBODY, numbersOf, SPANS, TYPE_NUMBERS, typeOf } from './changes.ts'
 import type { EventFilter } from './live/source.ts'
-import type { ObservationDatabase, RowTypes } from './observation-database.ts'
-
-/** Addresses whose ids a process remembers, some 150 bytes each. */
-const MAX_KNOWN_AGENTS = 100_000
+import type { ObservationDatabase } from './observation-database.ts'
 
 export interface SeqRange {
   /** Exclusive. */
@@ -62,6 +52,26 @@ export interface KeyVersion {
   readonly length: number | null
 }
 
+/** A key as it was. */
+export interface KeyThen {
+  readonly key: Buffer
+  readonly author: string | null
+  /** Milliseconds since 1970. */
+  readonly at: number
+  readonly length: number
+}
+
+/** How much there was after an event. */
+export interface Totals {
+  /** The last event up to then; 0 before the first. */
+  readonly seq: number
+  /** When it was, in ms since 1970; null before the first. */
+  readonly at: number | null
+  readonly agents: number
+  readonly keys: number
+  readonly types: ReadonlyMap<EventType, number>
+}
+
 interface AgentRow {
   id: number
   address: string
@@ -72,152 +82,82 @@ interface AgentRow {
   last_active: number | null
 }
 
-const FIGURES: RowTypes = { id: 'integer', sent: 'integer', received: 'integer', writes: 'integer', active: 'integer' }
+/** Edges that are looked at for those that were the heaviest at a moment, and keys for those that there were. */
+const MAX_EXAMINED_EDGES = 200_000
+const MAX_EXAMINED_KEYS = 20_000
+/** Looked at in the first round; in each of the next ones four times as many. */
+const LEAST_EXAMINED = 1_000
+
+interface NetworkQuestion {
+  readonly minCount: number
+  readonly limit: number
+  readonly agent?: string | undefined
+  readonly at?: number | undefined
+}
+
+interface EdgeRow {
+  sender: number
+  recipient: number
+  count: number
+}
 
 export class ObservationTables {
   readonly #database: ObservationDatabase
-  readonly #known = new LRUCache<string, number>({ max: MAX_KNOWN_AGENTS })
+  readonly #ids: AgentIds
 
   constructor(database: ObservationDatabase) {
     this.#database = database
+    this.#ids = new AgentIds({
+      table: (name) => database.table(name),
+      rows: (rows, types) => database.rows(rows, types),
+      query: (operation, statement) => database.query(operation, statement),
+    })
   }
 
-  /** How far the log has been applied, and how many agents there are. */
-  async position(): Promise<{ seq: number; agents: number }> {
+  /** How far the log has been applied. Throws `Unavailable`, as all questions. */
+  async position(): Promise<number> {
     const [row] = await this.#database.query(
       'observation_position',
-      sql<{ seq: number; agents: number }>`select applied_seq as seq, agents from ${this.#table('position')}`,
+      sql<{ seq: number }>`select applied_seq as seq from ${this.#table('position')}`,
     )
     if (row === undefined) throw new Error('the observation has no position')
-    return row
+    return row.seq
   }
 
   /**
-   * Applies events that follow `from`; the last one becomes the position, in the same transaction. Returns false, and nothing is applied, where the
-   * position is another. Throws `Unavailable`.
+   * The sequence numbers of events of the filter's types and agents, at most `limit`, in the order of the range's direction. What else the filter
+   * asks for is for who has the events themselves.
    */
-  async apply(from: number, events: readonly LoggedEvent[]): Promise<boolean> {
-    const last = events.at(-1)
-    if (last === undefined) return true
-    const hasRegistrations = events.some(({ type }) => type === 'agent_registered')
-    const lastRegisteredAt = hasRegistrations ? await this.#lastRegisteredAt() : 0
-    const changes = changesOf(events, await this.#idsOf(addressesOf(events)), lastRegisteredAt)
-    const registeredAt = changes.registered.at(-1)?.at ?? 0
-    const isApplied = await this.#database.change(
-      sql`
-        update ${this.#table('position')} set applied_seq = ${last.seq}, agents = agents + ${changes.registered.length},
-          last_registered_at = case when last_registered_at < ${registeredAt} then ${registeredAt} else last_registered_at end
-        where applied_seq = ${from}`,
-      (guard) => this.#statementsOf(changes, guard),
-    )
-    if (isApplied) for (const { address, id } of changes.registered) this.#known.set(address, id)
-    return isApplied
-  }
-
-  async #lastRegisteredAt(): Promise<number> {
-    const [row] = await this.#database.query(
-      'observation_last_registered',
-      sql<{ at: number }>`select last_registered_at as at from ${this.#table('position')}`,
-    )
-    return row?.at ?? 0
-  }
-
-  /** The ids of agents, of those that there are. */
-  async #idsOf(addresses: ReadonlySet<string>): Promise<Map<string, number>> {
-    const ids = new Map<string, number>()
-    const missing: { address: string }[] = []
-    for (const address of addresses) {
-      const id = this.#known.get(address)
-      if (id === undefined) missing.push({ address })
-      else ids.set(address, id)
-    }
-    if (missing.length === 0) return ids
-    const rows = await this.#database.query(
-      'observation_agents',
-      sql<{ id: number; address: string }>`
-        select id, a.address from ${this.#table('agents')} as a
-        join ${this.#database.rows(missing, { address: 'text' })} on r.address = a.address`,
-    )
-    for (const { id, address } of rows) {
-      ids.set(address, id)
-      this.#known.set(address, id)
-    }
-    return ids
-  }
-
-  #statementsOf(changes: Changes, guard: RawBuilder<unknown>): RawBuilder<unknown>[] {
-    const { registered, figures, edges, events, activity, versions } = changes
-    const of = (
-      rows: readonly object[],
-      types: RowTypes,
-      statement: (r: RawBuilder<unknown>) => RawBuilder<unknown>,
-    ) => (rows.length === 0 ? [] : [statement(this.#database.rows(rows, types))])
-    return [
-      ...of(
-        registered,
-        { ...FIGURES, address: 'text', at: 'integer' },
-        (r) => sql`
-        insert into ${this.#table('agents')}
-          (id, address, registered_at, messages_sent, messages_received, state_writes, last_active)
-        select id, address, at, sent, received, writes, active from ${r} where ${guard}`,
-      ),
-      ...of(
-        figures,
-        FIGURES,
-        (r) => sql`
-        update ${this.#table('agents')} as a set
-          messages_sent = a.messages_sent + r.sent, messages_received = a.messages_received + r.received,
-          state_writes = a.state_writes + r.writes,
-          last_active = case when a.last_active is null or r.active > a.last_active then r.active else a.last_active end
-        from ${r} where a.id = r.id and ${guard}`,
-      ),
-      ...of(
-        edges,
-        { sender: 'integer', recipient: 'integer', count: 'integer', seq: 'integer' },
-        (r) => sql`
-        insert into ${this.#table('edges')} as e (sender, recipient, count, last_seq)
-        select sender, recipient, count, seq from ${r} where ${guard}
-        on conflict (sender, recipient) do update set count = e.count + excluded.count, last_seq = excluded.last_seq`,
-      ),
-      ...of(
-        events,
-        { seq: 'integer', type: 'integer', agent: 'integer' },
-        (r) => sql`
-        insert into ${this.#table('events')} (seq, type, agent) select seq, type, agent from ${r} where ${guard}`,
-      ),
-      ...of(
-        activity,
-        { agent: 'integer', span: 'integer', start: 'integer', type: 'integer', count: 'integer', seq: 'integer' },
-        (r) => sql`
-        insert into ${this.#table('activity')} as a (agent, span, start, type, count, first_seq)
-        select agent, span, start, type, count, seq from ${r} where ${guard}
-        on conflict (agent, span, start, type) do update set count = a.count + excluded.count`,
-      ),
-      ...of(
-        versions,
-        { key: 'bytes', seq: 'integer', type: 'integer', author: 'integer', at: 'integer', length: 'integer' },
-        (r) => sql`
-        insert into ${this.#table('key_versions')} (key, seq, type, author, at, length)
-        select key, seq, type, author, at, length from ${r} where ${guard}`,
-      ),
-    ]
-  }
-
-  /** The sequence numbers of events that pass the filter, at most `limit`, in the order of the range's direction. */
-  async seqs({ types, agent }: EventFilter, range: SeqRange, limit: number): Promise<number[]> {
-    const id = agent === undefined ? undefined : await this.#idOf(agent)
+  async seqs(filter: EventFilter, range: SeqRange, limit: number): Promise<number[]> {
+    const { types, agent, with: partner } = filter
+    const id = agent === undefined ? undefined : await this.#ids.one(agent)
+    const other = partner === undefined ? undefined : await this.#ids.one(partner)
     if (agent !== undefined && id === undefined) return []
     const direction = range.isBackwards ? sql`desc` : sql`asc`
-    const part = (condition: RawBuilder<unknown>) => sql`
+    // Each part ends after `limit` rows of one index, however rare the others are.
+    const part = (table: string, condition: RawBuilder<unknown>) => sql`
       select seq from (
-        select seq from ${this.#table('events')}
+        select seq from ${this.#table(table)}
         where seq > ${range.after} and seq <= ${range.until}${condition} order by seq ${direction} limit ${limit}
       ) as part`
-    // Each part ends after `limit` rows of one index, however rare the others are.
-    const numbers = [...(types ?? (id === undefined ? [] : ALL_TYPES))].map((type) => TYPE_NUMBERS[type])
-    const owner = id === undefined ? sql`` : sql` and agent = ${id}`
-    const parts =
-      numbers.length === 0 ? [part(sql``)] : numbers.map((number) => part(sql` and type = ${number}${owner}`))
+    const parts: RawBuilder<unknown>[] = []
+    if (partner !== undefined) {
+      if (id === undefined || other === undefined || types?.has('message_sent') === false) return []
+      const pairs =
+        id === other
+          ? [[id, other]]
+          : [
+              [id, other],
+              [other, id],
+            ]
+      for (const [sender, recipient] of pairs)
+        parts.push(part('messages', sql` and sender = ${sender} and recipient = ${recipient}`))
+    } else if (types === undefined && id === undefined) parts.push(part('events', sql``))
+    else {
+      const owner = id === undefined ? sql`` : sql` and agent = ${id}`
+      for (const number of [...(types ?? ALL_TYPES)].flatMap(numbersOf))
+        parts.push(part('events', sql` and type = ${number}${owner}`))
+    }
     const rows = await this.#database.query(
       'observation_events',
       sql<{ seq: number }>`
@@ -226,30 +166,105 @@ export class ObservationTables {
     return rows.map(({ seq }) => seq)
   }
 
-  async #idOf(address: string): Promise<number | undefined> {
-    return (await this.#idsOf(new Set([address]))).get(address)
+  /** How much of everything there was after the event `at`. */
+  async totals(at: number): Promise<Totals> {
+    const parts = ALL_TYPES.flatMap(numbersOf).map(
+      (number) => sql`
+        select * from (
+          select type, seq, at, nth, keys from ${this.#table('events')}
+          where type = ${number} and seq <= ${at} order by seq desc limit 1
+        ) as part`,
+    )
+    const rows = await this.#database.query(
+      'observation_totals',
+      sql<{ type: number; seq: number; at: number; nth: number; keys: number | null }>`
+        select * from (${sql.join(parts, sql` union all `)}) as parts order by seq desc`,
+    )
+    const types = new Map<EventType, number>()
+    for (const { type, nth } of rows) types.set(typeOf(type), Math.max(nth, types.get(typeOf(type)) ?? 0))
+    return {
+      seq: rows[0]?.seq ?? 0,
+      at: rows[0]?.at ?? null,
+      agents: types.get('agent_registered') ?? 0,
+      keys: rows.find(({ keys }) => keys !== null)?.keys ?? 0,
+      types,
+    }
   }
 
-  /** Agents by registration after the one with this id, and how many there are in all. */
-  async agents(after: number, limit: number): Promise<{ agents: AgentFigures[]; total: number }> {
+  /**
+   * The last event up to a time, in ms since 1970; 0 before the first. Where clocks of nodes differ, one of the minute's that was logged late may be
+   * taken for it.
+   */
+  async seqAt(time: number): Promise<number> {
+    const activity = sql`${this.#table('activity')} where agent = ${EVERYBODY} and span = ${SPANS[0]}`
+    const seconds = Math.floor(time / 1_000)
+    const [row] = await this.#database.query(
+      'observation_moment',
+      sql<{ seq: number | null }>`
+        with minute as (select max(start) as start from ${activity} and start <= ${seconds}),
+        bounds as (
+          select
+            (select min(first_seq) from ${activity} and start = (select start from minute)) as first,
+            (select min(first_seq) from ${activity} and start = (
+              select min(start) from ${activity} and start > (select start from minute))) as next
+        )
+        select coalesce(
+          (select seq from ${this.#table('events')}, bounds
+            where seq >= first and (next is null or seq < next) and at <= ${time} order by seq desc limit 1),
+          (select max(seq) from ${this.#table('events')} where seq < (select first from bounds))
+        ) as seq`,
+    )
+    return row?.seq ?? 0
+  }
+
+  /** Agents by registration after the one with this id, and how many there are in all; as they were after the event `at`. */
+  async agents(after: number, limit: number, at?: number): Promise<{ agents: AgentFigures[]; total: number }> {
+    const there = at === undefined ? sql`` : sql` and id <= ${at}`
+    const page = sql`select * from ${this.#table('agents')} where id > ${after}${there} order by id limit ${limit}`
+    const total =
+      at === undefined
+        ? sql`(select agents from ${this.#table('position')})`
+        : sql`coalesce((select nth from ${this.#table('events')}
+            where type = ${TYPE_NUMBERS.agent_registered} and seq <= ${at} order by seq desc limit 1), 0)`
     const rows = await this.#database.query(
       'observation_agents',
       sql<AgentRow & { total: number }>`
-        select a.*, p.agents as total from ${this.#table('position')} as p
-        left join (
-          select * from ${this.#table('agents')} where id > ${after} order by id limit ${limit}
-        ) as a on true order by a.id`,
+        select ${this.#figures(at)}, p.total as total from (select ${total} as total) as p
+        left join (${page}) as a on true order by a.id`,
     )
     const agents = rows.filter(({ id }) => id !== null).map(toFigures)
     return { agents, total: rows[0]?.total ?? 0 }
   }
 
-  async agent(address: string): Promise<AgentFigures | undefined> {
+  /** One agent, as it was after the event `at`; undefined if it is not there. */
+  async agent(address: string, at?: number): Promise<AgentFigures | undefined> {
+    const there = at === undefined ? sql`` : sql` and id <= ${at}`
     const [row] = await this.#database.query(
       'observation_agent',
-      sql<AgentRow>`select * from ${this.#table('agents')} where address = ${address}`,
+      sql<AgentRow>`
+        select ${this.#figures(at)} from ${this.#table('agents')} as a where a.address = ${address}${there}`,
     )
     return row && toFigures(row)
+  }
+
+  /** The columns of agents `a`, as they were after the event `at`. */
+  #figures(at: number | undefined): RawBuilder<unknown> {
+    if (at === undefined) return sql`a.*`
+    const events = this.#table('events')
+    const counted = (type: number) => sql`
+      coalesce((select e.agent_nth from ${events} as e
+        where e.agent = a.id and e.type = ${type} and e.seq <= ${at} order by e.seq desc limit 1), 0)`
+    const deeds = DEEDS.map(
+      (number) => sql`
+        select * from (select e.at from ${events} as e
+          where e.agent = a.id and e.type = ${number} and e.seq <= ${at} order by e.seq desc limit 1) as deed`,
+    )
+    return sql`
+      a.id, a.address, a.registered_at, ${counted(TYPE_NUMBERS.message_sent)} as messages_sent,
+      coalesce((select m.received from ${this.#table('messages')} as m
+        where m.recipient = a.id and m.seq <= ${at} order by m.seq desc limit 1), 0) as messages_received,
+      ${counted(TYPE_NUMBERS.state_written)} as state_writes,
+      (select max(at) from (${sql.join(deeds, sql` union all `)}) as deeds) as last_active`
   }
 
   /**
@@ -257,18 +272,50 @@ export class ObservationTables {
    *
    * @param options.minCount of an edge @param options.limit of edges, and of agents beside theirs
    * @param options.agent only edges of this one
+   * @param options.at as it had grown up to this event. The heaviest are looked for among the 200,000 that are the heaviest now
    */
-  async network({
-    minCount,
-    limit,
-    agent,
-  }: {
-    minCount: number
-    limit: number
-    agent?: string | undefined
-  }): Promise<{ nodes: AgentFigures[]; edges: Edge[] }> {
-    const id = agent === undefined ? undefined : await this.#idOf(agent)
+  async network(options: NetworkQuestion): Promise<{ nodes: AgentFigures[]; edges: Edge[] }> {
+    const { limit, agent, at } = options
+    const id = agent === undefined ? undefined : await this.#ids.one(agent)
     if (agent !== undefined && id === undefined) return { nodes: [], edges: [] }
+    const heaviest = await (at === undefined ? this.#edges(id, options) : this.#edgesThen(id, at, options))
+    const ids = new Set(heaviest.flatMap(({ sender, recipient }) => [sender, recipient]))
+    if (id !== undefined) ids.add(id)
+    const there = at === undefined ? sql`` : sql` where a.id <= ${at}`
+    const joined = await this.#database.query(
+      'observation_nodes',
+      sql<AgentRow>`
+        select ${this.#figures(at)} from ${this.#table('agents')} as a
+        join ${this.#database.rows(
+          [...ids].map((id) => ({ id })),
+          { id: 'integer' },
+        )} on r.id = a.id${there}`,
+    )
+    const others =
+      id !== undefined || ids.size >= limit
+        ? []
+        : await this.#database.query(
+            'observation_nodes',
+            sql<AgentRow>`
+              select ${this.#figures(at)} from (
+                select * from ${this.#table('agents')} as a${there}
+                order by messages_sent + messages_received desc, id desc limit ${limit}
+              ) as a`,
+          )
+    const nodes = new Map([...joined, ...others].map((row) => [row.id, toFigures(row)]))
+    const addressOf = (id: number) => nodes.get(id)?.address ?? ''
+    return {
+      nodes: [...nodes.values()].slice(0, Math.max(limit, ids.size)).sort((one, other) => one.id - other.id),
+      edges: heaviest.map(({ sender, recipient, count }) => ({
+        from: addressOf(sender),
+        to: addressOf(recipient),
+        count,
+      })),
+    }
+  }
+
+  /** The heaviest edges now, of one agent or of all. */
+  #edges(id: number | undefined, { minCount, limit }: NetworkQuestion): Promise<EdgeRow[]> {
     const heaviest = (condition: RawBuilder<unknown>) => sql`
       select sender, recipient, count from (
         select sender, recipient, count from ${this.#table('edges')}
@@ -278,39 +325,78 @@ export class ObservationTables {
       id === undefined
         ? heaviest(sql``)
         : sql`${heaviest(sql` and sender = ${id}`)} union ${heaviest(sql` and recipient = ${id}`)}`
-    const rows = await this.#database.query(
+    return this.#database.query(
       'observation_network',
-      sql<{ sender: number; recipient: number; count: number }>`
+      sql<EdgeRow>`
         select sender, recipient, count from (${its}) as edges order by count desc, sender, recipient limit ${limit}`,
     )
-    const ids = new Set(rows.flatMap(({ sender, recipient }) => [sender, recipient]))
-    if (id !== undefined) ids.add(id)
-    const joined = await this.#database.query(
-      'observation_nodes',
-      sql<AgentRow>`
-        select a.* from ${this.#table('agents')} as a
-        join ${this.#database.rows(
-          [...ids].map((id) => ({ id })),
-          { id: 'integer' },
-        )} on r.id = a.id`,
-    )
-    const others =
-      id !== undefined || ids.size >= limit
-        ? []
-        : await this.#database.query(
-            'observation_nodes',
-            sql<AgentRow>`
-              select * from ${this.#table('agents')} order by messages_sent + messages_received desc, id desc limit ${limit}`,
+  }
+
+  /** Those after the event `at`. An edge only grows: none that is lighter now than the lightest that was found was heavier then. */
+  async #edgesThen(id: number | undefined, at: number, { minCount, limit }: NetworkQuestion): Promise<EdgeRow[]> {
+    const messages = this.#table('messages')
+    for (let examined = LEAST_EXAMINED + 2 * limit; ; examined *= 4) {
+      const most = Math.min(examined, MAX_EXAMINED_EDGES)
+      const now = await this.#edges(id, { minCount, limit: most })
+      const then = await this.#database.query(
+        'observation_network',
+        sql<EdgeRow>`
+          select sender, recipient, count from (
+            select r.sender, r.recipient, (
+              select nth from ${messages} as m
+              where m.sender = r.sender and m.recipient = r.recipient and m.seq <= ${at} order by m.seq desc limit 1
+            ) as count from ${this.#database.rows(now, { sender: 'integer', recipient: 'integer' })}
+          ) as edges
+          where count >= ${minCount} order by count desc, sender, recipient limit ${limit}`,
+      )
+      const isAll = now.length < most || most === MAX_EXAMINED_EDGES
+      const lightest = then[limit - 1]?.count
+      if (isAll || (lightest !== undefined && lightest >= (now.at(-1)?.count ?? 0))) return then
+    }
+  }
+
+  /**
+   * Keys with the prefix after `after`, as they were after the event `at`, in byte order. Where many are gone or came later, fewer than `limit`;
+   * `next` is where to go on, undefined at the end.
+   */
+  async keysThen(
+    prefix: string,
+    after: Buffer | undefined,
+    at: number,
+    limit: number,
+  ): Promise<{ keys: KeyThen[]; next: Buffer | undefined }> {
+    const versions = this.#table('key_versions')
+    const start = Buffer.from(prefix)
+    const keys: KeyThen[] = []
+    let from = after
+    for (let examined = 0; ; ) {
+      const round = Math.min(LEAST_EXAMINED, MAX_EXAMINED_KEYS - examined)
+      const first = from === undefined ? sql`key >= ${start}` : sql`key > ${from} and key >= ${start}`
+      const hasPrefix = (key: RawBuilder<unknown>) => sql`substr(${key}, 1, ${sql.lit(start.length)}) = ${start}`
+      const rows = await this.#database.query(
+        'observation_keys',
+        sql<{ key: Buffer; author: string | null; at: number | null; length: number | null }>`
+          with recursive examined (key, number) as (
+            select key, 1 from (select key from ${versions} where ${first} order by key limit 1) as first
+            union all
+            select (select v.key from ${versions} as v where v.key > examined.key order by v.key limit 1), number + 1
+            from examined where number < ${sql.lit(round)} and ${hasPrefix(sql`examined.key`)}
           )
-    const nodes = new Map([...joined, ...others].map((row) => [row.id, toFigures(row)]))
-    const addressOf = (id: number) => nodes.get(id)?.address ?? ''
-    return {
-      nodes: [...nodes.values()].slice(0, Math.max(limit, ids.size)).sort((one, other) => one.id - other.id),
-      edges: rows.map(({ sender, recipient, count }) => ({
-        from: addressOf(sender),
-        to: addressOf(recipient),
-        count,
-      })),
+          select examined.key, a.address as author, v.at, v.length from examined
+          left join ${versions} as v on v.key = examined.key and v.seq = (
+            select max(w.seq) from ${versions} as w where w.key = examined.key and w.seq <= ${at})
+          left join ${this.#table('agents')} as a on a.id = v.author
+          where examined.key is not null and ${hasPrefix(sql`examined.key`)} order by number`,
+      )
+      examined += rows.length
+      for (const { key, author, at, length } of rows) {
+        from = Buffer.from(key)
+        if (at === null || length === null) continue
+        keys.push({ key: from, author, at, length })
+        if (keys.length === limit) return { keys, next: from }
+      }
+      if (rows.length < round) return { keys, next: undefined }
+      if (examined >= MAX_EXAMINED_KEYS) return { keys, next: from }
     }
   }
 
@@ -332,7 +418,7 @@ export class ObservationTables {
     { from, to, width, span }: { from: number; to: number; width: number; span: number },
     { types, agent }: EventFilter,
   ): Promise<ActivityRow[]> {
-    const id = agent === undefined ? EVERYBODY : await this.#idOf(agent)
+    const id = agent === undefined ? EVERYBODY : await this.#ids.one(agent)
     if (id === undefined) return []
     const numbers = types && [...types].map((type) => TYPE_NUMBERS[type])
     const ofTypes = numbers === undefined ? sql`` : sql` and type in (${sql.join(numbers)})`

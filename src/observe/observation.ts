@@ -20,6 +20,7 @@ import { TooManyWatchers } from './live/live-feed.ts'
 import { asksForWebSocket, LiveStreams } from './live/live-streams.ts'
 import type { ObservationDatabase } from './observation-database.ts'
 import { ObservationTables } from './observation-tables.ts'
+import { ObservationWriter } from './observation-writer.ts'
 import { type ObservationLease, runObserver } from './observer.ts'
 import { loadPage } from './page-files.ts'
 
@@ -66,7 +67,7 @@ export async function startObservation(
   const tables = new ObservationTables(storage.database)
   const freshness = new Freshness({
     lastSeq: () => log.lastSeq(),
-    position: async () => (await tables.position()).seq,
+    position: () => tables.position(),
   })
   const events = new EventReader({ log, tables, removals, freshness })
   const streams = new LiveStreams({ source: events, maxWatchers: config.OBSERVE_MAX_STREAMS, logger })
@@ -92,6 +93,7 @@ export async function startObservation(
       }
     },
     maxKeyBytes: config.STATE_MAX_KEY_BYTES,
+    now: Date.now,
   })
   const app = createApp({
     endpoints,
@@ -125,7 +127,8 @@ export async function startObservation(
     upgrades: asksForWebSocket,
   })
   const stop = new AbortController()
-  const observing = runObserver({ log, tables, freshness, lease, logger }, stop.signal)
+  const writer = new ObservationWriter(storage.database)
+  const observing = runObserver({ log, writer, freshness, lease, logger }, stop.signal)
   inBackground('observe', observing)
   return {
     port: server.port,

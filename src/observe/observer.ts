@@ -11,7 +11,7 @@ import type { Logger } from '../platform/logger.ts'
 import { OutageLog } from '../platform/outage-log.ts'
 import { inBatches } from './batches.ts'
 import type { Freshness } from './freshness.ts'
-import type { ObservationTables } from './observation-tables.ts'
+import type { ObservationWriter } from './observation-writer.ts'
 
 export const LEASE_MS = 5_000
 const RENEW_MS = 1_000
@@ -41,7 +41,7 @@ export type ObservationLease = Pick<Lease, 'take' | 'release'>
 
 export interface ObserverParts {
   readonly log: Pick<EventLog, 'follow'>
-  readonly tables: Pick<ObservationTables, 'position' | 'apply'>
+  readonly writer: Pick<ObservationWriter, 'position' | 'apply'>
   readonly freshness: Pick<Freshness, 'advance' | 'pause'>
   /**
    * Saves others the work; that two apply nothing twice is for the position to say, which each batch must find where it left it. Undefined where there
@@ -71,13 +71,13 @@ export async function runObserver(parts: ObserverParts, signal: AbortSignal): Pr
 }
 
 /** Applies the log until the lease is lost. */
-async function lead({ log, tables, freshness, lease }: ObserverParts, signal: AbortSignal): Promise<void> {
+async function lead({ log, writer, freshness, lease }: ObserverParts, signal: AbortSignal): Promise<void> {
   const lost = new AbortController()
   const stop = AbortSignal.any([signal, lost.signal])
   const renewing = lease && renew(lease, lost, stop)
   leading.set(1)
   try {
-    let { seq: position } = await tables.position()
+    let position = await writer.position()
     freshness.advance(position)
     applied.set(position)
     for await (const events of inBatches(log, position, stop)) {
@@ -85,7 +85,7 @@ async function lead({ log, tables, freshness, lease }: ObserverParts, signal: Ab
       const last = events.at(-1)
       if (last === undefined) continue
       // Whoever was slower finds the position another.
-      if (!(await tables.apply(position, events))) return
+      if (!(await writer.apply(position, events))) return
       position = last.seq
       freshness.advance(position)
       applied.set(position)

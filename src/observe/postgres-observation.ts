@@ -38,8 +38,16 @@ export class PostgresObservation implements ObservationDatabase {
     return sql`(select ${sql.join(values)} from json_to_recordset(${JSON.stringify(rows)}::json) as j (${sql.join(columns)})) as r`
   }
 
-  async query<T>(operation: string, statement: RawBuilder<T>): Promise<T[]> {
-    const { rows } = await roundTrip(this.#reader, operation, () => statement.execute(this.#reader), this.#timeoutMs)
+  query<T>(operation: string, statement: RawBuilder<T>): Promise<T[]> {
+    return this.#ask(this.#reader, operation, statement)
+  }
+
+  queryForChange<T>(operation: string, statement: RawBuilder<T>): Promise<T[]> {
+    return this.#ask(this.#database, operation, statement)
+  }
+
+  async #ask<T>(database: Database, operation: string, statement: RawBuilder<T>): Promise<T[]> {
+    const { rows } = await roundTrip(database, operation, () => statement.execute(database), this.#timeoutMs)
     return rows
   }
 

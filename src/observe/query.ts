@@ -10,14 +10,37 @@ import { spanFor } from './observation-tables.ts'
 
 const EVENT_TYPES: ReadonlySet<string> = new Set(Object.keys(eventData))
 
-/** `type`, some separated by commas, and `agent`; one that is empty is not given. Throws `bad_request`. */
+/** Of a text that is searched for, and of the beginning of keys. */
+const MAX_TEXT_CHARACTERS = 200
+const MAX_KEY_CHARACTERS = 1_024
+
+/** What events somebody asks for; a parameter that is empty is not given. Throws `bad_request`. */
 export function readEventFilter(query: Query): EventFilter {
-  const types = readText(query, 'type')
-  const agent = readText(query, 'agent')
-  if (agent && !ADDRESS.test(agent)) {
-    throw new ApiError('bad_request', 'agent must be an address: tab_ and 20 of a-z and 0-9')
+  const types = readTypes(query)
+  const agent = readAddress(query, 'agent')
+  const partner = readAddress(query, 'with')
+  const key = readText(query, 'key')
+  const text = readText(query, 'text')
+  if (partner && !agent) throw new ApiError('bad_request', 'with needs agent: messages between the two are shown')
+  if (key && key.length > MAX_KEY_CHARACTERS)
+    throw new ApiError('bad_request', `key must have at most ${MAX_KEY_CHARACTERS} characters`)
+  if (text && text.length > MAX_TEXT_CHARACTERS)
+    throw new ApiError('bad_request', `text must have at most ${MAX_TEXT_CHARACTERS} characters`)
+  return {
+    ...(types ? { types } : {}),
+    ...(agent ? { agent } : {}),
+    ...(partner ? { with: partner } : {}),
+    ...(key ? { key } : {}),
+    ...(text ? { text } : {}),
   }
-  return { ...(types ? { types: parseTypes(types) } : {}), ...(agent ? { agent } : {}) }
+}
+
+/** An agent's address; undefined if it was not given, or is empty. Throws `bad_request`. */
+export function readAddress(query: Query, name: string): string | undefined {
+  const address = readText(query, name)
+  if (address && !ADDRESS.test(address))
+    throw new ApiError('bad_request', `${name} must be an address: tab_ and 20 of a-z and 0-9`)
+  return address || undefined
 }
 
 /** A parameter that is the place of an event; undefined if it was not given, or is empty. Throws `bad_request`. */
@@ -34,7 +57,10 @@ export function parseSeq(text: string | undefined, what: string): number | undef
   return Number(text)
 }
 
-function parseTypes(text: string): Set<EventType> {
+/** `type`, some separated by commas; undefined if it was not given, or is empty. Throws `bad_request`. */
+export function readTypes(query: Query): Set<EventType> | undefined {
+  const text = readText(query, 'type')
+  if (!text) return undefined
   const names = text.split(',')
   if (!names.every(isEventType)) {
     throw new ApiError('bad_request', `type must be some of ${[...EVENT_TYPES].join(', ')}, separated by commas`)
@@ -64,7 +90,7 @@ const timeSchema = z.iso.datetime({ offset: true })
 /** With a bucket of many years behind it the year has four digits still. */
 const LATEST_MS = Date.UTC(9000, 0, 1)
 
-/** Seconds since 1970; undefined if it was not given. Throws `bad_request`. */
+/** Milliseconds since 1970; undefined if it was not given. Throws `bad_request`. */
 export function readTime(query: Query, name: string): number | undefined {
   // A zone's plus must not have become a space.
   const text = query.get(name)
@@ -73,7 +99,7 @@ export function readTime(query: Query, name: string): number | undefined {
   const ms = timeSchema.safeParse(time).success ? Date.parse(time) : Number.NaN
   if (Number.isNaN(ms) || ms > LATEST_MS)
     throw new ApiError('bad_request', `${name} must be a time such as 2026-01-01T12:00:00Z`)
-  return Math.floor(ms / 1_000)
+  return ms
 }
 
 /** A stretch of time in buckets that whole spans fill, no more of them than asked for. */

@@ -2,7 +2,7 @@
 import { type EventLog, LogUnavailable } from '../events/event-log.ts'
 import { inBatches } from './batches.ts'
 import type { ObservationDatabase } from './observation-database.ts'
-import { ObservationTables } from './observation-tables.ts'
+import { ObservationWriter } from './observation-writer.ts'
 
 export interface Progress {
   readonly events: number
@@ -22,7 +22,7 @@ export async function rebuild(
   database: ObservationDatabase,
   onProgress: (progress: Progress) => void,
 ): Promise<Progress> {
-  const tables = new ObservationTables(database)
+  const writer = new ObservationWriter(database)
   const stop = new AbortController()
   const start = performance.now()
   let progress: Progress = { events: 0, seq: 0, seconds: 0 }
@@ -30,7 +30,7 @@ export async function rebuild(
     const last = events.at(-1)
     // The end: what comes from now on is applied by whoever serves.
     if (last === undefined) break
-    if (!(await tables.apply(progress.seq, events))) throw new Error('somebody else builds the read models as well')
+    if (!(await writer.apply(progress.seq, events))) throw new Error('somebody else builds the read models as well')
     progress = {
       events: progress.events + events.length,
       seq: last.seq,
@@ -56,12 +56,12 @@ export async function catchUp(
   database: ObservationDatabase,
   until: number,
 ): Promise<void> {
-  const tables = new ObservationTables(database)
-  for (let { seq } = await tables.position(); seq < until; ) {
+  const writer = new ObservationWriter(database)
+  for (let seq = await writer.position(); seq < until; ) {
     const events = (await log.read(seq, CAUGHT_UP_AT_ONCE)).filter((event) => event.seq <= until)
     const last = events.at(-1)
     if (last === undefined) throw new LogUnavailable(`the event log ends at ${seq}, before ${until}`)
-    if (!(await tables.apply(seq, events))) throw new Error('somebody else builds the read models as well')
+    if (!(await writer.apply(seq, events))) throw new Error('somebody else builds the read models as well')
     seq = last.seq
   }
 }

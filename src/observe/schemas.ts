@@ -17,7 +17,9 @@ export const event = z.object({
 
 export const eventsBody = z.object({
   events: z.array(event),
-  next_cursor: seq().describe('Of the last event of the page; of an empty page what was asked for'),
+  next_cursor: seq().describe(
+    'Of the last event of the page, or that was looked at for it; of an empty page what was asked for',
+  ),
   has_more: z.boolean(),
 })
 
@@ -31,7 +33,7 @@ export const stateListBody = z.object({
     }),
   ),
   next_cursor: nextCursor(),
-  total: z.int().describe('Keys with that prefix'),
+  total: z.int().nullable().describe('Keys with that prefix; null with `at` and a prefix, where nobody counts them'),
 })
 
 export const stateBody = z.object({
@@ -86,6 +88,15 @@ export const activityBody = z.object({
       }),
     )
     .describe('In order; those without an event are left out'),
+})
+
+export const momentBody = z.object({
+  seq: seq().describe('Of the last event up to then; 0 before the first'),
+  ts: timestamp().nullable().describe('When that was; null before the first'),
+  agents: z.int(),
+  keys: z.int(),
+  events: z.int(),
+  types: z.record(z.string(), z.int()).describe('Events by type'),
 })
 
 export const transparencyBody = z.object({

@@ -68,6 +68,10 @@ export class SqliteObservation implements ObservationDatabase {
     return this.#attempt(() => this.#prepare(statement, (prepared, parameters) => prepared.all(...parameters)) as T[])
   }
 
+  queryForChange<T>(operation: string, statement: RawBuilder<T>): Promise<T[]> {
+    return this.query(operation, statement)
+  }
+
   async change(
     move: RawBuilder<unknown>,
     changes: (guard: RawBuilder<unknown>) => RawBuilder<unknown>[],

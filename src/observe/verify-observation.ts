@@ -2,7 +2,7 @@
 import { type RawBuilder, sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, readEvents } from '../events/event-log.ts'
-import { AGENT_SPANS, EVERYBODY, SPANS, TYPE_NUMBERS, toHex } from './changes.ts'
+import { AGENT_SPANS, EVERYBODY, PUSHED, SPANS, TYPE_NUMBERS, toHex } from './changes.ts'
 import type { ObservationDatabase, RowTypes } from './observation-database.ts'
 
 /** Events that are replayed at once. */
@@ -167,9 +167,40 @@ function expectations(): Expectation[] {
         where r.type = ${sql.lit(sent)} group by f.id, t.id`,
     },
     {
+      name: 'expected_keys',
+      columns: ['seq'],
+      // One more where there was none before, one less where there was one.
+      rows: sql`
+        select seq, cast(sum(now - before) over (order by seq) as bigint) as keys from (
+          select seq, case when length is null then 0 else 1 end as now,
+            case when lag(length) over (partition by key order by seq) is null then 0 else 1 end as before
+          from replayed where key is not null) c`,
+    },
+    {
       name: 'expected_events',
       columns: ['seq'],
-      rows: sql`select r.seq, r.type, i.id from replayed r left join ${ids} i on i.address = r.agent`,
+      rows: sql`
+        select r.seq, r.at,
+          case when r.type = ${sql.lit(delivered)} and r.other = 'push' then ${sql.lit(PUSHED)} else r.type end as type,
+          i.id, row_number() over (partition by r.type order by r.seq) as nth,
+          case when i.id is not null and r.type in (${sql.lit(sent)}, ${sql.lit(written)})
+            then row_number() over (partition by r.agent, r.type order by r.seq) end as agent_nth, k.keys
+        from replayed r left join ${ids} i on i.address = r.agent left join expected_keys k on k.seq = r.seq`,
+    },
+    {
+      name: 'expected_messages',
+      columns: ['sender', 'recipient', 'seq'],
+      rows: sql`
+        select f.id as sender, t.id as recipient, r.seq,
+          row_number() over (partition by r.agent, r.other order by r.seq) as nth,
+          row_number() over (partition by r.other order by r.seq) as received
+        from replayed r join ${ids} f on f.address = r.agent join ${ids} t on t.address = r.other
+        where r.type = ${sql.lit(sent)}`,
+    },
+    {
+      name: 'expected_totals',
+      columns: ['type'],
+      rows: sql`select type, count(*) as count from replayed group by type`,
     },
     { name: 'expected_activity', columns: ['agent', 'span', 'start', 'type'], rows: activity },
     {
@@ -196,6 +227,10 @@ function checks(database: ObservationDatabase): RawBuilder<unknown>[] {
       select 'there are ' || counted || ' agents, not ' || agents as difference
       from ${table('position')}, (select count(*) as counted from ${table('agents')}) c where counted <> agents`,
     sql`
+      select 'there are ' || counted || ' keys, not ' || keys as difference
+      from ${table('position')}, (
+        select coalesce((select keys from expected_keys order by seq desc limit 1), 0) as counted) c where counted <> keys`,
+    sql`
       select 'the edge from ' || coalesce(e.sender, r.sender) || ' to ' || coalesce(e.recipient, r.recipient)
         || ' is not as the log has it' as difference
       from ${table('edges')} e full join expected_edges r on r.sender = e.sender and r.recipient = e.recipient
@@ -203,7 +238,18 @@ function checks(database: ObservationDatabase): RawBuilder<unknown>[] {
     sql`
       select 'event ' || coalesce(e.seq, r.seq) || ' is not where the log has it' as difference
       from ${table('events')} e full join expected_events r on r.seq = e.seq
-      where e.seq is null or r.seq is null or e.type <> r.type or coalesce(e.agent, -1) <> coalesce(r.id, -1)`,
+      where e.seq is null or r.seq is null or e.type <> r.type or coalesce(e.agent, -1) <> coalesce(r.id, -1)
+        or e.at <> r.at or e.nth <> r.nth or coalesce(e.agent_nth, -1) <> coalesce(r.agent_nth, -1)
+        or coalesce(e.keys, -1) <> coalesce(r.keys, -1)`,
+    sql`
+      select 'message ' || coalesce(m.seq, r.seq) || ' is not counted as the log has it' as difference
+      from ${table('messages')} m full join expected_messages r
+        on r.sender = m.sender and r.recipient = m.recipient and r.seq = m.seq
+      where m.seq is null or r.seq is null or m.nth <> r.nth or m.received <> r.received`,
+    sql`
+      select 'events of type ' || coalesce(t.type, r.type) || ' are not counted as the log has them' as difference
+      from ${table('totals')} t full join expected_totals r on r.type = t.type
+      where t.type is null or r.type is null or t.count <> r.count`,
     sql`
       select 'the activity of ' || coalesce(a.agent, r.agent) || ' in ' || coalesce(a.span, r.span) || ' s from '
         || coalesce(a.start, r.start) || ' is not as the log has it' as difference

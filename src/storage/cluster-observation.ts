@@ -10,7 +10,7 @@ import { PostgresErasures } from '../events/postgres-erasures.ts'
 import type { Verification } from '../maintenance/verification.ts'
 import type { ObservationStorage } from '../observe/observation.ts'
 import { type ObservationDatabase, observationSchema } from '../observe/observation-database.ts'
-import { ObservationTables } from '../observe/observation-tables.ts'
+import { ObservationWriter } from '../observe/observation-writer.ts'
 import { PostgresObservation } from '../observe/postgres-observation.ts'
 import { catchUp } from '../observe/rebuild.ts'
 import { verifyObservation } from '../observe/verify-observation.ts'
@@ -136,7 +136,7 @@ async function exchange(database: Database, log: EventLog): Promise<void> {
 /** Has the tables that were built as far as those that serve, where these are of this version. */
 async function catchUpIn(database: Database, log: EventLog): Promise<void> {
   if ((await versionIn(database, SCHEMA)) !== observationSchema('postgres').hash) return
-  const { seq } = await new ObservationTables(new PostgresObservation(database, { schema: SCHEMA })).position()
+  const seq = await new ObservationWriter(new PostgresObservation(database, { schema: SCHEMA })).position()
   await catchUp(log, new PostgresObservation(database, { schema: NEXT_SCHEMA }), seq)
 }
 

@@ -7,7 +7,7 @@ import { SqliteEventLog } from '../events/sqlite-event-log.ts'
 import type { Verification } from '../maintenance/verification.ts'
 import type { ObservationStorage } from '../observe/observation.ts'
 import { type ObservationDatabase, observationSchema } from '../observe/observation-database.ts'
-import { ObservationTables } from '../observe/observation-tables.ts'
+import { ObservationWriter } from '../observe/observation-writer.ts'
 import { catchUp } from '../observe/rebuild.ts'
 import { SqliteObservation } from '../observe/sqlite-observation.ts'
 import { verifyObservation } from '../observe/verify-observation.ts'
@@ -78,7 +78,7 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
 async function goOver(log: SqliteEventLog, database: SqliteObservation, connection: DatabaseSync): Promise<void> {
   const next = new SqliteObservation(connection, () => {})
   try {
-    do await catchUp(log, next, (await new ObservationTables(database).position()).seq)
+    do await catchUp(log, next, await new ObservationWriter(database).position())
     while (!database.replace(connection))
   } catch (error) {
     next.close()

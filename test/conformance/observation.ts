@@ -6,6 +6,7 @@ import type { EventType, LoggedEvent, NewEvent } from '../../src/events/event.ts
 import { ALL_TYPES, SPANS } from '../../src/observe/changes.ts'
 import type { ObservationDatabase } from '../../src/observe/observation-database.ts'
 import { ObservationTables, spanFor } from '../../src/observe/observation-tables.ts'
+import { ObservationWriter } from '../../src/observe/observation-writer.ts'
 import { type VerifiedObservation, verifyObservation } from '../../src/observe/verify-observation.ts'
 import { deleted, keyRemoved, read, registryRead, sent, written } from './support.ts'
 
@@ -74,12 +75,13 @@ export function describeObservation(name: string, create: () => Promise<Observat
     async function filled(seed: number, count: number) {
       const harness = await create()
       const tables = new ObservationTables(harness.database)
+      const writer = new ObservationWriter(harness.database)
       const events = society(seed, count)
       const random = seededRandom(seed)
       let position = 0
       for (let from = 0; from < events.length; ) {
         const batch = events.slice(from, from + 1 + Math.floor(random() * 90))
-        expect(await tables.apply(position, batch)).toBe(true)
+        expect(await writer.apply(position, batch)).toBe(true)
         position = batch.at(-1)?.seq as number
         from += batch.length
       }
@@ -88,17 +90,14 @@ export function describeObservation(name: string, create: () => Promise<Observat
         await verifyObservation(harness.verified, logOf(events), (difference) => found.push(difference))
         return found
       }
-      return { harness, tables, events, differences }
+      return { harness, tables, writer, events, differences }
     }
 
     it.each([1, 2])('are what a replay of the log gives, in whatever batches (%i)', async (seed) => {
       const { harness, tables, events, differences } = await filled(seed, 800)
       await using _ = harness
       expect(await differences()).toEqual([])
-      expect(await tables.position()).toEqual({
-        seq: events.at(-1)?.seq,
-        agents: events.filter(({ type }) => type === 'agent_registered').length,
-      })
+      expect(await tables.position()).toBe(events.at(-1)?.seq)
     })
 
     it('verify tells of each row that is not as the log says', async () => {
@@ -111,6 +110,14 @@ export function describeObservation(name: string, create: () => Promise<Observat
         'delete from edges where count = (select max(count) from edges)',
         'update events set type = 9 where seq = (select max(seq) from events where type = 3)',
         'delete from events where seq = (select min(seq) from events)',
+        'update events set at = at + 1 where seq = (select max(seq) from events where type = 2)',
+        'update events set nth = nth + 1 where seq = (select max(seq) from events where type = 9)',
+        'update events set agent_nth = 99 where seq = (select min(seq) from events where agent_nth is not null)',
+        'update events set keys = 99 where seq = (select max(seq) from events where keys is not null)',
+        'update position set keys = keys + 1',
+        'delete from messages where seq = (select min(seq) from messages)',
+        'update messages set received = received + 1 where seq = (select max(seq) from messages)',
+        'update totals set count = count + 1 where type = 3',
         'update activity set count = count + 1 where agent = 0 and span = 60 and first_seq = (select min(seq) from events)',
         'delete from activity where agent <> 0 and first_seq = (select max(first_seq) from activity where agent <> 0)',
         'update key_versions set length = 99 where seq = (select max(seq) from key_versions where length is not null)',
@@ -122,9 +129,9 @@ export function describeObservation(name: string, create: () => Promise<Observat
     })
 
     it('apply nothing where the position is another', async () => {
-      const { harness, tables, events, differences } = await filled(4, 100)
+      const { harness, writer, events, differences } = await filled(4, 100)
       await using _ = harness
-      expect(await tables.apply(0, events)).toBe(false)
+      expect(await writer.apply(0, events)).toBe(false)
       expect(await differences()).toEqual([])
     })
 
@@ -254,6 +261,127 @@ export function describeObservation(name: string, create: () => Promise<Observat
       expect(versions.map(({ length, ...version }) => version)).toEqual(wanted)
       expect(await tables.versions(key, wanted[1]?.seq as number, 1)).toMatchObject([wanted[2]])
       expect(await tables.versions('no such key', Number.MAX_SAFE_INTEGER, 10)).toEqual([])
+    })
+
+    it('tell how it was after any event, as if the log had ended there', async () => {
+      const { harness, tables, events } = await filled(10, 500)
+      await using _ = harness
+      for (const length of [1, 2, 60, 250, 499, 500]) {
+        const had = events.slice(0, length)
+        const at = (had.at(-1)?.seq ?? 0) + (length === 60 ? 0.5 : 0)
+        const place = Math.floor(at)
+        await using other = await create()
+        const then = new ObservationTables(other.database)
+        expect(await new ObservationWriter(other.database).apply(0, had)).toBe(true)
+
+        expect(await tables.totals(place)).toEqual(await then.totals(Number.MAX_SAFE_INTEGER))
+        const figures = await then.agents(0, 1_000)
+        // Times of clocks that differ: then it is the last deed's, now the latest.
+        const withoutTime = ({ agents, total }: typeof figures) => ({
+          total,
+          agents: agents.map(({ lastActive, ...rest }) => ({ ...rest, hasActed: lastActive !== null })),
+        })
+        expect(withoutTime(await tables.agents(0, 1_000, place))).toEqual(withoutTime(figures))
+        const address = figures.agents.at(-1)?.address ?? ''
+        expect(await tables.agent(address, place)).toMatchObject({ sent: figures.agents.at(-1)?.sent })
+
+        const network = { minCount: 1, limit: 10_000 }
+        const edges = async (its: ObservationTables, options: Parameters<typeof its.network>[0]) =>
+          (await its.network(options)).edges.map(({ from, to, count }) => `${from} ${to} ${count}`).sort()
+        expect(await edges(tables, { ...network, at: place })).toEqual(await edges(then, network))
+        expect(await edges(tables, { ...network, agent: address, at: place })).toEqual(
+          await edges(then, { ...network, agent: address }),
+        )
+        const counts = async (its: ObservationTables, at?: number) =>
+          (await its.network({ minCount: 2, limit: 5, at })).edges.map(({ count }) => count)
+        expect(await counts(tables, place)).toEqual(await counts(then))
+
+        const keys = new Map<string, number | undefined>()
+        for (const { type, data } of had) {
+          if (type === 'state_written') keys.set(data.key, data.value_length)
+          else if (type === 'state_deleted' || type === 'state_key_removed') keys.delete(data.key)
+        }
+        const { keys: found, next } = await tables.keysThen('', undefined, place, 100)
+        expect(next).toBeUndefined()
+        expect(found.map(({ key, length }) => [key.toString(), length])).toEqual([...keys].sort())
+        expect(await tables.totals(place)).toMatchObject({ keys: keys.size })
+      }
+      expect(await tables.totals(0)).toEqual({ seq: 0, at: null, agents: 0, keys: 0, types: new Map() })
+      expect(await tables.agents(0, 10, 0)).toEqual({ agents: [], total: 0 })
+      expect(await tables.network({ minCount: 1, limit: 10, at: 0 })).toEqual({ nodes: [], edges: [] })
+    })
+
+    it('list the keys of a moment page by page, below a prefix', async () => {
+      const { harness, tables, writer, events } = await filled(11, 50)
+      await using _ = harness
+      const author = events[0]?.agent as string
+      const last = events.at(-1)?.seq as number
+      const names = ['a', 'b/1', 'b/2', 'b/3', 'b0', 'b\u00ff', 'c']
+      const at = new Date(BEGINNING).toISOString()
+      const made = names.map((key, index) => ({ ...written(key, 'v', author), ts: at, seq: last + 1 + index }))
+      const gone = { ...deleted('b/2', author), ts: at, seq: last + 100 }
+      expect(await writer.apply(last, [...made, gone])).toBe(true)
+      const list = async (prefix: string, place: number) => {
+        const pages: string[] = []
+        for (let after: Buffer | undefined; ; ) {
+          const { keys, next } = await tables.keysThen(prefix, after, place, 2)
+          pages.push(...keys.map(({ key }) => key.toString()))
+          if (next === undefined) return pages
+          after = next
+        }
+      }
+      expect(await list('b/', last + 50)).toEqual(['b/1', 'b/2', 'b/3'])
+      expect(await list('b/', last + 100)).toEqual(['b/1', 'b/3'])
+      expect(await list('b/', last + 2)).toEqual(['b/1'])
+      expect(await list('b', last + 50)).toEqual(['b/1', 'b/2', 'b/3', 'b0', 'b\u00ff'])
+      expect(await list('nothing', last + 50)).toEqual([])
+    })
+
+    it('tell which event was the last at a time', async () => {
+      const { harness, tables, writer, events } = await filled(12, 10)
+      await using _ = harness
+      const author = events[0]?.agent as string
+      const last = events.at(-1)?.seq as number
+      const start = Date.parse(events.at(-1)?.ts as string) + 3_600_000
+      const later = [0, 1_000, 1_500, 61_000, 7_200_000].map((ms, index) => ({
+        ...registryRead(author),
+        ts: new Date(start + ms).toISOString(),
+        seq: last + 1 + index,
+      }))
+      expect(await writer.apply(last, later)).toBe(true)
+      for (const [ms, seq] of [
+        [-1, last],
+        [0, last + 1],
+        [999, last + 1],
+        [1_499, last + 2],
+        [1_500, last + 3],
+        [60_999, last + 3],
+        [61_000, last + 4],
+        [3_600_000, last + 4],
+        [7_200_000, last + 5],
+        [86_400_000, last + 5],
+      ] as const)
+        expect(await tables.seqAt(start + ms), `${ms} ms`).toBe(seq)
+      expect(await tables.seqAt(0)).toBe(0)
+    })
+
+    it('find the messages between two agents', async () => {
+      const { harness, tables, events } = await filled(13, 500)
+      await using _ = harness
+      const [[one, other] = ['', '']] = events.flatMap(({ type, data }) =>
+        type === 'message_sent' ? [[data.from, data.to] as const] : [],
+      )
+      const wanted = events.flatMap(({ type, data, seq }) =>
+        type === 'message_sent' && [`${one} ${other}`, `${other} ${one}`].includes(`${data.from} ${data.to}`)
+          ? [seq]
+          : [],
+      )
+      expect(await tables.seqs({ agent: one, with: other }, ALL, 1_000)).toEqual(wanted)
+      expect(await tables.seqs({ agent: other, with: one }, { ...ALL, isBackwards: true }, 1)).toEqual(wanted.slice(-1))
+      expect(await tables.seqs({ agent: one, with: other, types: new Set<EventType>(['state_read']) }, ALL, 9)).toEqual(
+        [],
+      )
+      expect(await tables.seqs({ agent: one, with: newAddress() }, ALL, 9)).toEqual([])
     })
   })
 }

@@ -46,8 +46,15 @@ async function refused(path: string, status: number, code: string, init?: Reques
   return message
 }
 
+const typesAfter = async (seq: number) => (await target.events(seq)).map(({ type }) => type)
+
 /** A few things that agents do, and the place before them. */
 async function someEvents() {
+  // What tests before this one left to receive, or have read, is in the log when this is.
+  const before = await lastSeq(target)
+  await other.receive()
+  await other.request('GET', '/v1/registry?limit=1')
+  await vi.waitFor(async () => expect(await typesAfter(before)).toContain('registry_read'), WAIT)
   const since = await lastSeq(target)
   const key = `observed/${crypto.randomUUID()}`
   await agent.write(key, 'one')
@@ -416,12 +423,16 @@ describe('limits', async () => {
   it('let a client ask 300 times a minute, then say when to come again', async () => {
     const statuses = new Map<number, number>()
     let refusedAnswer: Response | undefined
-    for (let count = 0; count < 320; count++) {
-      const answer = await fetch(`${url}/observe/network`)
-      await answer.text()
-      statuses.set(answer.status, (statuses.get(answer.status) ?? 0) + 1)
-      if (answer.status === 429) refusedAnswer ??= answer
+    // Five come back each second: many ask at once, so that a slow machine uses them up as well.
+    const ask = async () => {
+      while (refusedAnswer === undefined) {
+        const answer = await fetch(`${url}/observe/transparency`)
+        await answer.text()
+        statuses.set(answer.status, (statuses.get(answer.status) ?? 0) + 1)
+        if (answer.status === 429) refusedAnswer ??= answer
+      }
     }
+    await Promise.all(Array.from({ length: 16 }, ask))
     expect(statuses.get(200)).toBeGreaterThanOrEqual(300)
     expect(refusedAnswer?.headers.get('retry-after')).toMatch(/^[1-9]\d*$/)
     expect(refusedAnswer?.headers.get('access-control-allow-origin')).toBe('*')
@@ -443,6 +454,7 @@ describe('the service', () => {
       '/observe/events',
       '/observe/events/stream',
       '/observe/health',
+      '/observe/moment',
       '/observe/network',
       '/observe/state',
       '/observe/state/{key}',
@@ -484,3 +496,145 @@ describe('contents that take much as JSON', () => {
     }
   })
 })
+
+describe('a moment of the past', () => {
+  it('is counted: agents, keys and events by type, as they were', async () => {
+    const { since, key, all } = await someEvents()
+    const before = await moment({ at: since })
+    expect(before.seq).toBe(since)
+    const [written, sent] = all as [Event, Event]
+    const after = await moment()
+    expect(after).toMatchObject({ agents: before.agents, keys: before.keys + 1, events: before.events + 5 })
+    expect(after.types.state_written).toBe((before.types.state_written ?? 0) + 2)
+    expect(after.seq).toBe(all.at(-1)?.seq)
+    expect(await moment({ at: sent.seq })).toMatchObject({
+      seq: sent.seq,
+      ts: sent.ts,
+      events: before.events + 2,
+      keys: before.keys + 1,
+    })
+    expect(await moment({ at: 0 })).toEqual({ seq: 0, ts: null, agents: 0, keys: 0, events: 0, types: {} })
+    await agent.request('DELETE', keyPath(key))
+    expect(await moment()).toMatchObject({ keys: before.keys })
+    expect(await moment({ time: written.ts })).toMatchObject({ seq: expect.any(Number) })
+    expect((await moment({ time: written.ts })).seq).toBeGreaterThanOrEqual(written.seq)
+    expect((await moment({ time: '2001-01-01T00:00:00Z' })).seq).toBe(0)
+    await refused('/observe/moment?at=1&time=2026-01-01T00:00:00Z', 400, 'bad_request')
+    await refused('/observe/moment?time=tuesday', 400, 'bad_request')
+    await refused('/observe/moment?at=x', 400, 'bad_request')
+  })
+
+  it('shows the state, an agent, the network and a history as they were', async () => {
+    const { key, all } = await someEvents()
+    const [written, sent, , , rewritten] = all as [Event, Event, Event, Event, Event]
+    const prefix = encodeURIComponent(key)
+    const listed = async (at: number) =>
+      (await observe(`/observe/state?prefix=${prefix}&at=${at}`)).json as {
+        keys: { last_modified_by: string; last_modified_at: string; value_length: number }[]
+        total: number | null
+      }
+    expect((await listed(written.seq - 1)).keys).toEqual([])
+    expect(await listed(written.seq)).toEqual({
+      keys: [{ key, last_modified_by: agent.address, last_modified_at: written.ts, value_length: 3 }],
+      next_cursor: null,
+      total: null,
+    })
+    expect((await listed(rewritten.seq)).keys).toMatchObject([{ last_modified_by: other.address }])
+    const whole = (await observe(`/observe/state?at=${written.seq}`)).json as { total: number }
+    expect(whole.total).toBe((await moment({ at: written.seq })).keys)
+    const history = (await observe(`/observe${keyPath(key).replace('/v1', '')}/history?at=${written.seq}`)).json
+    expect(history).toMatchObject({ versions: [{ seq: written.seq }] })
+
+    const figures = async (at: number) =>
+      (await observe(`/observe/agents/${agent.address}?at=${at}`)).json as { messages_sent: number }
+    expect((await figures(sent.seq)).messages_sent).toBe((await figures(sent.seq - 1)).messages_sent + 1)
+    expect(await figures(all.at(-1)?.seq as number)).toEqual((await observe(`/observe/agents/${agent.address}`)).json)
+    await refused(`/observe/agents/${agent.address}?at=1`, 404, 'not_found')
+    const agents = (await observe(`/observe/agents?limit=1&at=${sent.seq}`)).json as { total: number }
+    expect(agents.total).toBe((await moment({ at: sent.seq })).agents)
+
+    const edge = async (at: number) => {
+      const { edges } = (await observe(`/observe/network?agent=${agent.address}&at=${at}`)).json as {
+        edges: { from: string; to: string; count: number }[]
+      }
+      return edges.find(({ from, to }) => from === agent.address && to === other.address)?.count ?? 0
+    }
+    expect(await edge(sent.seq)).toBe((await edge(sent.seq - 1)) + 1)
+    for (const path of ['/observe/state', '/observe/agents', `/observe/agents/${agent.address}`, '/observe/network'])
+      await refused(`${path}?at=x`, 400, 'bad_request')
+  })
+})
+
+describe('what the log is searched for', () => {
+  const word = `Wort${crypto.randomUUID().slice(0, 8)}`
+
+  it('is a text in the data of events, whatever the case, or the beginning of a key', async () => {
+    const since = await lastSeq(target)
+    const key = `${word}/a`
+    await agent.write(key, 'one')
+    await agent.send(other.address, `so said ${word.toUpperCase()}!`)
+    await agent.send(other.address, 'nothing')
+    await other.read(key)
+    await vi.waitFor(async () => expect(await typesAfter(since)).toContain('state_read'), WAIT)
+    const types = async (query: Record<string, string | number>) =>
+      (await events({ since, ...query })).events.map(({ type }) => type)
+    expect(await types({ text: word.toLowerCase() })).toEqual(['state_written', 'message_sent', 'state_read'])
+    expect(await types({ key: word })).toEqual(['state_written', 'state_read'])
+    expect(await types({ key: `${word}/a`, type: 'state_read' })).toEqual(['state_read'])
+    expect(await types({ key: word.slice(1) })).toEqual([])
+    expect(await types({ text: word, agent: other.address })).toEqual(['state_read'])
+    expect(await types({ text: 'so said', key: word })).toEqual([])
+    const back = await events({ text: word, before: (await lastSeq(target)) + 1, limit: 1 })
+    expect(back).toMatchObject({ events: [{ type: 'state_read' }], has_more: true })
+    const next = await events({ text: word, before: back.next_cursor, limit: 1 })
+    expect(next.events).toMatchObject([{ type: 'message_sent' }])
+    await refused(`/observe/events?text=${'x'.repeat(201)}`, 400, 'bad_request')
+    await refused(`/observe/events?key=${'x'.repeat(1_025)}`, 400, 'bad_request')
+  })
+
+  it('is a conversation between two, from either of them', async () => {
+    const third = await client.registerAgent()
+    const since = await lastSeq(target)
+    await agent.send(other.address, 'one')
+    await agent.send(third.address, 'not this')
+    await other.send(agent.address, 'two')
+    const page = await events({ since, agent: agent.address, with: other.address })
+    expect(page.events.map(({ data }) => data.content)).toEqual(['one', 'two'])
+    expect((await events({ since, agent: other.address, with: agent.address })).events).toEqual(page.events)
+    expect((await events({ since, agent: other.address, with: third.address })).events).toEqual([])
+    await refused(`/observe/events?with=${other.address}`, 400, 'bad_request')
+    await refused(`/observe/events?agent=${agent.address}&with=you`, 400, 'bad_request')
+  })
+
+  it('is followed live too, from any place on', async () => {
+    const since = await lastSeq(target)
+    await agent.write(`${word}/live`, 'before')
+    const seen: string[] = []
+    const socket = new WebSocket(
+      `${observeUrl.replace('http', 'ws')}/observe/events/stream?since=${since}&key=${word}/live&text=tick`,
+    )
+    socket.on('message', (data) => seen.push(JSON.parse(String(data)).data.value))
+    await new Promise((resolve) => socket.once('open', resolve))
+    await agent.write(`${word}/live`, 'tick 1')
+    await agent.write(`${word}/other`, 'tick not')
+    await agent.write(`${word}/live`, 'tock')
+    await agent.write(`${word}/live`, 'TICK 2')
+    await vi.waitFor(() => expect(seen).toHaveLength(2), WAIT)
+    expect(seen).toEqual(['tick 1', 'TICK 2'])
+    socket.terminate()
+  })
+})
+
+interface Moment {
+  seq: number
+  agents: number
+  keys: number
+  events: number
+  types: Record<string, number>
+}
+
+async function moment(query: Record<string, string | number> = {}): Promise<Moment> {
+  const { status, json } = await observe(`/observe/moment?${new URLSearchParams(query as Record<string, string>)}`)
+  expect(status).toBe(200)
+  return json
+}

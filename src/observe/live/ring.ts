@@ -1,7 +1,7 @@
 /** The latest events, which those watch who are not further back. */
-import type { EventType, LoggedEvent } from '../../events/event.ts'
+import type { LoggedEvent } from '../../events/event.ts'
 import { type EncodedEvent, encodeEvent, WRITE_BYTES } from './encoding.ts'
-import { type EventFilter, passes } from './source.ts'
+import { type EventFilter, Filtered } from './source.ts'
 
 export interface RingLimits {
   readonly maxEvents: number
@@ -10,8 +10,7 @@ export interface RingLimits {
 }
 
 interface Entry extends EncodedEvent {
-  readonly type: EventType
-  readonly agent: string | undefined
+  readonly filtered: Filtered
   /** What can be removed of it, by name. */
   readonly content: string | undefined
 }
@@ -107,7 +106,7 @@ export class Ring {
     let bytes = 0
     for (let index = this.#indexAfter(position); index < this.#entries.length; index++) {
       const entry = this.#entries[index]
-      if (entry === undefined || !passes(entry, filter)) continue
+      if (entry === undefined || !entry.filtered.passes(filter)) continue
       events.push(entry)
       bytes += entry.json.length
       if (bytes >= WRITE_BYTES) return { events, through: entry.seq }
@@ -129,5 +128,7 @@ export class Ring {
 }
 
 function entryOf(event: LoggedEvent): Entry {
-  return { ...encodeEvent(event), type: event.type, agent: event.agent, content: contentOf(event) }
+  const encoded = encodeEvent(event)
+  const filtered = new Filtered(event, () => (JSON.parse(encoded.json.toString()) as LoggedEvent).data)
+  return { ...encoded, filtered, content: contentOf(event) }
 }

@@ -57,7 +57,7 @@ export function Overview() {
       <dl class="figures">
         <Figure label="agents" value={total} href={link('agents')} />
         <Figure label="messages" value={messages} href={link('feed', { type: 'message_sent' })} />
-        <Figure label="keys kept" value={state.data?.total} href={link('state')} />
+        <Figure label="keys kept" value={state.data?.total ?? undefined} href={link('state')} />
         <div>
           <dt>right now</dt>
           <dd>

@@ -63,8 +63,8 @@ function Keys() {
       {!data && <Waiting refused={refused} />}
       {data && (
         <p class="quiet" role="status">
-          {data.total === 0 ? 'There are no such keys.' : counted(data.total, 'key')}
-          {keys.length < data.total && `; the first ${count(keys.length)} are shown`}
+          {keys.length === 0 ? 'There are no such keys.' : counted(data.total ?? keys.length, 'key')}
+          {next !== null && `; the first ${count(keys.length)} are shown`}
         </p>
       )}
       <ul class="keys">

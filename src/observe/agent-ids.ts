@@ -1,0 +1,56 @@
+/** The ids of agents by their addresses, which never change. */
+import { type RawBuilder, sql } from 'kysely'
+import { LRUCache } from 'lru-cache'
+import type { RowTypes } from './observation-database.ts'
+
+/** Addresses whose ids a process remembers, some 150 bytes each. */
+const MAX_KNOWN = 100_000
+
+/** What it asks: the tables, and rows that are given. */
+export interface AgentIdsParts {
+  readonly table: (name: string) => RawBuilder<unknown>
+  readonly rows: (rows: readonly object[], types: RowTypes) => RawBuilder<unknown>
+  readonly query: <T>(operation: string, statement: RawBuilder<T>) => Promise<T[]>
+}
+
+export class AgentIds {
+  readonly #parts: AgentIdsParts
+  readonly #known = new LRUCache<string, number>({ max: MAX_KNOWN })
+
+  constructor(parts: AgentIdsParts) {
+    this.#parts = parts
+  }
+
+  add(address: string, id: number): void {
+    this.#known.set(address, id)
+  }
+
+  /** By address, of those that there are. Throws `Unavailable`. */
+  async of(addresses: ReadonlySet<string>): Promise<Map<string, number>> {
+    const { table, rows, query } = this.#parts
+    const ids = new Map<string, number>()
+    const missing: { address: string }[] = []
+    for (const address of addresses) {
+      const id = this.#known.get(address)
+      if (id === undefined) missing.push({ address })
+      else ids.set(address, id)
+    }
+    if (missing.length === 0) return ids
+    const found = await query(
+      'observation_agents',
+      sql<{ id: number; address: string }>`
+        select id, a.address from ${table('agents')} as a
+        join ${rows(missing, { address: 'text' })} on r.address = a.address`,
+    )
+    for (const { id, address } of found) {
+      ids.set(address, id)
+      this.#known.set(address, id)
+    }
+    return ids
+  }
+
+  /** Undefined of one that there is not. Throws `Unavailable`. */
+  async one(address: string): Promise<number | undefined> {
+    return (await this.of(new Set([address]))).get(address)
+  }
+}

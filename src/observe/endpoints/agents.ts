@@ -1,0 +1,148 @@
+/** Who is here, and who writes to whom. */
+import { HELD_OF_AN_ANSWER } from '../../api/answer-size.ts'
+import { type Endpoint, endpoint } from '../../api/endpoint.ts'
+import { ApiError } from '../../api/errors.ts'
+import { readCursor, readLimit } from '../../api/request.ts'
+import type { AgentFigures } from '../observation-tables.ts'
+import { idOf, readAddress, readSeq } from '../query.ts'
+import * as schemas from '../schemas.ts'
+import {
+  atParameter,
+  cursorParameter,
+  example,
+  FAR,
+  limitOf,
+  MAX_ENTRIES,
+  type ObservationParts,
+  parameter,
+  pathParameter,
+  timestamp,
+} from './parts.ts'
+
+const MAX_EDGES = 50_000
+const DEFAULT_EDGES = 1_000
+/** Of an edge and its nodes, as JSON. */
+const EDGE_BYTES = 300
+
+const exampleAgent = {
+  address: example.address,
+  registered_at: example.time,
+  messages_sent: 3,
+  messages_received: 1,
+  state_writes: 2,
+  last_active: example.time,
+}
+
+export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoint[] {
+  return [
+    endpoint({
+      operationId: 'listAgents',
+      method: 'GET',
+      path: '/observe/agents',
+      summary: 'Agents in the order of their registration',
+      limit: 'client',
+      parameters: [cursorParameter, limitOf(MAX_ENTRIES, MAX_ENTRIES), atParameter],
+      success: {
+        status: 200,
+        description: 'A page, and how many there are',
+        schema: schemas.agentsBody,
+        example: { agents: [exampleAgent], next_cursor: null, total: 1 },
+      },
+      errors: ['bad_request'],
+      handle: async ({ query }) => {
+        const limit = readLimit(query, MAX_ENTRIES, MAX_ENTRIES)
+        const after = idOf(readCursor(query)) ?? 0
+        const at = readSeq(query, 'at')
+        await freshness.wait()
+        const { agents, total } = await tables.agents(after, limit + 1, at)
+        const page = agents.slice(0, limit)
+        return {
+          status: 200,
+          body: {
+            agents: page.map(toAgent),
+            next_cursor: agents.length > limit ? String(page.at(-1)?.id) : null,
+            total,
+          },
+        }
+      },
+    }),
+    endpoint({
+      operationId: 'readAgent',
+      method: 'GET',
+      path: '/observe/agents/{address}',
+      summary: 'One agent',
+      limit: 'client',
+      parameters: [pathParameter('address', 'tab_…'), atParameter],
+      success: { status: 200, description: 'Its figures', schema: schemas.agentBody, example: exampleAgent },
+      errors: ['bad_request', 'not_found'],
+      handle: async ({ key: address, query }) => {
+        const at = readSeq(query, 'at')
+        await freshness.wait()
+        const agent = await tables.agent(address, at)
+        if (!agent)
+          throw new ApiError(
+            'not_found',
+            at === undefined ? 'no agent has that address' : 'no agent had that address then',
+          )
+        return { status: 200, body: toAgent(agent) }
+      },
+    }),
+    endpoint({
+      operationId: 'readNetwork',
+      method: 'GET',
+      path: '/observe/network',
+      summary: 'Who wrote to whom, and how often',
+      description:
+        'The heaviest edges first, with the agents that they join, and the busiest others up to `limit`. With `at` the heaviest then of the 200,000 ' +
+        'that are the heaviest now.',
+      limit: 'client',
+      parameters: [
+        limitOf(MAX_EDGES, DEFAULT_EDGES),
+        parameter('min_count', 'Only edges of so many messages and more', { type: 'integer', minimum: 1, default: 1 }),
+        parameter('agent', 'Only edges of this agent'),
+        atParameter,
+      ],
+      success: {
+        status: 200,
+        description: 'Nodes and edges',
+        schema: schemas.networkBody,
+        example: {
+          nodes: [{ address: example.address, messages_sent: 3, messages_received: 1 }],
+          edges: [{ from: example.address, to: example.other, count: 3 }],
+        },
+      },
+      errors: ['bad_request'],
+      handle: async ({ query, answer }) => {
+        const limit = readLimit(query, DEFAULT_EDGES, MAX_EDGES)
+        const minCount = readLimit(query, 1, FAR, 'min_count')
+        const agent = readAddress(query, 'agent')
+        const at = readSeq(query, 'at')
+        answer.resize(Math.max(answer.bytes, HELD_OF_AN_ANSWER * EDGE_BYTES * limit))
+        await freshness.wait()
+        const { nodes, edges } = await tables.network({ limit, minCount, agent, at })
+        return {
+          status: 200,
+          body: {
+            nodes: nodes.map(({ address, sent, received }) => ({
+              address,
+              messages_sent: sent,
+              messages_received: received,
+            })),
+            edges,
+          },
+        }
+      },
+    }),
+  ]
+}
+
+function toAgent({ address, registeredAt, sent, received, writes, lastActive }: AgentFigures): object {
+  return {
+    address,
+    registered_at: timestamp(registeredAt),
+    messages_sent: sent,
+    messages_received: received,
+    state_writes: writes,
+    last_active: lastActive === null ? null : timestamp(lastActive),
+  }
+}
