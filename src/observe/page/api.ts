@@ -14,6 +14,7 @@ export type Agent = z.infer<typeof schemas.agentBody>
 export type AgentsPage = z.infer<typeof schemas.agentsBody>
 export type Network = z.infer<typeof schemas.networkBody>
 export type Activity = z.infer<typeof schemas.activityBody>
+export type Moment = z.infer<typeof schemas.momentBody>
 export type Transparency = z.infer<typeof schemas.transparencyBody>
 
 const DEADLINE_MS = 15_000
@@ -114,33 +115,39 @@ export interface Loaded<T> {
   refused?: Refused
 }
 
-/** What is at a path, asked for again when something happened (`live`). Undefined: nothing is asked for. */
-export function useLoaded<T>(path: string | undefined, live = false): Loaded<T> {
-  const state = useSignal<Loaded<T> & { path?: string | undefined }>({})
-  const wanted = useSignal(path)
-  const round = useSignal(0)
+export interface LoadOptions {
+  /** Asked for again when something happened. */
+  readonly isLive?: boolean
+  /** What was there is shown until the new is, where this stays the same. */
+  readonly subject?: string | undefined
+}
+
+/** What is at a path. Undefined: nothing is asked for. */
+export function useLoaded<T>(
+  path: string | undefined,
+  { isLive = false, subject = path }: LoadOptions = {},
+): Loaded<T> {
+  const state = useSignal<Loaded<T> & { subject?: string | undefined }>({})
+  const wanted = useSignal({ path, isLive, subject })
   useEffect(() => {
-    wanted.value = path
-  }, [path])
-  useSignalEffect(() => {
-    if (live && changes.value >= 0) round.value = changes.value
-  })
+    wanted.value = { path, isLive, subject }
+  }, [path, isLive, subject])
   useSignalEffect(() => {
     const asked = wanted.value
-    round.value
-    if (asked === undefined) return
+    if (asked.isLive) changes.value
+    if (asked.path === undefined) return
     const abort = new AbortController()
-    ask<T>(asked, abort.signal).then(
+    ask<T>(asked.path, abort.signal).then(
       (data) => {
-        state.value = { data, path: asked }
+        state.value = { data, subject: asked.subject }
       },
       (error: unknown) => {
-        if (error instanceof Refused) state.value = { refused: error, path: asked }
+        if (error instanceof Refused) state.value = { refused: error, subject: asked.subject }
       },
     )
     return () => abort.abort()
   })
-  return state.value.path === path ? state.value : {}
+  return state.value.subject === subject ? state.value : {}
 }
 
 /** Characters that are held of a text: a window of events stays within some 40 MB, whatever agents write. */

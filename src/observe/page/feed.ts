@@ -1,20 +1,17 @@
 /** What of the log the reader has before them: a stretch without gaps, of a bounded number of events. */
 import { batch, signal } from '@preact/signals'
-import { ask, type EventsPage, type LogEvent, query, Refused, shorten } from './api.ts'
-import { follow } from './live.ts'
+import { ask, type EventsPage, type LogEvent, type Moment, query, Refused, shorten } from './api.ts'
+import { type EventFilter, follow } from './live.ts'
+import { FAR } from './then.ts'
 
 /** Events held at once: beyond it those are let go that are farthest from what the reader looks at. */
 export const WINDOW = 2_000
 const PAGE = 100
 const CATCH_UP = 1_000
-const FAR = 999_999_999_999_999
-
-export interface FeedFilter {
-  readonly type?: string | undefined
-  readonly agent?: string | undefined
-  /** Opens there instead of at the end. */
-  readonly at?: number | undefined
-}
+/** Of the clock's steps: what is more is not looked at one by one. */
+const STEP = 300
+/** Pages in a row that may have nothing of what is searched for, before the reader is asked. */
+const SEARCHED_PAGES = 10
 
 export class Feed {
   /** In the order of the log. */
@@ -23,16 +20,24 @@ export class Feed {
   /** How many came since the reader paused. */
   readonly missed = signal(0)
   readonly hasOlder = signal(false)
+  /** Newer ones were let go. */
   readonly hasNewer = signal(false)
   readonly isLoading = signal(true)
   readonly refused = signal<Refused | undefined>(undefined)
-  readonly #filter: FeedFilter
+  readonly #filter: EventFilter
   readonly #abort = new AbortController()
   #unfollow: (() => void) | undefined
+  /** What is older than this has not been looked at. */
+  #lookedAt = FAR
+  /** The moment that is shown; undefined: live. */
+  #at: number | undefined
+  /** Where the clock went while something else was under way. */
+  #wanted: { at: number | undefined } | undefined
 
-  constructor(filter: FeedFilter) {
+  /** @param at the moment to show; undefined: live */
+  constructor(filter: EventFilter, at: number | undefined) {
     this.#filter = filter
-    this.#work(() => (filter.at === undefined ? this.#toEnd() : this.#openAt(filter.at)))
+    this.#work(() => this.#go(at))
   }
 
   close(): void {
@@ -44,30 +49,32 @@ export class Feed {
     if (this.mode.value === 'live') this.mode.value = 'paused'
   }
 
+  /** Shows another moment; undefined: live. */
+  moveTo(at: number | undefined): void {
+    this.#wanted = { at }
+    this.#work(() => this.#goWhereWanted())
+  }
+
   /** Goes on at the end, with all that came in the meantime, or the last of it where that is too much to hold. */
   resume(): void {
     this.#work(async () => {
       const last = this.events.value.at(-1)?.seq
       const page = last === undefined ? undefined : await this.#page({ since: last, limit: CATCH_UP })
-      if (!page || page.has_more || this.mode.value === 'past') return this.#toEnd()
-      this.#goLive([...this.events.value, ...page.events])
+      if (!page || page.has_more || this.hasNewer.value) return this.#toEnd()
+      this.#goLive([...this.events.value, ...page.events], page.next_cursor)
     })
   }
 
   older(): void {
     this.#work(async () => {
-      const [first] = this.events.value
-      if (!first || !this.hasOlder.value) return
+      if (!this.hasOlder.value) return
       this.pause()
-      const page = await this.#page({ before: first.seq, limit: PAGE })
-      const all = [...page.events.toReversed(), ...this.events.value]
+      const { events, hasMore } = await this.#back(this.#lookedAt)
+      const all = [...events, ...this.events.value]
       batch(() => {
-        if (all.length > WINDOW) {
-          this.mode.value = 'past'
-          this.hasNewer.value = true
-        }
+        if (all.length > WINDOW) this.hasNewer.value = true
         this.events.value = all.slice(0, WINDOW)
-        this.hasOlder.value = page.has_more
+        this.hasOlder.value = hasMore
       })
     })
   }
@@ -75,45 +82,92 @@ export class Feed {
   newer(): void {
     this.#work(async () => {
       const last = this.events.value.at(-1)
-      if (!last) return this.#toEnd()
-      const page = await this.#page({ since: last.seq, limit: PAGE })
-      const all = [...this.events.value, ...page.events]
+      if (!last) return
+      const page = await this.#page({ since: last.seq, until: this.#at, limit: PAGE })
       batch(() => {
-        if (all.length > WINDOW) this.hasOlder.value = true
-        this.events.value = all.slice(-WINDOW)
+        this.#hold([...this.events.value, ...page.events])
         this.hasNewer.value = page.has_more
       })
     })
   }
 
-  async #toEnd(): Promise<void> {
-    const page = await this.#page({ before: FAR, limit: PAGE })
-    this.hasOlder.value = page.has_more
-    this.#goLive(page.events.toReversed())
+  /** The place to go to for the next events; undefined at the end. */
+  async next(): Promise<number | undefined> {
+    const last = this.events.value.at(-1)?.seq ?? 0
+    const page = await this.#page({ since: last, limit: PAGE })
+    return page.events.length === 0 && !page.has_more ? undefined : page.next_cursor
   }
 
-  async #openAt(at: number): Promise<void> {
-    const page = await this.#page({ since: Math.max(0, at - 1), limit: PAGE })
+  async #goWhereWanted(): Promise<void> {
+    const wanted = this.#wanted
+    this.#wanted = undefined
+    if (wanted) await this.#go(wanted.at)
+  }
+
+  async #go(at: number | undefined): Promise<void> {
+    this.#at = at
+    if (at === undefined) {
+      if (this.mode.value === 'past' || this.#unfollow === undefined) await this.#toEnd()
+      return
+    }
+    this.#unfollow?.()
+    this.#unfollow = undefined
+    const held = this.events.value
+    const last = held.at(-1)?.seq
+    if (this.mode.value === 'past' && last !== undefined && last <= at && !this.hasNewer.value) {
+      const page = await this.#page({ since: last, until: at, limit: STEP })
+      if (!page.has_more) {
+        this.#hold([...held, ...page.events])
+        return
+      }
+    }
+    const { events, hasMore } = await this.#back(at + 1)
     batch(() => {
       this.mode.value = 'past'
-      this.events.value = page.events
-      this.hasOlder.value = true
-      this.hasNewer.value = page.has_more
+      this.events.value = events
+      this.hasOlder.value = hasMore
+      this.hasNewer.value = false
     })
   }
 
-  #goLive(events: readonly LogEvent[]): void {
+  async #toEnd(): Promise<void> {
+    // What comes while the log is searched comes by the stream.
+    const { seq } = await ask<Moment>('/observe/moment', this.#abort.signal)
+    const { events, hasMore } = await this.#back(FAR)
+    this.hasOlder.value = hasMore
+    this.#goLive(events, Math.max(seq, events.at(-1)?.seq ?? 0))
+  }
+
+  /** As many of the latest as may be held. */
+  #hold(events: readonly LogEvent[]): void {
+    if (events.length > WINDOW) {
+      this.hasOlder.value = true
+      this.#lookedAt = events.at(-WINDOW)?.seq ?? FAR
+    }
+    this.events.value = events.slice(-WINDOW)
+  }
+
+  /** A page of what was before a place, in the order of the log. A search goes on where it has found nothing yet. */
+  async #back(before: number): Promise<{ events: LogEvent[]; hasMore: boolean }> {
+    this.#lookedAt = before
+    for (let pages = 1; ; pages++) {
+      const page = await this.#page({ before: this.#lookedAt, limit: PAGE })
+      this.#lookedAt = page.next_cursor
+      if (page.events.length > 0 || !page.has_more || pages === SEARCHED_PAGES)
+        return { events: page.events.toReversed(), hasMore: page.has_more }
+    }
+  }
+
+  #goLive(events: readonly LogEvent[], since: number): void {
     batch(() => {
-      if (events.length > WINDOW) this.hasOlder.value = true
-      this.events.value = events.slice(-WINDOW)
+      this.#hold(events)
       this.mode.value = 'live'
       this.missed.value = 0
       this.hasNewer.value = false
     })
     this.#unfollow?.()
-    const { type, agent } = this.#filter
-    const since = events.at(-1)?.seq ?? 0
-    this.#unfollow = follow({ type, agent, since, keep: WINDOW, onEvents: (came, skipped) => this.#add(came, skipped) })
+    const onEvents = (came: readonly LogEvent[], skipped: number) => this.#add(came, skipped)
+    this.#unfollow = follow({ filter: this.#filter, since, keep: WINDOW, onEvents })
   }
 
   #add(came: readonly LogEvent[], skipped: number): void {
@@ -121,17 +175,24 @@ export class Feed {
       this.missed.value += came.length + skipped
       return
     }
-    // What was skipped is older than all that is held then, and is found as older pages.
-    const all = skipped > 0 ? came : [...this.events.value, ...came]
     batch(() => {
-      if (all.length > WINDOW || skipped > 0) this.hasOlder.value = true
-      this.events.value = all.slice(-WINDOW)
+      if (skipped === 0) this.#hold([...this.events.value, ...came])
+      else {
+        // What was skipped is older than all that is held then, and is found as older pages.
+        this.#hold(came)
+        this.hasOlder.value = true
+        this.#lookedAt = came[0]?.seq ?? FAR
+      }
     })
   }
 
-  async #page(range: { since?: number; before?: number; limit: number }): Promise<EventsPage> {
-    const { type, agent } = this.#filter
-    const page = await ask<EventsPage>(query('/observe/events', { type, agent, ...range }), this.#abort.signal)
+  async #page(range: {
+    since?: number
+    until?: number | undefined
+    before?: number
+    limit: number
+  }): Promise<EventsPage> {
+    const page = await ask<EventsPage>(query('/observe/events', { ...this.#filter, ...range }), this.#abort.signal)
     return { ...page, events: page.events.map(shorten) }
   }
 
@@ -147,6 +208,7 @@ export class Feed {
       .finally(() => {
         this.#isWorking = false
         this.isLoading.value = false
+        if (this.#wanted && !this.#abort.signal.aborted) this.#work(() => this.#goWhereWanted())
       })
   }
   #isWorking = false

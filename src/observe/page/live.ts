@@ -13,9 +13,19 @@ export const newest = signal<LogEvent | undefined>(undefined)
 const FLUSH_MS = 100
 const RETRY_MS = 3_000
 
-export interface StreamOptions {
+/** Which events; parameters of the API. */
+export interface EventFilter {
   readonly type?: string | undefined
   readonly agent?: string | undefined
+  /** Messages between `agent` and this one. */
+  readonly with?: string | undefined
+  /** Keys that begin so. */
+  readonly key?: string | undefined
+  readonly text?: string | undefined
+}
+
+export interface StreamOptions {
+  readonly filter?: EventFilter
   /** Begins after this `seq`. */
   readonly since?: number | undefined
   /** So many of the latest are handed on at once; of the others only their number. */
@@ -24,7 +34,7 @@ export interface StreamOptions {
 }
 
 /** Follows the log until the function that is returned is called. */
-export function follow({ type, agent, since, keep, onEvents }: StreamOptions): () => void {
+export function follow({ filter, since, keep, onEvents }: StreamOptions): () => void {
   let last = since
   let waiting: LogEvent[] = []
   let skipped = 0
@@ -41,7 +51,7 @@ export function follow({ type, agent, since, keep, onEvents }: StreamOptions): (
   }
 
   function open(): void {
-    const opened = new EventSource(query('/observe/events/stream', { type, agent, since: last }))
+    const opened = new EventSource(query('/observe/events/stream', { ...filter, since: last }))
     source = opened
     opened.onopen = () => {
       streamState.value = 'live'

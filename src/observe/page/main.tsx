@@ -1,11 +1,11 @@
 /** The page: what surrounds the views. */
-import { effect } from '@preact/signals'
+import { computed, effect } from '@preact/signals'
 import { render } from 'preact'
 import { useEffect, useState } from 'preact/hooks'
 import { trouble } from './api.ts'
+import { ClockBar } from './clock-bar.tsx'
 import { follow, streamState } from './live.ts'
 import { link, route, VIEW_NAMES, VIEWS, type View } from './route.ts'
-import { Timeline } from './timeline.tsx'
 import { AgentsView } from './views/agents.tsx'
 import { FeedView } from './views/feed.tsx'
 import { NetworkView } from './views/network.tsx'
@@ -51,9 +51,7 @@ function Page() {
         <h1 class={view === 'overview' ? 'hidden' : ''}>{VIEW_NAMES[view]}</h1>
         <Shown />
       </main>
-      <footer>
-        <Timeline label="All that happened, over time" />
-      </footer>
+      <ClockBar />
     </>
   )
 }
@@ -110,8 +108,9 @@ function ofStream(): string {
   return ''
 }
 
+const shownView = computed(() => route.value.view)
 effect(() => {
-  document.title = `${VIEW_NAMES[route.value.view]} · Tabulum, observed`
+  document.title = `${VIEW_NAMES[shownView.value]} · Tabulum, observed`
   window.scrollTo(0, 0)
 })
 

@@ -18,10 +18,10 @@ export function size(bytes: number): string {
   return `${numbers.format(power === 0 ? bytes : Number((bytes / 1_024 ** power).toFixed(1)))} ${unit}`
 }
 
-/** In the reader's zone; in UTC where one points at it. Of today without the date. */
-export function Time({ at }: { at: string }) {
+/** In the reader's zone; in UTC where one points at it. Of today without the date, unless it is to be whole. */
+export function Time({ at, isWhole = false }: { at: string; isWhole?: boolean }) {
   const date = new Date(at)
-  const isToday = date.toDateString() === new Date().toDateString()
+  const isToday = !isWhole && date.toDateString() === new Date().toDateString()
   return (
     <time dateTime={at} title={`${at.replace('T', ' ').replace('Z', '')} UTC`}>
       {(isToday ? timeOfDay : clock).format(date)}

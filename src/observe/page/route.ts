@@ -18,7 +18,7 @@ export interface Route {
   readonly parameters: URLSearchParams
 }
 
-export const route = signal(read())
+export const route = signal<Route>(read())
 
 window.addEventListener('hashchange', () => {
   route.value = read()
@@ -29,14 +29,25 @@ function read(): Route {
   return { view: VIEWS.find((view) => view === name) ?? 'overview', parameters: new URLSearchParams(search) }
 }
 
+/** The address of a view. It is at the same moment, unless `at` is among the parameters. */
 export function link(view: View, parameters: Record<string, string | number | undefined> = {}): string {
-  const given = Object.entries(parameters).filter(([, value]) => value !== undefined && value !== '')
+  const at = route.value.parameters.get('at') ?? undefined
+  const given = Object.entries({ at, ...parameters }).filter(([, value]) => value !== undefined && value !== '')
   const search = new URLSearchParams(given.map(([name, value]) => [name, String(value).toWellFormed()]))
   return `#/${view}${given.length === 0 ? '' : `?${search}`}`
 }
 
-/** Changes some parameters of the view; undefined removes one. */
-export function change(parameters: Record<string, string | number | undefined>): void {
+/** Changes some parameters of the view; undefined removes one. A step of the clock is nothing that "back" goes back to. */
+export function change(
+  parameters: Record<string, string | number | undefined>,
+  { isStep = false }: { isStep?: boolean } = {},
+): void {
   const { view, parameters: old } = route.value
-  location.hash = link(view, { ...Object.fromEntries(old), ...parameters })
+  const address = link(view, { ...Object.fromEntries(old), ...parameters })
+  if (!isStep) {
+    location.hash = address
+    return
+  }
+  history.replaceState(null, '', address)
+  route.value = read()
 }

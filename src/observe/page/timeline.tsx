@@ -1,8 +1,8 @@
-/** How much happened, over time; a moment in it opens the feed there. */
+/** How much happened, over time; the clock goes to a moment in it. */
 import { useSignal } from '@preact/signals'
 import { type Activity, query, useLoaded } from './api.ts'
+import { goTo } from './clock.ts'
 import { count, counted } from './parts.tsx'
-import { link } from './route.ts'
 import { KIND_NAMES, kindOf } from './words.tsx'
 
 const KINDS = ['registry', 'message', 'state', 'read', 'removal'] as const
@@ -47,19 +47,33 @@ function layOut({ buckets, bucket_seconds: seconds }: Activity): { bars: Bar[]; 
 const short = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' })
 const said = (bucket: Bucket) => `${short.format(new Date(bucket.start))}: ${counted(bucket.total, 'event')}`
 
-export function Timeline({ agent, label, buckets = 120 }: { agent?: string; label: string; buckets?: number }) {
-  const { data, refused } = useLoaded<Activity>(query('/observe/activity', { buckets, agent }), true)
+export interface TimelineOptions {
+  readonly agent?: string
+  readonly label: string
+  readonly buckets?: number
+  /** The stretch that is shown; unless given all since the first event. */
+  readonly from?: string | undefined
+  readonly to?: string | undefined
+  /** Where the clock is, in ms since 1970; undefined: live. */
+  readonly marked?: number | undefined
+}
+
+export function Timeline({ agent, label, buckets = 120, from, to, marked }: TimelineOptions) {
+  const path = query('/observe/activity', { buckets, agent, from, to })
+  const { data, refused } = useLoaded<Activity>(path, { isLive: to === undefined, subject: 'timeline' })
   const chosen = useSignal<number | undefined>(undefined)
   if (!data || data.buckets.length === 0) {
-    return <p class="timeline quiet">{refused ? refused.message : data ? 'Nothing has happened yet.' : 'Loading…'}</p>
+    const text = data ? (from ? 'Nothing happened then.' : 'Nothing has happened yet.') : 'Loading…'
+    return <p class="timeline quiet">{refused ? refused.message : text}</p>
   }
   const { bars, idle, width } = layOut(data)
   const highest = Math.max(...data.buckets.map(({ total }) => total))
   const unit = WIDTH / width
-  const index = Math.min(chosen.value ?? bars.length - 1, bars.length - 1)
+  const mark = marked === undefined ? undefined : placeOf(marked, data, bars)
+  const index = Math.min(chosen.value ?? mark?.index ?? bars.length - 1, bars.length - 1)
   const at = bars[index]
   const open = () => {
-    if (at) location.hash = link('feed', { at: at.bucket.first_seq, agent })
+    if (at) goTo(at.bucket.first_seq)
   }
   const steps: Readonly<Record<string, number>> = {
     ArrowLeft: index - 1,
@@ -76,7 +90,7 @@ export function Timeline({ agent, label, buckets = 120 }: { agent?: string; labe
         aria-valuemin={0}
         aria-valuemax={bars.length - 1}
         aria-valuenow={index}
-        aria-valuetext={at ? `${said(at.bucket)}. Enter opens the feed there.` : ''}
+        aria-valuetext={at ? `${said(at.bucket)}. Enter shows everything as it was then.` : ''}
         onKeyDown={(event) => {
           const step = steps[event.key]
           if (event.key === 'Enter') open()
@@ -120,12 +134,13 @@ export function Timeline({ agent, label, buckets = 120 }: { agent?: string; labe
               </g>
             )
           })}
+          {mark && <rect class="now" x={mark.x * unit - 1} y="0" width="2" height={HEIGHT} />}
         </svg>
       </div>
       <p class="timeline-words">
         <span>
           {chosen.value !== undefined && at
-            ? `${said(at.bucket)} — open the feed there`
+            ? `${said(at.bucket)} — show it as it was then`
             : `Since ${short.format(new Date(data.buckets[0]?.start ?? data.from))} · at most ${count(highest)} in a bar`}
         </span>
         <span class="legend">
@@ -138,4 +153,13 @@ export function Timeline({ agent, label, buckets = 120 }: { agent?: string; labe
       </p>
     </div>
   )
+}
+
+/** Which bar a time is in or after, and where that is. */
+function placeOf(time: number, { bucket_seconds: seconds }: Activity, bars: readonly Bar[]) {
+  const index = bars.findLastIndex(({ bucket }) => Date.parse(bucket.start) <= time)
+  const bar = bars[index]
+  if (!bar) return { index: 0, x: bars[0]?.x ?? 0 }
+  const part = (time - Date.parse(bar.bucket.start)) / (seconds * 1_000)
+  return { index, x: bar.x + Math.min(1, part) }
 }

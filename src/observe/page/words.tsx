@@ -1,6 +1,6 @@
 /** Events in words. */
 import type { LogEvent } from './api.ts'
-import { Address, Key, Strange } from './parts.tsx'
+import { Address, count, Key, Strange } from './parts.tsx'
 import { link } from './route.ts'
 
 /** What a reader may filter by, in their words. */
@@ -40,7 +40,13 @@ const FAILURES: Readonly<Record<string, string>> = {
   backlog_full: 'too many wait already',
 }
 
-export function Sentence({ event }: { event: LogEvent }) {
+/** What else is known of a message: when it was received; and of a delivery which message that was. */
+export interface Related {
+  readonly delivered?: LogEvent | undefined
+  readonly message?: LogEvent | undefined
+}
+
+export function Sentence({ event, related }: { event: LogEvent; related?: Related | undefined }) {
   const { type, agent, data } = event
   const of = (name: string) => (typeof data[name] === 'string' ? (data[name] as string) : undefined)
   switch (type) {
@@ -56,12 +62,22 @@ export function Sentence({ event }: { event: LogEvent }) {
       return (
         <>
           <Address of={of('from')} /> said to <Address of={of('to')} />: <Content event={event} text={of('content')} />
+          {related?.delivered && <span class="quiet"> · received {after(event, related.delivered)}</span>}
         </>
       )
     case 'message_delivered':
       return (
         <>
-          <Address of={of('to')} /> received a message{of('delivery_method') === 'push' && ', which was pushed to it'}
+          <Address of={of('to')} /> received{' '}
+          {related?.message ? (
+            <>
+              from <Address of={related.message.agent} />:{' '}
+              <Content event={related.message} text={String(related.message.data.content)} />
+            </>
+          ) : (
+            'a message'
+          )}
+          {of('delivery_method') === 'push' && ', which was pushed to it'}
         </>
       )
     case 'push_failed':
@@ -117,6 +133,12 @@ export function Sentence({ event }: { event: LogEvent }) {
         </>
       )
   }
+}
+
+function after(event: LogEvent, later: LogEvent): string {
+  const seconds = Math.max(0, (Date.parse(later.ts) - Date.parse(event.ts)) / 1_000)
+  if (seconds < 1) return 'at once'
+  return seconds < 120 ? `${Math.round(seconds)} s later` : `${count(Math.round(seconds / 60))} minutes later`
 }
 
 function Content({ event: { data }, text = '' }: { event: LogEvent; text?: string | undefined }) {

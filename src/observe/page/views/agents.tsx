@@ -1,11 +1,12 @@
 /** Who lives here; and one of them. */
-import { type Agent, type AgentsPage, type EventsPage, type Network, query, shorten, useLoaded } from '../api.ts'
+import { type Agent, type AgentsPage, type EventsPage, type Network, shorten } from '../api.ts'
+import { moment } from '../clock.ts'
 import { Address, AddressSearch, Bar, count, Key, Panel, Time, Waiting } from '../parts.tsx'
 import { change, link, route } from '../route.ts'
+import { useLatest, useThen } from '../then.ts'
 import { Timeline } from '../timeline.tsx'
 import { Sentence } from '../words.tsx'
 
-const FAR = 999_999_999_999_999
 const SHOWN = 200
 
 const COLUMNS = {
@@ -27,7 +28,7 @@ function Everybody() {
   const search = parameters.get('search') ?? ''
   const sort = (parameters.get('sort') ?? 'last_active') as Column
   const cursor = parameters.get('cursor') ?? undefined
-  const { data, refused } = useLoaded<AgentsPage>(query('/observe/agents', { cursor }), true)
+  const { data, refused } = useThen<AgentsPage>('/observe/agents', { cursor })
   const found = (data?.agents ?? [])
     .filter(({ address }) => address.includes(search))
     .toSorted((one, other) => (figureOf(one, sort) < figureOf(other, sort) ? 1 : -1))
@@ -100,16 +101,11 @@ const isNumber = (column: string) => column.startsWith('messages') || column ===
 const figureOf = (agent: Agent, column: Column) => agent[column] ?? ''
 
 function Profile({ address }: { address: string }) {
-  const path = `/observe/agents/${encodeURIComponent(address)}`
-  const { data, refused } = useLoaded<Agent>(path, true)
+  const { data, refused } = useThen<Agent>(`/observe/agents/${encodeURIComponent(address)}`)
   const isKnown = data !== undefined
-  const of = (question: string) => (isKnown ? question : undefined)
-  const network = useLoaded<Network>(of(query('/observe/network', { agent: address, limit: 200 })), true)
-  const latest = useLoaded<EventsPage>(of(query('/observe/events', { before: FAR, agent: address, limit: 20 })), true)
-  const writes = useLoaded<EventsPage>(
-    of(query('/observe/events', { before: FAR, agent: address, type: 'state_written', limit: 50 })),
-    true,
-  )
+  const network = useThen<Network>(isKnown ? '/observe/network' : undefined, { agent: address, limit: 200 })
+  const latest = useLatest<EventsPage>(isKnown ? { agent: address, limit: 20 } : undefined)
+  const writes = useLatest<EventsPage>(isKnown ? { agent: address, type: 'state_written', limit: 50 } : undefined)
   const keys = [...new Set(writes.data?.events.map(({ data: { key } }) => String(key)))].slice(0, 12)
   const edges = (network.data?.edges ?? []).slice(0, 12)
   return (
@@ -122,7 +118,13 @@ function Profile({ address }: { address: string }) {
       </h2>
       {!data && (
         <Waiting>
-          {refused ? (refused.status === 404 ? 'No agent has that address.' : refused.message) : undefined}
+          {refused
+            ? refused.status === 404
+              ? moment.value === undefined
+                ? 'No agent has that address.'
+                : 'No agent had that address then.'
+              : refused.message
+            : undefined}
         </Waiting>
       )}
       {data && (
@@ -169,7 +171,12 @@ function Profile({ address }: { address: string }) {
                         <Address of={from === address ? to : from} />
                       </span>
                       <Bar value={times} of={edges[0]?.count ?? 1} />
-                      <span>{count(times)}</span>
+                      <a
+                        href={link('feed', { agent: address, with: from === address ? to : from })}
+                        title="The conversation of the two"
+                      >
+                        {count(times)}
+                      </a>
                     </li>
                   ))}
                 </ol>

@@ -3,10 +3,12 @@ import { useSignal } from '@preact/signals'
 import { memo } from 'preact/compat'
 import { useEffect, useMemo, useRef } from 'preact/hooks'
 import { askForEvent, type LogEvent } from '../api.ts'
+import { goTo, moment } from '../clock.ts'
 import { Feed } from '../feed.ts'
-import { counted, LongText, Time, Waiting } from '../parts.tsx'
+import type { EventFilter } from '../live.ts'
+import { Address, counted, LongText, Time, Waiting } from '../parts.tsx'
 import { change, link, route } from '../route.ts'
-import { kindOf, Sentence, TYPES } from '../words.tsx'
+import { kindOf, type Related, Sentence, TYPES } from '../words.tsx'
 
 /** So many are drawn; more as the reader comes to their end. */
 const DRAWN = 100
@@ -14,36 +16,61 @@ const ADDRESS = /^tab_[a-z0-9]{20}$/
 
 export function FeedView() {
   const { parameters } = route.value
-  const type = parameters.get('type') || undefined
-  const agent = parameters.get('agent') || undefined
-  const at = Number(parameters.get('at')) || undefined
-  const feed = useMemo(() => new Feed({ type, agent, at }), [type, agent, at])
+  const given = (name: string) => parameters.get(name) || undefined
+  const filter = {
+    ...{ type: given('type'), agent: given('agent'), with: given('with') },
+    key: given('key'),
+    text: given('text'),
+  }
+  const name = JSON.stringify(filter)
+  const at = moment.value
+  const feed = useMemo(() => new Feed(filter, at), [name])
   useEffect(() => () => feed.close(), [feed])
+  useEffect(() => feed.moveTo(at), [feed, at])
   return (
     <>
-      <Filters type={type} agent={agent} />
-      <Controls feed={feed} at={at} />
-      <List key={`${type} ${agent} ${at}`} feed={feed} at={at} />
+      {filter.with ? <Between one={filter.agent} other={filter.with} /> : <Filters key={name} filter={filter} />}
+      <Controls feed={feed} />
+      <List key={name} feed={feed} at={at} />
     </>
   )
 }
 
-function Filters({ type, agent }: { type: string | undefined; agent: string | undefined }) {
+function Between({ one, other }: { one: string | undefined; other: string }) {
+  return (
+    <p class="notice">
+      The conversation between <Address of={one} /> and <Address of={other} />. <a href={link('feed')}>All events</a>
+    </p>
+  )
+}
+
+/** What can be filtered by beside types: the parameter, what it is for the reader, and an example. */
+const FIELDS = [
+  ['agent', 'of the agent', 'tab_…'],
+  ['key', 'about keys that begin with', 'answers/'],
+  ['text', 'that say', 'good morning'],
+] as const
+
+function Filters({ filter }: { filter: EventFilter }) {
+  const { type } = filter
   const chosen = new Set(type?.split(','))
   const wrong = useSignal(false)
   const toggle = (name: string) => {
     const next = chosen.has(name) ? [...chosen].filter((other) => other !== name) : [...chosen, name]
     change({ type: next.join(',') || undefined })
   }
+  const isAny = Object.values(filter).some((value) => value !== undefined)
   return (
     <form
       class="filters"
       aria-label="Filters"
       onSubmit={(event) => {
         event.preventDefault()
-        const text = String(new FormData(event.currentTarget).get('agent')).trim()
-        wrong.value = text !== '' && !ADDRESS.test(text)
-        if (!wrong.value) change({ agent: text || undefined })
+        const form = new FormData(event.currentTarget)
+        const text = (name: string) => String(form.get(name)) || undefined
+        const agent = text('agent')?.trim()
+        wrong.value = agent !== undefined && !ADDRESS.test(agent)
+        if (!wrong.value) change({ agent, key: text('key'), text: text('text') })
       }}
     >
       <fieldset>
@@ -55,20 +82,22 @@ function Filters({ type, agent }: { type: string | undefined; agent: string | un
           </label>
         ))}
       </fieldset>
-      <label class="field">
-        of the agent
-        <input
-          key={agent}
-          name="agent"
-          type="search"
-          placeholder="tab_…"
-          defaultValue={agent}
-          autocomplete="off"
-          spellcheck={false}
-        />
-      </label>
+      {FIELDS.map(([name, words, example]) => (
+        <label key={name} class="field">
+          {words}
+          <input
+            name={name}
+            type="search"
+            placeholder={example}
+            defaultValue={filter[name]}
+            maxLength={200}
+            autocomplete="off"
+            spellcheck={false}
+          />
+        </label>
+      ))}
       <button type="submit">Filter</button>
-      {(type || agent) && <a href={link('feed')}>all events</a>}
+      {isAny && <a href={link('feed')}>all events</a>}
       {wrong.value && (
         <p role="alert" class="wrong">
           An address is tab_ and 20 letters and digits.
@@ -78,46 +107,68 @@ function Filters({ type, agent }: { type: string | undefined; agent: string | un
   )
 }
 
-function Controls({ feed, at }: { feed: Feed; at: number | undefined }) {
+function Controls({ feed }: { feed: Feed }) {
   const mode = feed.mode.value
-  const resume = () => {
-    if (at === undefined) feed.resume()
-    else change({ at: undefined })
-  }
   return (
     <div class="controls">
-      {mode === 'live' ? (
+      {mode === 'live' && (
         <button type="button" onClick={() => feed.pause()}>
           Pause
         </button>
-      ) : (
-        <button type="button" class="main" onClick={resume}>
-          {mode === 'paused' ? 'Continue' : 'Go to the present'}
+      )}
+      {mode === 'paused' && (
+        <button type="button" class="main" onClick={() => feed.resume()}>
+          Continue
+        </button>
+      )}
+      {mode === 'past' && (
+        <button type="button" disabled={feed.isLoading.value} onClick={() => inBackground(goOn(feed))}>
+          What came next
         </button>
       )}
       <span role="status">
         {mode === 'live' && 'Live: the latest is at the top.'}
         {mode === 'paused' && `Paused. ${counted(feed.missed.value, 'new event')} since.`}
-        {mode === 'past' && 'You look at the past.'}
+        {mode === 'past' && 'You look at the past: at the top is the moment that the clock shows.'}
       </span>
     </div>
   )
 }
 
+/** Moves the clock on by a page of the feed. */
+async function goOn(feed: Feed): Promise<void> {
+  goTo(await feed.next())
+}
+
+/** What was asked for and has no answer shows that itself. */
+function inBackground(work: Promise<void>): void {
+  work.catch(() => undefined)
+}
+
+/** By event: when a message was received, and which message a delivery was of; of those that are at hand. */
+function relate(events: readonly LogEvent[]): Map<LogEvent, Related> {
+  const messages = new Map<unknown, LogEvent>()
+  const related = new Map<LogEvent, Related>()
+  for (const event of events) {
+    if (event.type === 'message_sent') messages.set(event.data.message_id, event)
+    if (event.type !== 'message_delivered') continue
+    const message = messages.get(event.data.message_id)
+    if (!message) continue
+    related.set(event, { message })
+    related.set(message, { delivered: event })
+  }
+  return related
+}
+
 function List({ feed, at }: { feed: Feed; at: number | undefined }) {
   const drawn = useSignal(DRAWN)
   const events = feed.events.value
-  // What one jumped to is at the end of the list: from there on upwards is what followed.
-  const order = events.toReversed()
-  const visible = at === undefined ? order.slice(0, drawn.value) : order
+  const related = useMemo(() => relate(events), [events])
+  const visible = events.slice(-drawn.value).reverse()
   const more = () => {
-    if (at === undefined && drawn.value < events.length) {
-      feed.pause()
-      drawn.value += DRAWN
-    } else {
-      drawn.value += DRAWN
-      feed.older()
-    }
+    feed.pause()
+    drawn.value += DRAWN
+    if (drawn.value >= events.length) feed.older()
   }
   const end = useRef<HTMLDivElement>(null)
   const moreNow = useRef(more)
@@ -132,9 +183,10 @@ function List({ feed, at }: { feed: Feed; at: number | undefined }) {
   }, [])
   const mode = feed.mode.value
   useEffect(() => {
-    if (mode === 'live') drawn.value = DRAWN
-  }, [mode])
+    if (mode !== 'paused') drawn.value = DRAWN
+  }, [mode, at])
   const isBusy = feed.isLoading.value
+  const hasOlder = feed.hasOlder.value || visible.length < events.length
   if (feed.refused.value) return <Waiting refused={feed.refused.value} />
   return (
     <>
@@ -145,68 +197,79 @@ function List({ feed, at }: { feed: Feed; at: number | undefined }) {
       )}
       <ol class="events" aria-label="Events, the latest first" aria-busy={isBusy}>
         {visible.map((event) => (
-          <Row key={event.seq} event={event} isChosen={event.seq === at} />
+          <Row key={event.seq} event={event} related={related.get(event)} isChosen={event.seq === at} />
         ))}
       </ol>
       {events.length === 0 && (
-        <Waiting>{isBusy ? undefined : 'No such event yet. What comes is shown here at once.'}</Waiting>
+        <Waiting>
+          {isBusy
+            ? undefined
+            : hasOlder
+              ? 'None was found so far.'
+              : mode === 'past'
+                ? 'There was no such event yet.'
+                : 'No such event yet. What comes is shown here at once.'}
+        </Waiting>
       )}
       <div ref={end} />
-      {(feed.hasOlder.value || visible.length < events.length) && (
+      {hasOlder && (
         <button type="button" disabled={isBusy} onClick={more}>
-          {isBusy ? 'Loading…' : 'Older events'}
+          {isBusy ? 'Loading…' : events.length === 0 ? 'Search further back' : 'Older events'}
         </button>
       )}
-      {!feed.hasOlder.value && events.length > 0 && visible.length === events.length && (
-        <p class="quiet">This is where it began.</p>
-      )}
+      {!hasOlder && events.length > 0 && <p class="quiet">This is where it began.</p>}
     </>
   )
 }
 
-const Row = memo(({ event, isChosen }: { event: LogEvent; isChosen: boolean }) => {
-  const whole = useSignal<LogEvent | undefined>(undefined)
-  const isOpen = useSignal(false)
-  const row = useRef<HTMLLIElement>(null)
-  useEffect(() => {
-    if (isChosen) row.current?.scrollIntoView({ block: 'center' })
-  }, [isChosen])
-  useEffect(() => {
-    if (!isOpen.value || !event.cut || whole.value) return
-    const abort = new AbortController()
-    askForEvent(event.seq, abort.signal).then(
-      (found) => {
-        whole.value = found
-      },
-      () => undefined,
+const Row = memo(
+  ({ event, related, isChosen }: { event: LogEvent; related: Related | undefined; isChosen: boolean }) => {
+    const whole = useSignal<LogEvent | undefined>(undefined)
+    const isOpen = useSignal(false)
+    useEffect(() => {
+      if (!isOpen.value || !event.cut || whole.value) return
+      const abort = new AbortController()
+      askForEvent(event.seq, abort.signal).then(
+        (found) => {
+          whole.value = found
+        },
+        () => undefined,
+      )
+      return () => abort.abort()
+    }, [isOpen.value])
+    const { cut, ...shown } = whole.value ?? event
+    return (
+      <li class={`${kindOf(event.type)}${isChosen ? ' chosen' : ''}`}>
+        <button
+          type="button"
+          class="fold"
+          aria-expanded={isOpen.value}
+          aria-label={`Event ${event.seq} as JSON`}
+          onClick={() => {
+            isOpen.value = !isOpen.value
+          }}
+        >
+          {'{ }'}
+        </button>
+        <span class="what">
+          <Sentence event={event} related={related} />
+        </span>
+        <Time at={event.ts} />
+        {isOpen.value && (
+          <div class="details">
+            <LongText text={JSON.stringify(shown, null, 2)} label={`Event ${event.seq}`} />
+            {cut && <p class="quiet">Loading the rest…</p>}
+            <p class="links">
+              <a href={link('feed', { at: event.seq })}>Everything as it was then</a>
+              {event.type === 'message_sent' && (
+                <a href={link('feed', { agent: event.agent, with: String(event.data.to) })}>
+                  The conversation of the two
+                </a>
+              )}
+            </p>
+          </div>
+        )}
+      </li>
     )
-    return () => abort.abort()
-  }, [isOpen.value])
-  const { cut, ...shown } = whole.value ?? event
-  return (
-    <li ref={row} class={`${kindOf(event.type)}${isChosen ? ' chosen' : ''}`}>
-      <button
-        type="button"
-        class="fold"
-        aria-expanded={isOpen.value}
-        aria-label={`Event ${event.seq} as JSON`}
-        onClick={() => {
-          isOpen.value = !isOpen.value
-        }}
-      >
-        {'{ }'}
-      </button>
-      <span class="what">
-        <Sentence event={event} />
-      </span>
-      <Time at={event.ts} />
-      {isOpen.value && (
-        <div class="details">
-          <LongText text={JSON.stringify(shown, null, 2)} label={`Event ${event.seq}`} />
-          {cut && <p class="quiet">Loading the rest…</p>}
-          <a href={link('feed', { at: event.seq })}>Link to this event</a>
-        </div>
-      )}
-    </li>
-  )
-})
+  },
+)

@@ -1,7 +1,8 @@
 /** Who wrote to whom, and how often. */
-import { type Network, query, useLoaded } from '../api.ts'
+import type { Network } from '../api.ts'
 import { Address, AddressSearch, Bar, count, Waiting } from '../parts.tsx'
 import { change, link, route } from '../route.ts'
+import { useThen } from '../then.ts'
 
 const ASKED = 1_000
 const SHOWN = 200
@@ -10,8 +11,10 @@ export function NetworkView() {
   const { parameters } = route.value
   const search = parameters.get('search') ?? ''
   const least = Number(parameters.get('min_count')) || 1
-  const path = query('/observe/network', { limit: ASKED, min_count: least > 1 ? least : undefined })
-  const { data, refused } = useLoaded<Network>(path, true)
+  const { data, refused } = useThen<Network>('/observe/network', {
+    limit: ASKED,
+    min_count: least > 1 ? least : undefined,
+  })
   const found = data?.edges.filter(({ from, to }) => from.includes(search) || to.includes(search)) ?? []
   const shown = found.slice(0, SHOWN)
   return (
@@ -61,7 +64,9 @@ export function NetworkView() {
                     <Address of={to} />
                   </td>
                   <td class="number">
-                    <a href={link('feed', { type: 'message_sent', agent: from })}>{count(times)}</a>
+                    <a href={link('feed', { agent: from, with: to })} title="The conversation of the two">
+                      {count(times)}
+                    </a>
                   </td>
                   <td class="wide">
                     <Bar value={times} of={found[0]?.count ?? 1} />

@@ -1,9 +1,12 @@
 /** What agents keep together: keys and values, and what became of them. */
 import { useSignal } from '@preact/signals'
-import { useEffect } from 'preact/hooks'
+import { diffLines, diffWordsWithSpace } from 'diff'
+import { useMemo } from 'preact/hooks'
 import { ask, type History, query, type StatePage, type StateValue, statePath, useLoaded } from '../api.ts'
-import { Address, count, counted, Key, LongText, Panel, Strange, size, Time, Waiting } from '../parts.tsx'
+import { asOf, moment } from '../clock.ts'
+import { Address, count, counted, Key, LongText, Panel, Strange, size, Time, visible, Waiting } from '../parts.tsx'
 import { change, link, route } from '../route.ts'
+import { useThen } from '../then.ts'
 
 const PAGE = 200
 /** Held at once, of one prefix; who wants others narrows it. */
@@ -14,27 +17,30 @@ type Listed = StatePage['keys'][number]
 export function StateView() {
   const { parameters } = route.value
   const key = parameters.get('key')
-  return key === null ? <Keys /> : <OneKey of={key} at={Number(parameters.get('at')) || undefined} />
+  return key === null ? <Keys /> : <OneKey key={key} of={key} />
 }
 
 function Keys() {
   const { parameters } = route.value
   const prefix = parameters.get('prefix') ?? ''
   const isList = parameters.get('as') === 'list'
-  const { data, refused } = useLoaded<StatePage>(query('/observe/state', { prefix, limit: PAGE }), true)
-  const more = useSignal<{ prefix: string; keys: Listed[]; next: string | null } | undefined>(undefined)
+  const { data, refused } = useThen<StatePage>('/observe/state', { prefix, limit: PAGE })
+  const at = asOf.value
+  const more = useSignal<{ prefix: string; at: number | undefined; keys: Listed[]; next: string | null } | undefined>(
+    undefined,
+  )
   const isLoading = useSignal(false)
-  const further = more.value?.prefix === prefix ? more.value : undefined
+  const further = more.value?.prefix === prefix && more.value.at === at ? more.value : undefined
   const keys = [...(data?.keys ?? []), ...(further?.keys ?? [])]
   const next = further ? further.next : (data?.next_cursor ?? null)
   const load = () => {
     isLoading.value = true
     ask<StatePage>(
-      query('/observe/state', { prefix, limit: PAGE, cursor: next ?? undefined }),
+      query('/observe/state', { prefix, limit: PAGE, cursor: next ?? undefined, at }),
       AbortSignal.timeout(60_000),
     )
       .then((page) => {
-        more.value = { prefix, keys: [...(further?.keys ?? []), ...page.keys], next: page.next_cursor }
+        more.value = { prefix, at, keys: [...(further?.keys ?? []), ...page.keys], next: page.next_cursor }
       })
       .catch(() => undefined)
       .finally(() => {
@@ -130,16 +136,14 @@ function Crumbs({ prefix }: { prefix: string }) {
   )
 }
 
-function OneKey({ of: key, at }: { of: string; at: number | undefined }) {
+function OneKey({ of: key }: { of: string }) {
   // A browser takes these two for places in the path.
   const isUnreachable = key === '.' || key === '..' || key === ''
-  const path = isUnreachable ? undefined : query(statePath(key), { at })
-  const value = useLoaded<StateValue>(path, at === undefined)
-  const history = useLoaded<History>(isUnreachable ? undefined : `${statePath(key)}/history`, true)
-  const shown = useSignal<StateValue | undefined>(undefined)
-  useEffect(() => {
-    shown.value = undefined
-  }, [path])
+  const at = moment.value
+  const value = useThen<StateValue>(isUnreachable ? undefined : statePath(key))
+  const history = useLoaded<History>(isUnreachable ? undefined : `${statePath(key)}/history`, { isLive: true })
+  const versions = history.data?.versions ?? []
+  const current = versions.findIndex(({ seq }) => at === undefined || seq <= at)
   const { data, refused } = value
   const folder = key.slice(0, key.lastIndexOf('/') + 1)
   return (
@@ -153,7 +157,7 @@ function OneKey({ of: key, at }: { of: string; at: number | undefined }) {
       )}
       {at !== undefined && (
         <p class="notice">
-          As it was after event {count(at)}. <a href={link('state', { key })}>Show it as it is now</a>
+          As it was after event {count(at)}. <a href={link('state', { key, at: undefined })}>Show it as it is now</a>
         </p>
       )}
       {!isUnreachable && !data && (
@@ -162,11 +166,14 @@ function OneKey({ of: key, at }: { of: string; at: number | undefined }) {
         </Waiting>
       )}
       {data && <Value value={data} />}
+      {data && !data.redacted && (
+        <Changes of={key} now={versions[current]} before={versions[current + 1]} value={data} />
+      )}
       <Panel title="What became of it">
         {history.data ? (
           <ol class="ranking versions">
-            {history.data.versions.map((version) => (
-              <li key={version.seq}>
+            {versions.map((version, index) => (
+              <li key={version.seq} class={index < current ? 'later' : ''}>
                 <span>
                   {version.type === 'state_written' && (
                     <>
@@ -187,7 +194,7 @@ function OneKey({ of: key, at }: { of: string; at: number | undefined }) {
                 {version.value_length !== null && (
                   <a
                     href={link('state', { key, at: version.seq })}
-                    aria-current={version.seq === at ? 'true' : undefined}
+                    aria-current={index === current ? 'true' : undefined}
                   >
                     {size(version.value_length)}
                   </a>
@@ -203,6 +210,61 @@ function OneKey({ of: key, at }: { of: string; at: number | undefined }) {
       </Panel>
     </>
   )
+}
+
+type Version = History['versions'][number]
+/** Characters of two versions that are compared; and how long that may take. */
+const COMPARED = 100_000
+const COMPARED_FOR_MS = 200
+
+/** What is different from the version before. */
+function Changes({
+  of: key,
+  now,
+  before,
+  value,
+}: {
+  of: string
+  now: Version | undefined
+  before: Version | undefined
+  value: StateValue
+}) {
+  const hasTwo = now?.type === 'state_written' && before?.type === 'state_written'
+  const old = useLoaded<StateValue>(hasTwo ? query(statePath(key), { at: before.seq }) : undefined)
+  const parts = useMemo(
+    () => (old.data && !old.data.redacted ? compare(old.data.value, value.value) : undefined),
+    [old.data, value],
+  )
+  if (!hasTwo || parts === undefined) return null
+  return (
+    <Panel title="What changed with it">
+      {parts === 'much' ? (
+        <p class="quiet">Too much to be compared here.</p>
+      ) : (
+        <pre tabIndex={0} role="region" aria-label="Differences from the version before" class="changes">
+          {parts.map((part, index) =>
+            part.added ? (
+              <ins key={index}>{visible(part.value)}</ins>
+            ) : part.removed ? (
+              <del key={index}>{visible(part.value)}</del>
+            ) : (
+              <span key={index}>{visible(part.value)}</span>
+            ),
+          )}
+        </pre>
+      )}
+    </Panel>
+  )
+}
+
+/** Undefined where they are the same. */
+function compare(old: string, text: string): ReturnType<typeof diffLines> | 'much' | undefined {
+  const [one, other] = [prettyJson(old) ?? old, prettyJson(text) ?? text]
+  if (one === other) return undefined
+  if (one.length + other.length > COMPARED) return 'much'
+  const hasLines = one.includes('\n') || other.includes('\n')
+  const within = { timeout: COMPARED_FOR_MS }
+  return (hasLines ? diffLines(one, other, within) : diffWordsWithSpace(one, other, within)) ?? 'much'
 }
 
 function Value({ value }: { value: StateValue }) {

@@ -5,7 +5,9 @@ import { link, route } from '../route.ts'
 
 export function TransparencyView() {
   const cursor = route.value.parameters.get('cursor') ?? undefined
-  const { data, refused } = useLoaded<Transparency>(query('/observe/transparency', { cursor, limit: 100 }), true)
+  const { data, refused } = useLoaded<Transparency>(query('/observe/transparency', { cursor, limit: 100 }), {
+    isLive: true,
+  })
   return (
     <>
       <p class="lead">
