@@ -44,6 +44,9 @@ function Between({ one, other }: { one: string | undefined; other: string }) {
   )
 }
 
+/** Filters would be all that is seen there. */
+const PHONE = '(max-width: 45rem)'
+
 /** What can be filtered by beside types: the parameter, what it is for the reader, and an example. */
 const FIELDS = [
   ['agent', 'of the agent', 'tab_…'],
@@ -73,31 +76,36 @@ function Filters({ filter }: { filter: EventFilter }) {
         if (!wrong.value) change({ agent, key: text('key'), text: text('text') })
       }}
     >
-      <fieldset>
-        <legend>Show only</legend>
-        {Object.entries(TYPES).map(([name, words]) => (
-          <label key={name} class={`chip ${kindOf(name)}`}>
-            <input type="checkbox" checked={chosen.has(name)} onChange={() => toggle(name)} />
-            {words}
-          </label>
-        ))}
-      </fieldset>
-      {FIELDS.map(([name, words, example]) => (
-        <label key={name} class="field">
-          {words}
-          <input
-            name={name}
-            type="search"
-            placeholder={example}
-            defaultValue={filter[name]}
-            maxLength={200}
-            autocomplete="off"
-            spellcheck={false}
-          />
-        </label>
-      ))}
-      <button type="submit">Filter</button>
-      {isAny && <a href={link('feed')}>all events</a>}
+      <details open={isAny || !matchMedia(PHONE).matches}>
+        <summary>What is shown</summary>
+        <div>
+          <fieldset>
+            <legend>Show only</legend>
+            {Object.entries(TYPES).map(([name, words]) => (
+              <label key={name} class={`chip ${kindOf(name)}`}>
+                <input type="checkbox" checked={chosen.has(name)} onChange={() => toggle(name)} />
+                {words}
+              </label>
+            ))}
+          </fieldset>
+          {FIELDS.map(([name, words, example]) => (
+            <label key={name} class="field">
+              {words}
+              <input
+                name={name}
+                type="search"
+                placeholder={example}
+                defaultValue={filter[name]}
+                maxLength={200}
+                autocomplete="off"
+                spellcheck={false}
+              />
+            </label>
+          ))}
+          <button type="submit">Filter</button>
+          {isAny && <a href={link('feed')}>all events</a>}
+        </div>
+      </details>
       {wrong.value && (
         <p role="alert" class="wrong">
           An address is tab_ and 20 letters and digits.
