@@ -1,4 +1,4 @@
-/** Agents on the cluster: the requests of the README's tour, and load that notices what is lost. */
+/** Agents on the cluster: the requests of docs/tour.md, and load that notices what is lost. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Agent, type Answer, Client, messageAccepted, messagesPage } from '../../lab/client.ts'
 import { delivered, expect, OBSERVE_PORT, PORT, until, within } from './engine.ts'
@@ -31,7 +31,7 @@ async function patiently<T>(what: string, ask: () => Promise<T>): Promise<T> {
   return answer.is
 }
 
-/** The requests of the README's tour. */
+/** The requests of docs/tour.md. */
 export async function tour(): Promise<void> {
   const operator = await patiently('an operator', () => client.registerOperator())
   const register = () => patiently('an agent', () => operator.registerAgent())

@@ -1,0 +1,79 @@
+/** What documents name is there: files, headings, folders, scripts. And what is in code is in them. */
+import { existsSync, globSync, readdirSync } from 'node:fs'
+import { dirname, join, normalize } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { loadConfig, settingNames } from '../../src/config.ts'
+import { anchorsOf, linksOf, ROOT, readDocument, tableRows } from '../support/document.ts'
+
+const DOCUMENTS = globSync(['*.md', 'docs/*.md', 'examples/*.md', 'k8s/*.md', 'load-tests/*.md'], { cwd: ROOT }).sort()
+
+describe('links', () => {
+  const links = DOCUMENTS.flatMap((from) =>
+    linksOf(readDocument(from))
+      .filter((target) => !/^[a-z]+:/.test(target))
+      .map((target) => ({ from, target })),
+  )
+
+  it('are there', () => {
+    expect(links.length).toBeGreaterThan(30)
+  })
+
+  it.each(links)('in $from: $target', ({ from, target }) => {
+    const [path = '', anchor] = target.split('#')
+    const file = path === '' ? from : normalize(join(dirname(from), path))
+    expect(existsSync(join(ROOT, file))).toBe(true)
+    if (anchor !== undefined) expect(anchorsOf(readDocument(file))).toContain(anchor)
+  })
+})
+
+describe('the table of folders', () => {
+  const rows = tableRows(readDocument('docs/contributing.md')).filter(([first = '']) => /^`[a-z].*\//.test(first))
+  const folders = rows.flatMap(([first = '']) => [...first.matchAll(/`([^`]+)`/g)].map(([, path = '']) => path))
+
+  it('has some', () => {
+    expect(folders.length).toBeGreaterThan(10)
+  })
+
+  it.each(folders)('%s is there', (path) => {
+    expect(existsSync(join(ROOT, path))).toBe(true)
+  })
+
+  it('has every folder of sources', () => {
+    const entries = readdirSync(join(ROOT, 'src'), { withFileTypes: true, recursive: true })
+    const sources = entries.filter((entry) => entry.isFile() && entry.parentPath !== join(ROOT, 'src'))
+    const used = new Set(sources.map(({ parentPath }) => parentPath.slice(ROOT.length + 1).split('/')[1]))
+    expect(folders).toEqual(expect.arrayContaining([...used].map((name) => `src/${name}/`)))
+  })
+})
+
+describe('scripts that documents name', () => {
+  const scripts = Object.keys(JSON.parse(readDocument('package.json')).scripts)
+  const named = DOCUMENTS.flatMap((from) =>
+    [...readDocument(from).matchAll(/npm run ([a-z:]+)/g)].map(([, name = '']) => ({ from, name })),
+  )
+
+  it.each(named)('in $from: npm run $name', ({ name }) => {
+    expect(scripts).toContain(name)
+  })
+})
+
+describe('the table of settings', () => {
+  const rows = tableRows(readDocument('README.md'))
+    .filter(([first = '']) => /^`[A-Z0-9_]+`$/.test(first))
+    .map(([name = '', value = '']) => ({ name: name.slice(1, -1), value }))
+
+  it('names all settings, in the order of src/config.ts, and no others', () => {
+    expect(rows.map(({ name }) => name)).toEqual(settingNames)
+  })
+
+  it.each(rows)('has the default of $name', ({ name, value }) => {
+    const defaults = new Map(Object.entries(loadConfig({})))
+    if (value === '–') {
+      expect(defaults.get(name) ?? []).toEqual([])
+      return
+    }
+    const text = /^`(.+)`$/.exec(value)?.[1]
+    expect(text).toBeDefined()
+    expect(new Map(Object.entries(loadConfig({ [name]: text }))).get(name)).toEqual(defaults.get(name))
+  })
+})
