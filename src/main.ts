@@ -26,7 +26,7 @@ const COMMANDS: Record<string, Command> = {
     help: `Usage: serve
 
 Serves the agent API from one process. Needs no server; data is kept in DATA_DIR (./data).
-Settings: PORT (8080), HOST (0.0.0.0), INTERNAL_PORT (9090), DATA_DIR (./data); all are in the README.`,
+Settings: PORT (8080), HOST (0.0.0.0), INTERNAL_PORT (9090), DATA_DIR (./data); all are in docs/settings.md.`,
     runsForLong: true,
     run: async (config) => (await import('./commands/serve.ts')).serve(config),
   },
@@ -152,7 +152,7 @@ ${Object.entries(COMMANDS)
   .map(([name, { summary }]) => `  ${name.padEnd(12)} ${summary}`)
   .join('\n')}
 
-Settings are environment variables; the README lists them.`
+Settings are environment variables; docs/settings.md lists them.`
 
 /** Errors whose message is all that the person who started the program needs. */
 const EXPECTED = new Set(['ConfigError', 'DirectoryInUse', 'CannotListen', 'UsageError', 'StartupError'])

@@ -1,8 +1,7 @@
-/** What documents name is there: files, headings, folders, scripts. And what is in code is in them. */
+/** What documents name is there: files, headings, folders, scripts. */
 import { existsSync, globSync, readdirSync } from 'node:fs'
 import { dirname, join, normalize } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { loadConfig, settingNames } from '../../src/config.ts'
 import { anchorsOf, linksOf, ROOT, readDocument, tableRows } from '../support/document.ts'
 
 const DOCUMENTS = globSync(['*.md', 'docs/*.md', 'examples/*.md', 'k8s/*.md', 'load-tests/*.md'], { cwd: ROOT }).sort()
@@ -54,26 +53,5 @@ describe('scripts that documents name', () => {
 
   it.each(named)('in $from: npm run $name', ({ name }) => {
     expect(scripts).toContain(name)
-  })
-})
-
-describe('the table of settings', () => {
-  const rows = tableRows(readDocument('README.md'))
-    .filter(([first = '']) => /^`[A-Z0-9_]+`$/.test(first))
-    .map(([name = '', value = '']) => ({ name: name.slice(1, -1), value }))
-
-  it('names all settings, in the order of src/config.ts, and no others', () => {
-    expect(rows.map(({ name }) => name)).toEqual(settingNames)
-  })
-
-  it.each(rows)('has the default of $name', ({ name, value }) => {
-    const defaults = new Map(Object.entries(loadConfig({})))
-    if (value === '–') {
-      expect(defaults.get(name) ?? []).toEqual([])
-      return
-    }
-    const text = /^`(.+)`$/.exec(value)?.[1]
-    expect(text).toBeDefined()
-    expect(new Map(Object.entries(loadConfig({ [name]: text }))).get(name)).toEqual(defaults.get(name))
   })
 })
