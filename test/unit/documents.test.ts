@@ -55,3 +55,25 @@ describe('scripts that documents name', () => {
     expect(scripts).toContain(name)
   })
 })
+
+describe('the glossary', () => {
+  const entries = readDocument('docs/glossary.md').split(/^(?=- |#|\*\*)/m)
+  const names = entries.flatMap((entry) => {
+    const [, inCode = ''] = entry.split(/in\s+code:/i)
+    return [...inCode.matchAll(/`([^`]+)`/g)].map(([, name = '']) => name)
+  })
+  const code = globSync(['src/**/*.{ts,sql,lua}', 'migrations/**/*.sql'], { cwd: ROOT }).map(readDocument).join('\n')
+
+  it('has names of the code', () => {
+    expect(names.length).toBeGreaterThan(30)
+  })
+
+  it.each([...new Set(names)])('%s is one', (name) => {
+    expect(code).toMatch(new RegExp(`\\b${name}\\b`))
+  })
+
+  it('has each word once', () => {
+    const words = entries.flatMap((entry) => /^- \*\*([^*]+)\*\*/.exec(entry)?.[1] ?? [])
+    expect(words).toEqual([...new Set(words)])
+  })
+})
