@@ -2,7 +2,7 @@
 import { existsSync, globSync, readdirSync } from 'node:fs'
 import { dirname, join, normalize } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { anchorsOf, linksOf, ROOT, readDocument, tableRows } from '../support/document.ts'
+import { anchorsOf, blocksOf, linksOf, ROOT, readDocument, tableRows } from '../support/document.ts'
 
 const DOCUMENTS = globSync(['*.md', 'docs/*.md', 'examples/*.md', 'k8s/*.md', 'load-tests/*.md'], { cwd: ROOT }).sort()
 
@@ -76,4 +76,8 @@ describe('the glossary', () => {
     const words = entries.flatMap((entry) => /^- \*\*([^*]+)\*\*/.exec(entry)?.[1] ?? [])
     expect(words).toEqual([...new Set(words)])
   })
+})
+
+it.each(DOCUMENTS)('diagrams in %s have no semicolon, which ends a statement there', (document) => {
+  expect(blocksOf(readDocument(document), 'mermaid').join('')).not.toContain(';')
 })
