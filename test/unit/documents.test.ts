@@ -2,7 +2,7 @@
 import { existsSync, globSync, readdirSync } from 'node:fs'
 import { dirname, join, normalize } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { anchorsOf, blocksOf, linksOf, ROOT, readDocument, tableRows } from '../support/document.ts'
+import { anchorsOf, blocksOf, linksOf, proseOf, ROOT, readDocument, tableRows } from '../support/document.ts'
 
 const DOCUMENTS = globSync(['*.md', 'docs/*.md', 'examples/*.md', 'k8s/*.md', 'load-tests/*.md'], { cwd: ROOT }).sort()
 
@@ -22,6 +22,21 @@ describe('links', () => {
     const file = path === '' ? from : normalize(join(dirname(from), path))
     expect(existsSync(join(ROOT, file))).toBe(true)
     if (anchor !== undefined) expect(anchorsOf(readDocument(file))).toContain(anchor)
+  })
+})
+
+/** Where the code is; what is elsewhere may be made when it runs. */
+const OURS = /^(?:src|test|lab|bench|faults|examples|deploy|migrations|k8s|load-tests|docs)\/[\w./-]*$/
+
+describe('files that are named', () => {
+  const named = DOCUMENTS.flatMap((from) =>
+    [...proseOf(readDocument(from)).matchAll(/`([^`\s]+)`/g)]
+      .map(([, path = '']) => ({ from, path }))
+      .filter(({ path }) => OURS.test(path)),
+  )
+
+  it.each(named)('in $from: $path', ({ path }) => {
+    expect(existsSync(join(ROOT, path))).toBe(true)
   })
 })
 
