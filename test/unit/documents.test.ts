@@ -96,3 +96,20 @@ describe('the glossary', () => {
 it.each(DOCUMENTS)('diagrams in %s have no semicolon, which ends a statement there', (document) => {
   expect(blocksOf(readDocument(document), 'mermaid').join('')).not.toContain(';')
 })
+
+/** Characters of a line, so that a difference between two versions can be read. */
+const WIDTH = 120
+/** Its lines are longer still. */
+const WIDE = ['docs/observing.md']
+
+describe('lines have at most 120 characters', () => {
+  const narrow = DOCUMENTS.filter((path) => /^(?:docs\/|examples\/|[^/]+$)/.test(path) && !WIDE.includes(path))
+
+  it.each(narrow)('in %s', (document) => {
+    expect(
+      readDocument(document)
+        .split('\n')
+        .filter((line) => line.length > WIDTH),
+    ).toEqual([])
+  })
+})
