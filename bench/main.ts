@@ -24,6 +24,7 @@ import { type Figures, figuresOf, load, serverPids } from './load.ts'
 import { measureMemory } from './memory.ts'
 import { benchNodes } from './nodes.ts'
 import { benchObservation, benchWatched, benchWatchers } from './observe.ts'
+import { benchFlood, benchVisible } from './page.ts'
 import { startProgram } from './program.ts'
 import { benchSizes } from './sizes.ts'
 import { benchWebhooks } from './webhooks.ts'
@@ -137,6 +138,8 @@ if (wanted('observation')) {
   const title = 'a log of so many events, observed'
   table('observation', title, await benchObservation([100_000, positive('events', values.events)]))
   table('watchers', 'watchers on `serve` beside 1,000 writes a second', await benchWatchers([0, 100, 1_000], seconds))
+  const page = { ...(await benchVisible(10 * seconds)), ...(await benchFlood(10 * seconds)) }
+  table('page', 'the page on which one watches, in a browser', page)
   table('watched', 'one agent that writes, beside others on the machine', await benchWatched(seconds))
 }
 if (wanted('webhooks')) report.webhooks = await benchWebhooks()

@@ -17,6 +17,7 @@ import { seededRandom } from '../lab/random.ts'
 import { releasePorts, reservePorts } from '../lab/servers/directory.ts'
 import { openSqlite, type Sqlite, transaction } from '../src/platform/sqlite.ts'
 import { cpuTimes, median } from './load.ts'
+import { benchPage } from './page.ts'
 
 const MAIN = join(import.meta.dirname, '../src/main.ts')
 const AGENTS = 1_000
@@ -60,6 +61,7 @@ async function observed(size: number): Promise<Record<string, number>> {
     const { url } = service
     const rare = agents.at(-1) ?? ''
     const last = size + AGENTS + 1
+    const middle = Math.floor(last / 2)
     const pages = {
       'first page': '/observe/events?limit=100',
       'late page': `/observe/events?limit=100&since=${last - 1_000}`,
@@ -74,6 +76,13 @@ async function observed(size: number): Promise<Record<string, number>> {
       'activity, all time': '/observe/activity?buckets=200',
       'activity of one agent': `/observe/activity?agent=${agents[0]}`,
       'history of a key': '/observe/state/key/1/history',
+      'a moment in the middle': `/observe/moment?at=${middle}`,
+      'a moment by its time': `/observe/moment?time=${new Date(BEGINNING + (DAYS / 2) * 86_400_000).toISOString()}`,
+      'state of a moment, 100 keys': `/observe/state?at=${middle}`,
+      'agents of a moment, 1,000': `/observe/agents?at=${middle}`,
+      'network of a moment, 1,000 edges': `/observe/network?at=${middle}`,
+      'between two, backwards': `/observe/events?agent=${agents[0]}&with=${agents[1]}&before=${last}`,
+      'search of 2,000 events': `/observe/events?text=nowhere&before=${middle}`,
     }
     const took: Record<string, number> = {
       'log, MB': logBytes / 1_000_000,
@@ -84,6 +93,9 @@ async function observed(size: number): Promise<Record<string, number>> {
     for (const [name, path] of Object.entries(pages))
       took[`${name}, ms`] = median(await times(`${url}${path}`, REQUESTS))
     took['resident of the service, MiB'] = await memory(service.pid, 'VmRSS')
+    // In a log of one process each number is an event's.
+    const jumps = Array.from({ length: 1_000 }, (_, index) => AGENTS + 2 + Math.floor((index / 1_000) * size))
+    Object.assign(took, await benchPage(url, jumps))
     return took
   } finally {
     await rm(dataDir, { recursive: true, force: true })

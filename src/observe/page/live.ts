@@ -9,8 +9,11 @@ export const streamState = signal<StreamState>('connecting')
 /** The last event that any stream brought. */
 export const newest = signal<LogEvent | undefined>(undefined)
 
-/** Events are handed on so often at most; what comes in between waits, up to so many. */
+/** Events are handed on so often at most; what comes in between waits. */
 const FLUSH_MS = 100
+/** For so many times as long as it took to draw them nothing more is drawn, up to a bound: what the reader does comes in between. */
+const REST = 3
+const LONGEST_FLUSH_MS = 400
 const RETRY_MS = 3_000
 
 /** Which events; parameters of the API. */
@@ -42,6 +45,7 @@ export function follow({ filter, since, keep, onEvents }: StreamOptions): () => 
   let flushTimer: ReturnType<typeof setTimeout> | undefined
   let retryTimer: ReturnType<typeof setTimeout> | undefined
   let isClosed = false
+  let wait = FLUSH_MS
   open()
   return () => {
     isClosed = true
@@ -61,7 +65,7 @@ export function follow({ filter, since, keep, onEvents }: StreamOptions): () => 
       last = event.seq
       waiting.push(event)
       if (waiting.length > 2 * keep) skipped += waiting.splice(0, waiting.length - keep).length
-      flushTimer ??= setTimeout(flush, FLUSH_MS)
+      flushTimer ??= setTimeout(flush, wait)
     }
     opened.onerror = () => {
       if (isClosed) return
@@ -88,6 +92,12 @@ export function follow({ filter, since, keep, onEvents }: StreamOptions): () => 
 
   function flush(): void {
     flushTimer = undefined
+    const began = performance.now()
+    requestAnimationFrame(() =>
+      setTimeout(() => {
+        wait = Math.min(LONGEST_FLUSH_MS, Math.max(FLUSH_MS, REST * (performance.now() - began)))
+      }),
+    )
     const events = waiting
     const left = skipped
     waiting = []

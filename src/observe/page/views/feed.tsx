@@ -230,54 +230,65 @@ function List({ feed, at }: { feed: Feed; at: number | undefined }) {
   )
 }
 
-const Row = memo(
-  ({ event, related, isChosen }: { event: LogEvent; related: Related | undefined; isChosen: boolean }) => {
-    const whole = useSignal<LogEvent | undefined>(undefined)
-    const isOpen = useSignal(false)
-    useEffect(() => {
-      if (!isOpen.value || !event.cut || whole.value) return
-      const abort = new AbortController()
-      askForEvent(event.seq, abort.signal).then(
-        (found) => {
-          whole.value = found
-        },
-        () => undefined,
-      )
-      return () => abort.abort()
-    }, [isOpen.value])
-    const { cut, ...shown } = whole.value ?? event
-    return (
-      <li class={`${kindOf(event.type)}${isChosen ? ' chosen' : ''}`}>
-        <button
-          type="button"
-          class="fold"
-          aria-expanded={isOpen.value}
-          aria-label={`Event ${event.seq} as JSON`}
-          onClick={() => {
-            isOpen.value = !isOpen.value
-          }}
-        >
-          {'{ }'}
-        </button>
-        <span class="what">
-          <Sentence event={event} related={related} />
-        </span>
-        <Time at={event.ts} />
-        {isOpen.value && (
-          <div class="details">
-            <LongText text={JSON.stringify(shown, null, 2)} label={`Event ${event.seq}`} />
-            {cut && <p class="quiet">Loading the rest…</p>}
-            <p class="links">
-              <a href={link('feed', { at: event.seq })}>Everything as it was then</a>
-              {event.type === 'message_sent' && (
-                <a href={link('feed', { agent: event.agent, with: String(event.data.to) })}>
-                  The conversation of the two
-                </a>
-              )}
-            </p>
-          </div>
-        )}
-      </li>
+interface RowProps {
+  event: LogEvent
+  related: Related | undefined
+  isChosen: boolean
+}
+
+/** What is related is worked out anew for each change of the list, and mostly the same. */
+const isSame = (one: RowProps, other: RowProps) =>
+  one.event === other.event &&
+  one.isChosen === other.isChosen &&
+  one.related?.delivered === other.related?.delivered &&
+  one.related?.message === other.related?.message
+
+const Row = memo(({ event, related, isChosen }: RowProps) => {
+  const whole = useSignal<LogEvent | undefined>(undefined)
+  const isOpen = useSignal(false)
+  useEffect(() => {
+    if (!isOpen.value || !event.cut || whole.value) return
+    const abort = new AbortController()
+    askForEvent(event.seq, abort.signal).then(
+      (found) => {
+        whole.value = found
+      },
+      () => undefined,
     )
-  },
-)
+    return () => abort.abort()
+  }, [isOpen.value])
+  const { cut, ...shown } = whole.value ?? event
+  return (
+    <li class={`${kindOf(event.type)}${isChosen ? ' chosen' : ''}`}>
+      <button
+        type="button"
+        class="fold"
+        aria-expanded={isOpen.value}
+        aria-label={`Event ${event.seq} as JSON`}
+        onClick={() => {
+          isOpen.value = !isOpen.value
+        }}
+      >
+        {'{ }'}
+      </button>
+      <span class="what">
+        <Sentence event={event} related={related} />
+      </span>
+      <Time at={event.ts} />
+      {isOpen.value && (
+        <div class="details">
+          <LongText text={JSON.stringify(shown, null, 2)} label={`Event ${event.seq}`} />
+          {cut && <p class="quiet">Loading the rest…</p>}
+          <p class="links">
+            <a href={link('feed', { at: event.seq })}>Everything as it was then</a>
+            {event.type === 'message_sent' && (
+              <a href={link('feed', { agent: event.agent, with: String(event.data.to) })}>
+                The conversation of the two
+              </a>
+            )}
+          </p>
+        </div>
+      )}
+    </li>
+  )
+}, isSame)
