@@ -23,7 +23,8 @@ insert into leases (name) values ('observer');
 create table agents (
   -- Sequence number of its registration: the order of the registry.
   id                bigint primary key,
-  address           text not null unique,
+  -- By bytes, so that the index finds what begins so.
+  address           text collate "C" not null unique,
   registered_at     bigint not null,
   messages_sent     bigint not null default 0,
   -- Addressed to it.

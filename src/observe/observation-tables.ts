@@ -88,6 +88,36 @@ const MAX_EXAMINED_KEYS = 20_000
 /** Looked at in the first round; in each of the next ones four times as many. */
 const LEAST_EXAMINED = 1_000
 
+export interface AgentsQuestion {
+  /** By registration, the first or the last of them first; the busiest now first; by address, of those that begin with `beginning`. */
+  readonly order: 'registered' | 'newest' | 'busiest' | 'address'
+  readonly beginning?: string
+  /** The last one of the page before. */
+  readonly after?: { readonly id: number; readonly busy: number; readonly address: string } | undefined
+  readonly limit: number
+  readonly at?: number | undefined
+}
+
+const BUSY = sql`messages_sent + messages_received`
+const busyOf = ({ sent, received }: AgentFigures) => sent + received
+const ORDERS: Readonly<Record<AgentsQuestion['order'], (one: AgentFigures, other: AgentFigures) => number>> = {
+  registered: (one, other) => one.id - other.id,
+  newest: (one, other) => other.id - one.id,
+  busiest: (one, other) => busyOf(other) - busyOf(one) || other.id - one.id,
+  address: (one, other) => (one.address < other.address ? -1 : 1),
+}
+
+/** What is on a page, and in which order. */
+function pageOf({ order, beginning = '', after }: AgentsQuestion): RawBuilder<unknown> {
+  if (order === 'registered') return sql`id > ${after?.id ?? 0} order by id`
+  if (order === 'newest') return sql`id < ${after?.id ?? Number.MAX_SAFE_INTEGER} order by id desc`
+  if (order === 'address')
+    // Nothing in an address comes after `~`.
+    return sql`${after ? sql`address > ${after.address}` : sql`address >= ${beginning}`} and address < ${`${beginning}~`} order by address`
+  const further = after ? sql`${BUSY} <= ${after.busy} and (${BUSY} < ${after.busy} or id < ${after.id})` : sql`true`
+  return sql`${further} order by ${BUSY} desc, id desc`
+}
+
 interface NetworkQuestion {
   readonly minCount: number
   readonly limit: number
@@ -217,10 +247,11 @@ export class ObservationTables {
     return row?.seq ?? 0
   }
 
-  /** Agents by registration after the one with this id, and how many there are in all; as they were after the event `at`. */
-  async agents(after: number, limit: number, at?: number): Promise<{ agents: AgentFigures[]; total: number }> {
-    const there = at === undefined ? sql`` : sql` and id <= ${at}`
-    const page = sql`select * from ${this.#table('agents')} where id > ${after}${there} order by id limit ${limit}`
+  /** A page of agents, and how many there are in all; as they were after the event `at`. */
+  async agents(question: AgentsQuestion): Promise<{ agents: AgentFigures[]; total: number }> {
+    const { at, limit } = question
+    const there = at === undefined ? sql`true` : sql`id <= ${at}`
+    const page = sql`select * from ${this.#table('agents')} where ${there} and ${pageOf(question)} limit ${limit}`
     const total =
       at === undefined
         ? sql`(select agents from ${this.#table('position')})`
@@ -230,10 +261,10 @@ export class ObservationTables {
       'observation_agents',
       sql<AgentRow & { total: number }>`
         select ${this.#figures(at)}, p.total as total from (select ${total} as total) as p
-        left join (${page}) as a on true order by a.id`,
+        left join (${page}) as a on true`,
     )
     const agents = rows.filter(({ id }) => id !== null).map(toFigures)
-    return { agents, total: rows[0]?.total ?? 0 }
+    return { agents: agents.sort(ORDERS[question.order]), total: rows[0]?.total ?? 0 }
   }
 
   /** One agent, as it was after the event `at`; undefined if it is not there. */

@@ -79,6 +79,14 @@ export function idOf(text: string | undefined): number | undefined {
   return Number(text)
 }
 
+/** The agent in one: its id, how many messages it had sent and received, and its address. Throws `UnknownCursor`. */
+export function agentOf(text: string | undefined): { id: number; busy: number; address: string } | undefined {
+  if (text === undefined) return undefined
+  const [, id, busy, address] = /^(\d{1,15})\.(\d{1,15})\.(tab_[a-z0-9]{20})$/.exec(text) ?? []
+  if (address === undefined) throw new UnknownCursor()
+  return { id: Number(id), busy: Number(busy), address }
+}
+
 /** The key in one. Throws `UnknownCursor`. */
 export function keyOf(text: string): Buffer {
   const key = Buffer.from(text, 'base64url')

@@ -5,7 +5,12 @@ import { newAddress } from '../../src/access/tokens.ts'
 import type { EventType, LoggedEvent, NewEvent } from '../../src/events/event.ts'
 import { ALL_TYPES, SPANS } from '../../src/observe/changes.ts'
 import type { ObservationDatabase } from '../../src/observe/observation-database.ts'
-import { ObservationTables, spanFor } from '../../src/observe/observation-tables.ts'
+import {
+  type AgentFigures,
+  type AgentsQuestion,
+  ObservationTables,
+  spanFor,
+} from '../../src/observe/observation-tables.ts'
 import { ObservationWriter } from '../../src/observe/observation-writer.ts'
 import { type VerifiedObservation, verifyObservation } from '../../src/observe/verify-observation.ts'
 import { deleted, keyRemoved, read, registryRead, sent, written } from './support.ts'
@@ -166,15 +171,36 @@ export function describeObservation(name: string, create: () => Promise<Observat
       const { harness, tables, events } = await filled(6, 300)
       await using _ = harness
       const registered = events.flatMap(({ type, data }) => (type === 'agent_registered' ? [data.address] : []))
-      const seen: string[] = []
-      for (let after = 0; ; ) {
-        const { agents, total } = await tables.agents(after, 3)
-        expect(total).toBe(registered.length)
-        seen.push(...agents.map(({ address }) => address))
-        if (agents.length < 3) break
-        after = agents.at(-1)?.id as number
+      const list = async (question: Pick<AgentsQuestion, 'order' | 'beginning'>) => {
+        const all: AgentFigures[] = []
+        for (let after: AgentsQuestion['after']; ; ) {
+          const { agents, total } = await tables.agents({ ...question, after, limit: 3 })
+          expect(total).toBe(registered.length)
+          all.push(...agents)
+          const last = agents.at(-1)
+          if (agents.length < 3 || !last) return all
+          after = { id: last.id, busy: last.sent + last.received, address: last.address }
+        }
       }
-      expect(seen).toEqual(registered)
+      const addresses = (agents: readonly AgentFigures[]) => agents.map(({ address }) => address)
+      expect(addresses(await list({ order: 'registered' }))).toEqual(registered)
+      expect(addresses(await list({ order: 'newest' }))).toEqual(registered.toReversed())
+      const busiest = await list({ order: 'busiest' })
+      expect(addresses(busiest).sort()).toEqual(registered.toSorted())
+      const counts = busiest.map(({ sent, received }) => sent + received)
+      expect(counts).toEqual(counts.toSorted((one, other) => other - one))
+      expect(addresses(await list({ order: 'address' }))).toEqual(registered.toSorted())
+      for (const beginning of [
+        'tab_',
+        registered[0]?.slice(0, 5) as string,
+        registered[0] as string,
+        'tab_-',
+        'x',
+        '%',
+      ])
+        expect(addresses(await list({ order: 'address', beginning }))).toEqual(
+          registered.filter((address) => address.startsWith(beginning)).sort(),
+        )
       const [first = ''] = registered
       const its = (type: EventType) => events.filter((event) => event.type === type && event.agent === first).length
       expect(await tables.agent(first)).toMatchObject({
@@ -275,13 +301,15 @@ export function describeObservation(name: string, create: () => Promise<Observat
         expect(await new ObservationWriter(other.database).apply(0, had)).toBe(true)
 
         expect(await tables.totals(place)).toEqual(await then.totals(Number.MAX_SAFE_INTEGER))
-        const figures = await then.agents(0, 1_000)
+        const figures = await then.agents({ order: 'registered', limit: 1_000 })
         // Times of clocks that differ: then it is the last deed's, now the latest.
         const withoutTime = ({ agents, total }: typeof figures) => ({
           total,
           agents: agents.map(({ lastActive, ...rest }) => ({ ...rest, hasActed: lastActive !== null })),
         })
-        expect(withoutTime(await tables.agents(0, 1_000, place))).toEqual(withoutTime(figures))
+        expect(withoutTime(await tables.agents({ order: 'registered', limit: 1_000, at: place }))).toEqual(
+          withoutTime(figures),
+        )
         const address = figures.agents.at(-1)?.address ?? ''
         expect(await tables.agent(address, place)).toMatchObject({ sent: figures.agents.at(-1)?.sent })
 
@@ -307,7 +335,7 @@ export function describeObservation(name: string, create: () => Promise<Observat
         expect(await tables.totals(place)).toMatchObject({ keys: keys.size })
       }
       expect(await tables.totals(0)).toEqual({ seq: 0, at: null, agents: 0, keys: 0, types: new Map() })
-      expect(await tables.agents(0, 10, 0)).toEqual({ agents: [], total: 0 })
+      expect(await tables.agents({ order: 'registered', limit: 10, at: 0 })).toEqual({ agents: [], total: 0 })
       expect(await tables.network({ minCount: 1, limit: 10, at: 0 })).toEqual({ nodes: [], edges: [] })
     })
 

@@ -625,6 +625,30 @@ describe('what the log is searched for', () => {
   })
 })
 
+describe('agents in another order', () => {
+  it('are the busiest, the newest, or those whose addresses begin so', async () => {
+    const newest = await client.registerAgent()
+    await vi.waitFor(async () => expect(await addresses('sort=newest&limit=1')).toEqual([newest.address]), WAIT)
+    const all = await addresses('sort=registered')
+    expect(await addresses('sort=newest')).toEqual(all.toReversed())
+    expect((await addresses('sort=busiest')).toSorted()).toEqual(all.toSorted())
+    const beginning = newest.address.slice(0, 10)
+    expect(await addresses(`search=${beginning}`)).toContain(newest.address)
+    expect(await addresses(`search=${newest.address}`)).toEqual([newest.address])
+    expect(await addresses('search=tab_%25')).toEqual([])
+    const first = (await observe('/observe/agents?sort=busiest&limit=1')).json as { next_cursor: string }
+    expect(await addresses(`sort=busiest&cursor=${first.next_cursor}`)).toHaveLength(all.length - 1)
+    await refused('/observe/agents?sort=richest', 400, 'bad_request')
+    await refused('/observe/agents?sort=busiest&at=5', 400, 'bad_request')
+    await refused(`/observe/agents?search=${'x'.repeat(25)}`, 400, 'bad_request')
+  })
+
+  const addresses = async (query: string) =>
+    ((await observe(`/observe/agents?${query}`)).json as { agents: { address: string }[] }).agents.map(
+      ({ address }) => address,
+    )
+})
+
 interface Moment {
   seq: number
   agents: number

@@ -10,6 +10,7 @@ import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vites
 import { type Agent, Client } from '../../lab/client.ts'
 import { type Kernel, startKernel } from '../../lab/kernel.ts'
 import { findProgram } from '../../lab/servers/programs.ts'
+import { runCommand } from '../support/command.ts'
 
 const VIEWS = ['overview', 'feed', 'network', 'state', 'agents', 'transparency'] as const
 const MOST_BYTES = 250 * 1_024
@@ -316,6 +317,40 @@ it('agents are listed, and each has a profile', async () => {
   await sees('Whom it talks to')
   await page.getByLabel('Activity of this agent').waitFor()
   await sees('version 129')
+})
+
+it('agents are found by the beginning of their address', async () => {
+  await show('agents')
+  await page.getByLabel('whose address begins with').fill(other.address.slice(0, 12))
+  await expect.poll(() => page.locator('tbody tr').count(), WAIT).toBe(1)
+  await page.locator('tbody').getByTitle(other.address).waitFor()
+})
+
+it('what was removed is shown as such in every view, and in the transparency log', async () => {
+  await one.write('illegal/key', 'illegal value')
+  const { message_id } = await one.send(other.address, 'illegal words')
+  await show('feed')
+  await sees('illegal words')
+  const why = ['--reason', 'court order 12', '--yes']
+  for (const what of [
+    ['state', '--key', 'illegal/key'],
+    ['message', '--id', message_id],
+  ])
+    expect(await runCommand(kernel.dataDir, 'remove', ...what, ...why)).toMatchObject({ code: 0 })
+  await sees('A message was removed by the operator of the infrastructure')
+  await show('overview')
+  await show('feed')
+  await expect.poll(() => page.locator('main .redacted').count(), WAIT).toBe(2)
+  expect(await page.locator('main').textContent()).not.toMatch(/illegal (value|words)/)
+  await page.locator('main .redacted').first().click()
+  await sees('2 removed.')
+  await sees('court order 12')
+  await show('state?key=illegal/key')
+  await sees(/removed by the operator of the infrastructure/)
+  const written = (await kernel.events()).find(({ data }) => data.key === 'illegal/key')
+  await show(`state?key=illegal/key&at=${written?.seq}`)
+  await sees(/removed by the operator of the infrastructure/)
+  expect(await page.locator('main').textContent()).not.toContain('illegal value')
 })
 
 it('the timeline takes all views to the moment that was chosen', async () => {

@@ -2,9 +2,9 @@
 import { HELD_OF_AN_ANSWER } from '../../api/answer-size.ts'
 import { type Endpoint, endpoint } from '../../api/endpoint.ts'
 import { ApiError } from '../../api/errors.ts'
-import { readCursor, readLimit } from '../../api/request.ts'
-import type { AgentFigures } from '../observation-tables.ts'
-import { idOf, readAddress, readSeq } from '../query.ts'
+import { type Query, readCursor, readLimit, readText } from '../../api/request.ts'
+import type { AgentFigures, AgentsQuestion } from '../observation-tables.ts'
+import { agentOf, readAddress, readSeq } from '../query.ts'
 import * as schemas from '../schemas.ts'
 import {
   atParameter,
@@ -19,6 +19,9 @@ import {
   timestamp,
 } from './parts.ts'
 
+const SORTS = ['registered', 'newest', 'busiest'] as const
+/** An address has 24. */
+const MAX_BEGINNING = 24
 const MAX_EDGES = 50_000
 const DEFAULT_EDGES = 1_000
 /** Of an edge and its nodes, as JSON. */
@@ -40,27 +43,46 @@ export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoin
       method: 'GET',
       path: '/observe/agents',
       summary: 'Agents in the order of their registration',
+      description: 'Or in another one, or those whose addresses begin so, in the order of these.',
       limit: 'client',
-      parameters: [cursorParameter, limitOf(MAX_ENTRIES, MAX_ENTRIES), atParameter],
+      parameters: [
+        cursorParameter,
+        limitOf(MAX_ENTRIES, MAX_ENTRIES),
+        atParameter,
+        parameter('sort', 'The last registered first, or those with the most messages sent and received as of now', {
+          type: 'string',
+          enum: SORTS,
+          default: 'registered',
+        }),
+        parameter('search', 'The beginning of the address'),
+      ],
       success: {
         status: 200,
-        description: 'A page, and how many there are',
+        description: 'A page, and how many agents there are in all',
         schema: schemas.agentsBody,
         example: { agents: [exampleAgent], next_cursor: null, total: 1 },
       },
       errors: ['bad_request'],
       handle: async ({ query }) => {
         const limit = readLimit(query, MAX_ENTRIES, MAX_ENTRIES)
-        const after = idOf(readCursor(query)) ?? 0
+        const after = agentOf(readCursor(query))
         const at = readSeq(query, 'at')
+        const order = readOrder(query)
+        if (order === 'busiest' && at !== undefined)
+          throw new ApiError('bad_request', 'sort=busiest goes by what is now: leave at or sort out')
+        const beginning = readText(query, 'search') ?? ''
+        if (beginning.length > MAX_BEGINNING)
+          throw new ApiError('bad_request', `search must have at most ${MAX_BEGINNING} characters`)
         await freshness.wait()
-        const { agents, total } = await tables.agents(after, limit + 1, at)
+        const { agents, total } = await tables.agents({ order, beginning, after, limit: limit + 1, at })
         const page = agents.slice(0, limit)
+        const last = page.at(-1)
         return {
           status: 200,
           body: {
             agents: page.map(toAgent),
-            next_cursor: agents.length > limit ? String(page.at(-1)?.id) : null,
+            next_cursor:
+              agents.length > limit && last ? `${last.id}.${last.sent + last.received}.${last.address}` : null,
             total,
           },
         }
@@ -134,6 +156,14 @@ export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoin
       },
     }),
   ]
+}
+
+/** Throws `bad_request`. */
+function readOrder(query: Query): AgentsQuestion['order'] {
+  const sort = readText(query, 'sort') || 'registered'
+  const order = SORTS.find((name) => name === sort)
+  if (order === undefined) throw new ApiError('bad_request', `sort must be one of ${SORTS.join(', ')}`)
+  return readText(query, 'search') ? 'address' : order
 }
 
 function toAgent({ address, registeredAt, sent, received, writes, lastActive }: AgentFigures): object {

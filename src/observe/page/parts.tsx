@@ -119,7 +119,7 @@ export function AddressSearch({ label, value }: { label: string; value: string }
         placeholder="tab_…"
         value={value}
         spellcheck={false}
-        onInput={({ currentTarget }) => change({ search: currentTarget.value.trim() || undefined })}
+        onInput={({ currentTarget }) => change({ search: currentTarget.value.trim() || undefined, cursor: undefined })}
       />
     </label>
   )

@@ -28,17 +28,20 @@ function Everybody() {
   const search = parameters.get('search') ?? ''
   const sort = (parameters.get('sort') ?? 'last_active') as Column
   const cursor = parameters.get('cursor') ?? undefined
-  const { data, refused } = useThen<AgentsPage>('/observe/agents', { cursor })
-  const found = (data?.agents ?? [])
-    .filter(({ address }) => address.includes(search))
-    .toSorted((one, other) => (figureOf(one, sort) < figureOf(other, sort) ? 1 : -1))
+  // Of more than a page those are shown that matter for the order; of the past only those that were there first are known.
+  const order = sort === 'registered_at' ? 'newest' : moment.value === undefined ? 'busiest' : undefined
+  const { data, refused } = useThen<AgentsPage>('/observe/agents', { cursor, search, sort: order })
+  const found = (data?.agents ?? []).toSorted((one, other) => (figureOf(one, sort) < figureOf(other, sort) ? 1 : -1))
   return (
     <>
       <form class="filters" aria-label="Filters" onSubmit={(event) => event.preventDefault()}>
-        <AddressSearch label="whose address has" value={search} />
+        <AddressSearch label="whose address begins with" value={search} />
         <label class="field">
           most first by
-          <select value={sort} onChange={({ currentTarget }) => change({ sort: currentTarget.value })}>
+          <select
+            value={sort}
+            onChange={({ currentTarget }) => change({ sort: currentTarget.value, cursor: undefined })}
+          >
             {Object.entries(COLUMNS).map(([column, name]) => (
               <option key={column} value={column}>
                 {name}
