@@ -4,9 +4,9 @@ import { Counter } from 'prom-client'
 import type { Admission, Category } from '../access/admission.ts'
 import { type Level, parseAuthorization } from '../access/tokens.ts'
 import type { Registry } from '../registry/registry.ts'
+import { ApiError } from './api-error.ts'
 import { applyLimit } from './app.ts'
 import type { ApiContext, Endpoint } from './endpoint.ts'
-import { ApiError } from './errors.ts'
 
 const sessionLookups = { hit: 0, miss: 0 }
 new Counter({

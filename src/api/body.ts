@@ -7,8 +7,8 @@ import type { Hold } from '../platform/byte-budget.ts'
 import { BrokenRequest } from '../platform/http-refusals.ts'
 import { brokenBy, readInTurn } from '../platform/http-server.ts'
 import { Turnstile } from '../platform/turnstile.ts'
+import { ApiError } from './api-error.ts'
 import type { ApiEnvironment } from './endpoint.ts'
-import { ApiError } from './errors.ts'
 
 /** What a body must be: JSON of this schema, in so many bytes at most. */
 export interface BodyRule<T> {

@@ -5,7 +5,7 @@ import type { z } from 'zod'
 import type { Category } from '../access/admission.ts'
 import type { Level } from '../access/tokens.ts'
 import type { Hold } from '../platform/byte-budget.ts'
-import type { ErrorCode } from './errors.ts'
+import type { ErrorCode } from './api-error.ts'
 import type { Query } from './request.ts'
 
 export interface ApiEnvironment {

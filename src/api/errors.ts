@@ -1,6 +1,5 @@
-/** The errors of the contract, and the one place where what went wrong becomes HTTP. */
+/** The one place where what went wrong becomes HTTP. */
 import type { Context } from 'hono'
-import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import { VerifierBusy } from '../access/credentials.ts'
 import { ProjectionBehind } from '../events/progress.ts'
 import { IdempotencyKeyReused, UnknownRecipient } from '../messaging/messaging.ts'
@@ -12,52 +11,8 @@ import { Unavailable } from '../platform/unavailable.ts'
 import { VerificationFailed } from '../registry/registry.ts'
 import { StateBusy, StoreFull, UnknownKey } from '../state/state-store.ts'
 import { WebhookUrlRefused } from '../webhooks/webhook-url.ts'
+import { ApiError, unavailable } from './api-error.ts'
 import type { ApiEnvironment } from './endpoint.ts'
-
-export const ERROR_CODES = {
-  bad_request: 400,
-  unauthorized: 401,
-  verification_failed: 403,
-  not_found: 404,
-  method_not_allowed: 405,
-  value_too_large: 413,
-  unsupported_media_type: 415,
-  rate_limited: 429,
-  internal_error: 500,
-  unavailable: 503,
-  too_many_connections: 503,
-  store_full: 507,
-} as const satisfies Record<string, ContentfulStatusCode>
-
-export type ErrorCode = keyof typeof ERROR_CODES
-
-/** An answer other than 2xx. The message is for a person and holds nothing that the caller may not know. */
-export class ApiError extends Error {
-  override name = 'ApiError'
-  readonly code: ErrorCode
-  readonly headers: Readonly<Record<string, string>>
-  readonly status: ContentfulStatusCode
-
-  /** The status is that of the code, unless HTTP has one that says more. */
-  constructor(
-    code: ErrorCode,
-    message: string,
-    headers: Record<string, string> = {},
-    status: ContentfulStatusCode = ERROR_CODES[code],
-  ) {
-    super(message)
-    this.code = code
-    this.headers = headers
-    this.status = status
-  }
-}
-
-/** When a client whose request met an outage should try again. */
-const RETRY_AFTER_SECONDS = '1'
-
-export function unavailable(message: string): ApiError {
-  return new ApiError('unavailable', message, { 'Retry-After': RETRY_AFTER_SECONDS })
-}
 
 /** What to answer for an error. Errors that no capability announces are defects: `internal_error`, and nothing of them is told. */
 export function toApiError(error: unknown): ApiError {

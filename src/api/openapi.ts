@@ -1,8 +1,8 @@
 /** The OpenAPI 3.1 document, made from the endpoints and the schemas that validate their bodies. */
 import { z } from 'zod'
+import { ERROR_CODES, type ErrorCode } from './api-error.ts'
 import type { Endpoint } from './endpoint.ts'
 import { CONTRACT_VERSION } from './endpoints.ts'
-import { ERROR_CODES, type ErrorCode } from './errors.ts'
 import { errorBody, termsInWords } from './schemas.ts'
 
 export interface OpenApiOperation {

@@ -1,6 +1,6 @@
 /** Reading a request's path and query as they came over the wire. */
 import type { HttpBindings } from '@hono/node-server'
-import { ApiError } from './errors.ts'
+import { ApiError } from './api-error.ts'
 
 /**
  * The path as the client sent it. URL parsers resolve `..` and collapse what they know, and keys of the state may hold anything, so

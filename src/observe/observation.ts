@@ -1,8 +1,8 @@
 /** The observation service, put together: its read models kept up with the log, its API, its live streams. */
 import { MemoryBuckets } from '../access/memory-buckets.ts'
+import { ApiError } from '../api/api-error.ts'
 import { applyLimit, createApp } from '../api/app.ts'
 import { clientAddressReader } from '../api/client-address.ts'
-import { ApiError } from '../api/errors.ts'
 import { createOpenApiDocument } from '../api/openapi.ts'
 import type { Config } from '../config.ts'
 import type { EventLog } from '../events/event-log.ts'

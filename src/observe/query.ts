@@ -1,7 +1,7 @@
 /** What a request asks for: the parameters of the observation API. */
 import { z } from 'zod'
 import { ADDRESS } from '../access/tokens.ts'
-import { ApiError } from '../api/errors.ts'
+import { ApiError } from '../api/api-error.ts'
 import { percentDecode, type Query, readText } from '../api/request.ts'
 import { type EventType, eventData } from '../events/event.ts'
 import { UnknownCursor } from '../platform/cursor.ts'

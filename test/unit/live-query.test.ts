@@ -1,6 +1,6 @@
 /** Which events a request asks for, by its query. */
 import { expect, it } from 'vitest'
-import { ApiError } from '../../src/api/errors.ts'
+import { ApiError } from '../../src/api/api-error.ts'
 import { readEventFilter, readSeq } from '../../src/observe/query.ts'
 
 const AGENT = `tab_${'a1'.repeat(10)}`

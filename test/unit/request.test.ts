@@ -3,7 +3,7 @@ import type { HttpBindings } from '@hono/node-server'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { percentEncode } from '../../lab/client.ts'
-import { ApiError } from '../../src/api/errors.ts'
+import { ApiError } from '../../src/api/api-error.ts'
 import { percentDecode, rawPath, readLimit, readQuery, readText } from '../../src/api/request.ts'
 
 const target = (url: string | undefined) => ({ incoming: { url } as IncomingMessage }) as HttpBindings

@@ -1,6 +1,7 @@
 /** What happened over time, and how much there was at a moment of it. */
+
+import { ApiError } from '../../api/api-error.ts'
 import { type Endpoint, endpoint } from '../../api/endpoint.ts'
-import { ApiError } from '../../api/errors.ts'
 import { readLimit } from '../../api/request.ts'
 import { readAddress, readSeq, readTime, readTypes, stretchOf } from '../query.ts'
 import * as schemas from '../schemas.ts'

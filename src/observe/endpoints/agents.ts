@@ -1,7 +1,7 @@
 /** Who is here, and who writes to whom. */
 import { HELD_OF_AN_ANSWER } from '../../api/answer-size.ts'
+import { ApiError } from '../../api/api-error.ts'
 import { type Endpoint, endpoint } from '../../api/endpoint.ts'
-import { ApiError } from '../../api/errors.ts'
 import { type Query, readCursor, readLimit, readText } from '../../api/request.ts'
 import type { AgentFigures, AgentsQuestion } from '../observation-tables.ts'
 import { agentOf, readAddress, readSeq } from '../query.ts'

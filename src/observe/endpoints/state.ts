@@ -1,7 +1,7 @@
 /** The shared state, as it is and as it was. */
 import { holdText } from '../../api/answer-size.ts'
+import { ApiError } from '../../api/api-error.ts'
 import { type ApiContext, type ApiRequest, type Endpoint, endpoint } from '../../api/endpoint.ts'
-import { ApiError } from '../../api/errors.ts'
 import { percentDecode, type Query, rawPath, readCursor, readLimit, readText } from '../../api/request.ts'
 import { REDACTED } from '../../removal/redaction.ts'
 import { idOf, keyOf, readSeq } from '../query.ts'

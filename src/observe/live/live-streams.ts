@@ -2,7 +2,7 @@
 import type { IncomingMessage } from 'node:http'
 import type { HttpBindings } from '@hono/node-server'
 import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response'
-import { ApiError } from '../../api/errors.ts'
+import { ApiError } from '../../api/api-error.ts'
 import { type Query, rawPath } from '../../api/request.ts'
 import { upgradeOf } from '../../platform/http-server.ts'
 import { parseSeq, readEventFilter, readSeq } from '../query.ts'

@@ -2,7 +2,7 @@
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { type WebSocket, WebSocketServer } from 'ws'
-import { ApiError } from '../../api/errors.ts'
+import { ApiError } from '../../api/api-error.ts'
 import type { Upgrade } from '../../platform/http-server.ts'
 import { WEB_SOCKET } from './encoding.ts'
 import { countEnding, ENDINGS, type Ending, type LiveFeed, type WatchOptions } from './live-feed.ts'
