@@ -25,8 +25,16 @@ const REFRESH_MS = 3_000
 
 export type Trouble = { kind: 'limited' | 'gone' | 'busy'; until: number }
 
-/** Why the last question has no answer yet; undefined while all is well. */
+/** Why a question has no answer yet; undefined while all is well. */
 export const trouble: Signal<Trouble | undefined> = signal(undefined)
+/** Of each question that has none, the last one last. */
+const troubles = new Map<symbol, Trouble>()
+
+function setTrouble(question: symbol, its: Trouble | undefined): void {
+  troubles.delete(question)
+  if (its) troubles.set(question, its)
+  trouble.value = [...troubles.values()].at(-1)
+}
 
 /** Counts up when figures are worth asking for again. */
 export const changes = signal(0)
@@ -55,17 +63,19 @@ export class Refused extends Error {
 
 /** Asks until there is an answer. Throws `Refused`, and when `abort` says so. */
 export async function ask<T>(path: string, abort: AbortSignal): Promise<T> {
-  for (;;) {
-    const kind = await once(path, abort)
-    if ('answer' in kind) {
-      trouble.value = undefined
+  const question = Symbol(path)
+  try {
+    for (;;) {
+      const kind = await once(path, abort)
       // What the service says of itself; its schemas are where the type comes from.
-      return kind.answer as T
+      if ('answer' in kind) return kind.answer as T
+      abort.throwIfAborted()
+      const seconds = kind.seconds ?? RETRY_SECONDS
+      setTrouble(question, { kind: kind.trouble, until: Date.now() + seconds * 1_000 })
+      await pause(seconds * 1_000, abort)
     }
-    abort.throwIfAborted()
-    const seconds = kind.seconds ?? RETRY_SECONDS
-    trouble.value = { kind: kind.trouble, until: Date.now() + seconds * 1_000 }
-    await pause(seconds * 1_000, abort)
+  } finally {
+    setTrouble(question, undefined)
   }
 }
 

@@ -4,6 +4,7 @@ import { diffLines, diffWordsWithSpace } from 'diff'
 import { useMemo } from 'preact/hooks'
 import { ask, type History, query, type StatePage, type StateValue, statePath, useLoaded } from '../api.ts'
 import { asOf, moment } from '../clock.ts'
+import { JsonTree } from '../json.tsx'
 import { Address, count, counted, Key, LongText, Panel, Strange, size, Time, visible, Waiting } from '../parts.tsx'
 import { change, link, route } from '../route.ts'
 import { useThen } from '../then.ts'
@@ -269,7 +270,7 @@ function compare(old: string, text: string): ReturnType<typeof diffLines> | 'muc
 
 function Value({ value }: { value: StateValue }) {
   const asText = useSignal(false)
-  const pretty = prettyJson(value.value)
+  const parsed = useMemo(() => parseJson(value.value), [value.value])
   if (value.redacted)
     return (
       <p class="notice">
@@ -286,7 +287,7 @@ function Value({ value }: { value: StateValue }) {
             , <Time at={value.last_modified_at} />
           </>
         )}
-        {pretty !== undefined && (
+        {parsed !== undefined && (
           <>
             {' · '}
             <button type="button" class="plain" onClick={() => (asText.value = !asText.value)}>
@@ -295,17 +296,26 @@ function Value({ value }: { value: StateValue }) {
           </>
         )}
       </p>
-      <LongText key={value.key} text={asText.value ? value.value : (pretty ?? value.value)} label="Value" />
+      {parsed !== undefined && !asText.value ? (
+        <JsonTree value={parsed} label="Value" />
+      ) : (
+        <LongText key={value.key} text={value.value} label="Value" />
+      )}
     </>
   )
 }
 
 /** Undefined of what is no JSON object or list. */
-function prettyJson(text: string): string | undefined {
+function parseJson(text: string): unknown {
   if (!/^\s*[[{]/.test(text)) return undefined
   try {
-    return JSON.stringify(JSON.parse(text), null, 2)
+    return JSON.parse(text)
   } catch {
     return undefined
   }
+}
+
+function prettyJson(text: string): string | undefined {
+  const parsed = parseJson(text)
+  return parsed === undefined ? undefined : JSON.stringify(parsed, null, 2)
 }
