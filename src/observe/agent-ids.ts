@@ -1,24 +1,20 @@
 /** The ids of agents by their addresses, which never change. */
-import { type RawBuilder, sql } from 'kysely'
+import { sql } from 'kysely'
 import { LRUCache } from 'lru-cache'
-import type { RowTypes } from './observation-database.ts'
+import type { ObservationDatabase } from './observation-database.ts'
 
 /** Addresses whose ids a process remembers, some 150 bytes each. */
 const MAX_KNOWN = 100_000
 
-/** What it asks: the tables, and rows that are given. */
-export interface AgentIdsParts {
-  readonly table: (name: string) => RawBuilder<unknown>
-  readonly rows: (rows: readonly object[], types: RowTypes) => RawBuilder<unknown>
-  readonly query: <T>(operation: string, statement: RawBuilder<T>) => Promise<T[]>
-}
-
 export class AgentIds {
-  readonly #parts: AgentIdsParts
+  readonly #database: ObservationDatabase
+  readonly #query: 'query' | 'queryForChange'
   readonly #known = new LRUCache<string, number>({ max: MAX_KNOWN })
 
-  constructor(parts: AgentIdsParts) {
-    this.#parts = parts
+  /** @param query which of the two to ask by */
+  constructor(database: ObservationDatabase, query: 'query' | 'queryForChange') {
+    this.#database = database
+    this.#query = query
   }
 
   add(address: string, id: number): void {
@@ -27,7 +23,6 @@ export class AgentIds {
 
   /** By address, of those that there are. Throws `Unavailable`. */
   async of(addresses: ReadonlySet<string>): Promise<Map<string, number>> {
-    const { table, rows, query } = this.#parts
     const ids = new Map<string, number>()
     const missing: { address: string }[] = []
     for (const address of addresses) {
@@ -36,11 +31,11 @@ export class AgentIds {
       else ids.set(address, id)
     }
     if (missing.length === 0) return ids
-    const found = await query(
+    const found = await this.#database[this.#query](
       'observation_agents',
       sql<{ id: number; address: string }>`
-        select id, a.address from ${table('agents')} as a
-        join ${rows(missing, { address: 'text' })} on r.address = a.address`,
+        select id, a.address from ${this.#database.table('agents')} as a
+        join ${this.#database.rows(missing, { address: 'text' })} on r.address = a.address`,
     )
     for (const { id, address } of found) {
       ids.set(address, id)

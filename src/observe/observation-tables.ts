@@ -6,6 +6,8 @@ import { type RawBuilder, sql } from 'kysely'
 import type { EventType } from '../events/event.ts'
 import { AgentIds } from './agent-ids.ts'
 import { AGENT_SPANS, ALL_TYPES, DEEDS, EVERYBODY, numbersOf, SPANS, TYPE_NUMBERS, typeOf } from './changes.ts'
+import { heaviestEdges, heaviestEdgesThen } from './heaviest-edges.ts'
+import { type KeysQuestion, keysThen } from './keys-then.ts'
 import type { EventFilter } from './live/source.ts'
 import type { ObservationDatabase } from './observation-database.ts'
 
@@ -52,15 +54,6 @@ export interface KeyVersion {
   readonly length: number | null
 }
 
-/** A key as it was. */
-export interface KeyThen {
-  readonly key: Buffer
-  readonly author: string | null
-  /** Milliseconds since 1970. */
-  readonly at: number
-  readonly length: number
-}
-
 /** How much there was after an event. */
 export interface Totals {
   /** The last event up to then; 0 before the first. */
@@ -81,12 +74,6 @@ interface AgentRow {
   state_writes: number
   last_active: number | null
 }
-
-/** Edges that are looked at for those that were the heaviest at a moment, and keys for those that there were. */
-const MAX_EXAMINED_EDGES = 200_000
-const MAX_EXAMINED_KEYS = 20_000
-/** Looked at in the first round; in each of the next ones four times as many. */
-const LEAST_EXAMINED = 1_000
 
 export interface AgentsQuestion {
   /** By registration, the first or the last of them first; the busiest now first; by address, of those that begin with `beginning`. */
@@ -125,23 +112,13 @@ interface NetworkQuestion {
   readonly at?: number | undefined
 }
 
-interface EdgeRow {
-  sender: number
-  recipient: number
-  count: number
-}
-
 export class ObservationTables {
   readonly #database: ObservationDatabase
   readonly #ids: AgentIds
 
   constructor(database: ObservationDatabase) {
     this.#database = database
-    this.#ids = new AgentIds({
-      table: (name) => database.table(name),
-      rows: (rows, types) => database.rows(rows, types),
-      query: (operation, statement) => database.query(operation, statement),
-    })
+    this.#ids = new AgentIds(database, 'query')
   }
 
   /** How far the log has been applied. Throws `Unavailable`, as all questions. */
@@ -306,10 +283,13 @@ export class ObservationTables {
    * @param options.at as it had grown up to this event. The heaviest are looked for among the 200,000 that are the heaviest now
    */
   async network(options: NetworkQuestion): Promise<{ nodes: AgentFigures[]; edges: Edge[] }> {
-    const { limit, agent, at } = options
+    const { limit, minCount, agent, at } = options
     const id = agent === undefined ? undefined : await this.#ids.one(agent)
     if (agent !== undefined && id === undefined) return { nodes: [], edges: [] }
-    const heaviest = await (at === undefined ? this.#edges(id, options) : this.#edgesThen(id, at, options))
+    const question = { id, minCount, limit }
+    const heaviest = await (at === undefined
+      ? heaviestEdges(this.#database, question)
+      : heaviestEdgesThen(this.#database, question, at))
     const ids = new Set(heaviest.flatMap(({ sender, recipient }) => [sender, recipient]))
     if (id !== undefined) ids.add(id)
     const there = at === undefined ? sql`` : sql` where a.id <= ${at}`
@@ -345,90 +325,8 @@ export class ObservationTables {
     }
   }
 
-  /** The heaviest edges now, of one agent or of all. */
-  #edges(id: number | undefined, { minCount, limit }: NetworkQuestion): Promise<EdgeRow[]> {
-    const heaviest = (condition: RawBuilder<unknown>) => sql`
-      select sender, recipient, count from (
-        select sender, recipient, count from ${this.#table('edges')}
-        where count >= ${minCount}${condition} order by count desc limit ${limit}
-      ) as heaviest`
-    const its =
-      id === undefined
-        ? heaviest(sql``)
-        : sql`${heaviest(sql` and sender = ${id}`)} union ${heaviest(sql` and recipient = ${id}`)}`
-    return this.#database.query(
-      'observation_network',
-      sql<EdgeRow>`
-        select sender, recipient, count from (${its}) as edges order by count desc, sender, recipient limit ${limit}`,
-    )
-  }
-
-  /** Those after the event `at`. An edge only grows: none that is lighter now than the lightest that was found was heavier then. */
-  async #edgesThen(id: number | undefined, at: number, { minCount, limit }: NetworkQuestion): Promise<EdgeRow[]> {
-    const messages = this.#table('messages')
-    for (let examined = LEAST_EXAMINED + 2 * limit; ; examined *= 4) {
-      const most = Math.min(examined, MAX_EXAMINED_EDGES)
-      const now = await this.#edges(id, { minCount, limit: most })
-      const then = await this.#database.query(
-        'observation_network',
-        sql<EdgeRow>`
-          select sender, recipient, count from (
-            select r.sender, r.recipient, (
-              select nth from ${messages} as m
-              where m.sender = r.sender and m.recipient = r.recipient and m.seq <= ${at} order by m.seq desc limit 1
-            ) as count from ${this.#database.rows(now, { sender: 'integer', recipient: 'integer' })}
-          ) as edges
-          where count >= ${minCount} order by count desc, sender, recipient limit ${limit}`,
-      )
-      const isAll = now.length < most || most === MAX_EXAMINED_EDGES
-      const lightest = then[limit - 1]?.count
-      if (isAll || (lightest !== undefined && lightest >= (now.at(-1)?.count ?? 0))) return then
-    }
-  }
-
-  /**
-   * Keys with the prefix after `after`, as they were after the event `at`, in byte order. Where many are gone or came later, fewer than `limit`;
-   * `next` is where to go on, undefined at the end.
-   */
-  async keysThen(
-    prefix: string,
-    after: Buffer | undefined,
-    at: number,
-    limit: number,
-  ): Promise<{ keys: KeyThen[]; next: Buffer | undefined }> {
-    const versions = this.#table('key_versions')
-    const start = Buffer.from(prefix)
-    const keys: KeyThen[] = []
-    let from = after
-    for (let examined = 0; ; ) {
-      const round = Math.min(LEAST_EXAMINED, MAX_EXAMINED_KEYS - examined)
-      const first = from === undefined ? sql`key >= ${start}` : sql`key > ${from} and key >= ${start}`
-      const hasPrefix = (key: RawBuilder<unknown>) => sql`substr(${key}, 1, ${sql.lit(start.length)}) = ${start}`
-      const rows = await this.#database.query(
-        'observation_keys',
-        sql<{ key: Buffer; author: string | null; at: number | null; length: number | null }>`
-          with recursive examined (key, number) as (
-            select key, 1 from (select key from ${versions} where ${first} order by key limit 1) as first
-            union all
-            select (select v.key from ${versions} as v where v.key > examined.key order by v.key limit 1), number + 1
-            from examined where number < ${sql.lit(round)} and ${hasPrefix(sql`examined.key`)}
-          )
-          select examined.key, a.address as author, v.at, v.length from examined
-          left join ${versions} as v on v.key = examined.key and v.seq = (
-            select max(w.seq) from ${versions} as w where w.key = examined.key and w.seq <= ${at})
-          left join ${this.#table('agents')} as a on a.id = v.author
-          where examined.key is not null and ${hasPrefix(sql`examined.key`)} order by number`,
-      )
-      examined += rows.length
-      for (const { key, author, at, length } of rows) {
-        from = Buffer.from(key)
-        if (at === null || length === null) continue
-        keys.push({ key: from, author, at, length })
-        if (keys.length === limit) return { keys, next: from }
-      }
-      if (rows.length < round) return { keys, next: undefined }
-      if (examined >= MAX_EXAMINED_KEYS) return { keys, next: from }
-    }
+  keysThen(question: KeysQuestion): ReturnType<typeof keysThen> {
+    return keysThen(this.#database, question)
   }
 
   /** When the first event was, in seconds since 1970, to the minute; undefined where there is none. */

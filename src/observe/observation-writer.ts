@@ -20,11 +20,7 @@ export class ObservationWriter {
 
   constructor(database: ObservationDatabase) {
     this.#database = database
-    this.#ids = new AgentIds({
-      table: (name) => database.table(name),
-      rows: (rows, types) => database.rows(rows, types),
-      query: (operation, statement) => database.queryForChange(operation, statement),
-    })
+    this.#ids = new AgentIds(database, 'queryForChange')
   }
 
   /** How far the log has been applied. Throws `Unavailable`. */

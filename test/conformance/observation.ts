@@ -329,7 +329,7 @@ export function describeObservation(name: string, create: () => Promise<Observat
           if (type === 'state_written') keys.set(data.key, data.value_length)
           else if (type === 'state_deleted' || type === 'state_key_removed') keys.delete(data.key)
         }
-        const { keys: found, next } = await tables.keysThen('', undefined, place, 100)
+        const { keys: found, next } = await tables.keysThen({ prefix: '', after: undefined, at: place, limit: 100 })
         expect(next).toBeUndefined()
         expect(found.map(({ key, length }) => [key.toString(), length])).toEqual([...keys].sort())
         expect(await tables.totals(place)).toMatchObject({ keys: keys.size })
@@ -352,7 +352,7 @@ export function describeObservation(name: string, create: () => Promise<Observat
       const list = async (prefix: string, place: number) => {
         const pages: string[] = []
         for (let after: Buffer | undefined; ; ) {
-          const { keys, next } = await tables.keysThen(prefix, after, place, 2)
+          const { keys, next } = await tables.keysThen({ prefix, after, at: place, limit: 2 })
           pages.push(...keys.map(({ key }) => key.toString()))
           if (next === undefined) return pages
           after = next

@@ -65,7 +65,7 @@ export function stateEndpoints({
 
   const listThen = async (prefix: string, after: Buffer | undefined, limit: number, at: number) => {
     await freshness.wait()
-    const { keys, next } = await tables.keysThen(prefix, after, at, limit)
+    const { keys, next } = await tables.keysThen({ prefix, after, at, limit })
     return {
       keys: keys.map(({ key, author, at, length }) => ({
         key: key.toString('utf8'),

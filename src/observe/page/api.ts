@@ -102,7 +102,8 @@ async function once(path: string, abort: AbortSignal): Promise<Outcome> {
   }
 }
 
-function pause(ms: number, abort: AbortSignal): Promise<void> {
+/** Resolves after so many ms, or when `abort` says so. */
+export function pause(ms: number, abort: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>()
   const timer = setTimeout(resolve, ms)
   abort.addEventListener('abort', () => {

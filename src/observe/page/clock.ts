@@ -3,7 +3,7 @@
  * from there it can run.
  */
 import { computed, effect, signal } from '@preact/signals'
-import { ask, type EventsPage, type Moment, query } from './api.ts'
+import { ask, type EventsPage, type Moment, pause, query } from './api.ts'
 import { change, route } from './route.ts'
 
 /** The last event that is shown; undefined while live. */
@@ -84,14 +84,4 @@ async function run(from: number, abort: AbortSignal): Promise<void> {
     if (abort.aborted) return
     time += stepMs
   }
-}
-
-function pause(ms: number, abort: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>()
-  const timer = setTimeout(resolve, ms)
-  abort.addEventListener('abort', () => {
-    clearTimeout(timer)
-    resolve()
-  })
-  return promise
 }
