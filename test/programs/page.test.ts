@@ -1,23 +1,14 @@
 /** The page of the observation service, in a real browser, with a live kernel behind it. */
-import { mkdtempSync, readFileSync } from 'node:fs'
-import { rm } from 'node:fs/promises'
-import { createRequire } from 'node:module'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
-import { type BrowserContext, chromium, type Page } from 'playwright-core'
+import type { Page } from 'playwright-core'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { type Agent, Client } from '../../lab/client.ts'
 import { type Kernel, startKernel } from '../../lab/kernel.ts'
-import { findProgram } from '../../lab/servers/programs.ts'
+import { overflowOf, startBrowser, violationsOn, WAIT } from '../support/browser.ts'
 import { runCommand } from '../support/command.ts'
 
 const VIEWS = ['overview', 'feed', 'network', 'state', 'agents', 'transparency'] as const
 const MOST_BYTES = 250 * 1_024
-/** What a busy machine may take to show something. */
-const WAIT = { timeout: 60_000 }
-const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
-
 const kernel = await startKernel({
   RATE_LIMIT_OBSERVE_PER_MIN: '10000',
   RATE_LIMIT_STATE_WRITE_PER_MIN: '10000',
@@ -25,65 +16,23 @@ const kernel = await startKernel({
   LOG_LEVEL: 'error',
 })
 const client = new Client(kernel.baseUrl)
-const profile = mkdtempSync(join(tmpdir(), 'tabulum-page-'))
-let context: BrowserContext
+const browser = await startBrowser()
 let page: Page
 let one: Agent
 let other: Agent
-/** What the browser complained of. */
-const complaints: string[] = []
 
 beforeAll(async () => {
-  context = await chromium.launchPersistentContext(profile, {
-    executablePath: await findProgram('chromium'),
-    headless: true,
-    args: [
-      '--no-sandbox',
-      '--disable-gpu',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
-      '--disable-sync',
-    ],
-  })
-  context.setDefaultTimeout(WAIT.timeout)
-  page = await opened()
+  page = await browser.open()
 })
 
 afterAll(async () => {
-  await context?.close()
+  await browser[Symbol.asyncDispose]()
   await kernel[Symbol.asyncDispose]()
-  await rm(profile, { recursive: true, force: true })
 })
-
-/** A tab, whose complaints are kept. */
-async function opened(): Promise<Page> {
-  const tab = await context.newPage()
-  tab.on('console', (message) => {
-    if (message.type() === 'error' || message.type() === 'warning') complaints.push(message.text())
-  })
-  tab.on('pageerror', (error) => complaints.push(String(error)))
-  return tab
-}
 
 const show = (path = '', { observeUrl }: Pick<Kernel, 'observeUrl'> = kernel) => page.goto(`${observeUrl}/#/${path}`)
 const sees = (text: string | RegExp) => page.locator('main').getByText(text).first().waitFor()
 const rows = () => page.locator('.events > li')
-
-async function violations(): Promise<string[]> {
-  await page.evaluate(axe)
-  return page.evaluate(async () => {
-    const { axe: checker } = globalThis as unknown as {
-      axe: { run(): Promise<{ violations: { id: string; nodes: { html: string }[] }[] }> }
-    }
-    const { violations: found } = await checker.run()
-    return found.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(' ')}`)
-  })
-}
-
-const overflow = () =>
-  page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth') as Promise<number>
 
 describe('the files', () => {
   it('forbid all that is not theirs, and are compressed', async () => {
@@ -399,13 +348,13 @@ it('hostile content is text and breaks no layout', async () => {
     if (place === 'feed') await sees('<script>')
     if (place.startsWith('state?key')) await page.getByLabel('Value').waitFor()
     expect(await page.evaluate('globalThis.ran'), place).toBeUndefined()
-    expect(await overflow(), place).toBe(0)
+    expect(await overflowOf(page), place).toBe(0)
   }
   await show('feed')
   await sees(/⟨U\+202E⟩right to left/)
   await page.locator('.events > li', { hasText: 'wwww' }).first().locator('.fold').click()
   await page.getByRole('button', { name: /Show all .* characters/ }).click()
-  expect(await overflow()).toBe(0)
+  expect(await overflowOf(page)).toBe(0)
 })
 
 it.each(['light', 'dark'] as const)('nothing in any view keeps people out, %s', async (colorScheme) => {
@@ -415,12 +364,12 @@ it.each(['light', 'dark'] as const)('nothing in any view keeps people out, %s', 
     await show(place)
     await page.locator('main :is(li, td, dd, .quiet)').first().waitFor()
     await expect.poll(() => page.locator('main').getByText('Loading…').count(), WAIT).toBe(0)
-    expect(await violations(), place).toEqual([])
+    expect(await violationsOn(page), place).toEqual([])
   }
 })
 
 it('nothing was blocked, and nothing failed', () => {
-  expect(complaints).toEqual([])
+  expect(browser.complaints).toEqual([])
 })
 
 it('says that the service is gone, and goes on where it was when it is back', async () => {

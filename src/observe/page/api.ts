@@ -1,5 +1,5 @@
 /** Answers of the observation API, and in words why there is none. */
-import { type Signal, signal, useSignal, useSignalEffect } from '@preact/signals'
+import { type ReadonlySignal, type Signal, signal, useSignal, useSignalEffect } from '@preact/signals'
 import { useEffect } from 'preact/hooks'
 import type { z } from 'zod'
 import type * as schemas from '../schemas.ts'
@@ -131,12 +131,14 @@ export interface LoadOptions {
   readonly isLive?: boolean
   /** What was there is shown until the new is, where this stays the same. */
   readonly subject?: string | undefined
+  /** What counts up when to ask again. */
+  readonly rounds?: ReadonlySignal<number>
 }
 
 /** What is at a path. Undefined: nothing is asked for. */
 export function useLoaded<T>(
   path: string | undefined,
-  { isLive = false, subject = path }: LoadOptions = {},
+  { isLive = false, subject = path, rounds = changes }: LoadOptions = {},
 ): Loaded<T> {
   const state = useSignal<Loaded<T> & { subject?: string | undefined }>({})
   const wanted = useSignal({ path, isLive, subject })
@@ -145,7 +147,7 @@ export function useLoaded<T>(
   }, [path, isLive, subject])
   useSignalEffect(() => {
     const asked = wanted.value
-    if (asked.isLive) changes.value
+    if (asked.isLive) rounds.value
     if (asked.path === undefined) return
     const abort = new AbortController()
     ask<T>(asked.path, abort.signal).then(

@@ -8,6 +8,8 @@ export type StreamState = 'connecting' | 'live' | 'reconnecting' | 'refused' | '
 export const streamState = signal<StreamState>('connecting')
 /** The last event that any stream brought. */
 export const newest = signal<LogEvent | undefined>(undefined)
+/** The events that any stream brought last, of many the latest. */
+export const arrived = signal<readonly LogEvent[]>([])
 
 /** Events are handed on so often at most; what comes in between waits. */
 const FLUSH_MS = 100
@@ -103,6 +105,7 @@ export function follow({ filter, since, keep, onEvents }: StreamOptions): () => 
     waiting = []
     skipped = 0
     newest.value = events.at(-1)
+    arrived.value = events
     somethingHappened()
     onEvents(events, left)
   }

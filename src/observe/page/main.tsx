@@ -23,11 +23,14 @@ const COMPONENTS: Readonly<Record<View, () => preact.JSX.Element>> = {
   transparency: TransparencyView,
 }
 
+/** Of events that come together so many are shown as they happen. */
+const SEEN = 50
+
 function Page() {
   const { view } = route.value
   const Shown = COMPONENTS[view]
   // The feed has a stream of its own, with its filters.
-  useEffect(() => (view === 'feed' ? undefined : follow({ keep: 1, onEvents: () => undefined })), [view === 'feed'])
+  useEffect(() => (view === 'feed' ? undefined : follow({ keep: SEEN, onEvents: () => undefined })), [view === 'feed'])
   return (
     <>
       <button type="button" class="skip" onClick={skip}>

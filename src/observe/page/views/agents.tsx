@@ -165,7 +165,7 @@ function Profile({ address }: { address: string }) {
               {!latest.data && <Waiting refused={latest.refused} />}
             </Panel>
             <div class="column">
-              <Panel title="Whom it talks to" more={<a href={link('network', { search: address })}>all</a>}>
+              <Panel title="Whom it talks to" more={<a href={link('network', { agent: address })}>all</a>}>
                 <ol class="ranking">
                   {edges.map(({ from, to, count: times }) => (
                     <li key={`${from} ${to}`}>
