@@ -1,5 +1,5 @@
 /**
- * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [large] [webhooks] [ceiling] [observation]
+ * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [large] [webhooks] [ceiling] [observation] [page]
  * [--seconds 3] [--agents 10000] [--sizes 1000,100000,1000000] [--events 200000] [--json file]`; all if none is named.
  *
  * Starts what it needs and prints tables for people; `--json` writes the same for scripts. What compares between machines is ratios within one
@@ -22,6 +22,7 @@ import { benchGrowth } from './growth.ts'
 import { benchLarge, measureLoopDelay } from './large.ts'
 import { type Figures, figuresOf, load, serverPids } from './load.ts'
 import { measureMemory } from './memory.ts'
+import { benchNetwork } from './network.ts'
 import { benchNodes } from './nodes.ts'
 import { benchObservation, benchWatched, benchWatchers } from './observe.ts'
 import { benchFlood, benchVisible } from './page.ts'
@@ -45,6 +46,7 @@ const BENCHES = [
   'webhooks',
   'ceiling',
   'observation',
+  'page',
 ]
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -138,9 +140,12 @@ if (wanted('observation')) {
   const title = 'a log of so many events, observed'
   table('observation', title, await benchObservation([100_000, positive('events', values.events)]))
   table('watchers', 'watchers on `serve` beside 1,000 writes a second', await benchWatchers([0, 100, 1_000], seconds))
-  const page = { ...(await benchVisible(10 * seconds)), ...(await benchFlood(10 * seconds)) }
-  table('page', 'the page on which one watches, in a browser', page)
   table('watched', 'one agent that writes, beside others on the machine', await benchWatched(seconds))
+}
+if (wanted('page')) {
+  const live = { ...(await benchVisible(10 * seconds)), ...(await benchFlood(10 * seconds)) }
+  table('page', 'the page on which one watches, in a browser', live)
+  table('network', 'its picture of a network', await benchNetwork(agents, 5 * agents, seconds))
 }
 if (wanted('webhooks')) report.webhooks = await benchWebhooks()
 if (values.json !== undefined) await writeFile(values.json, `${JSON.stringify(report, null, 2)}\n`)

@@ -26,6 +26,7 @@ export class Drawing {
   readonly #canvas = new OffscreenCanvas(1, 1)
   readonly #context: OffscreenCanvasRenderingContext2D
   #haze = new Float32Array(1)
+  #image: ImageData | undefined
 
   constructor() {
     const context = this.#canvas.getContext('2d')
@@ -82,9 +83,11 @@ export class Drawing {
     }
     if (lines === 0) return strokes
     // The more lines, the fainter one of them.
-    const one1 = Math.min(0.5, Math.max(0.08, 2.6 / (strokes.length + lines) ** 0.3))
-    const image = this.#context.createImageData(width, height)
-    paint(haze, new Uint32Array(image.data.buffer), rgbOf(this.#context, look.colours.line), one1)
+    const single = Math.min(0.5, Math.max(0.08, 2.6 / (strokes.length + lines) ** 0.3))
+    const image =
+      this.#image?.width === width && this.#image.height === height ? this.#image : new ImageData(width, height)
+    this.#image = image
+    paint(haze, new Uint32Array(image.data.buffer), rgbOf(this.#context, look.colours.line), single)
     this.#context.putImageData(image, 0, 0)
     return strokes
   }
@@ -238,7 +241,7 @@ function paint(
   const factor = steps / range
   for (let place = 0; place < pixels.length; place++) {
     const value = haze[place] as number
-    if (value > 0) pixels[place] = table[Math.min(steps, Math.ceil(value * factor))] as number
+    pixels[place] = value > 0 ? (table[Math.min(steps, Math.ceil(value * factor))] as number) : 0
   }
 }
 

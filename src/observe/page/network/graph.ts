@@ -29,35 +29,46 @@ export interface Graph extends Links {
 export function toGraph({ nodes, edges }: Network): Graph {
   const agents = nodes.length
   const indexOf = new Map(nodes.map(({ address }, index) => [address, index]))
-  const found = new Map<number, { one: number; other: number; forth: number; back: number }>()
+  const found = new Map<number, number>()
+  const names = new Float64Array(edges.length)
+  const there = new Uint32Array(edges.length)
+  const back = new Uint32Array(edges.length)
   for (const { from, to, count } of edges) {
     const sender = indexOf.get(from)
     const recipient = indexOf.get(to)
     if (sender === undefined || recipient === undefined || sender === recipient) continue
-    const [one, other] = sender < recipient ? [sender, recipient] : [recipient, sender]
-    const name = one * agents + other
+    const name = Math.min(sender, recipient) * agents + Math.max(sender, recipient)
     let pair = found.get(name)
-    if (!pair) {
-      pair = { one, other, forth: 0, back: 0 }
+    if (pair === undefined) {
+      pair = found.size
       found.set(name, pair)
+      names[pair] = name
     }
-    if (sender === one) pair.forth += count
-    else pair.back += count
+    const way = sender < recipient ? there : back
+    way[pair] = at(way, pair) + count
   }
-  const sorted = [...found.values()].sort((a, b) => b.forth + b.back - a.forth - a.back)
-  const heaviest = sorted[0] ? sorted[0].forth + sorted[0].back : 1
+  // The heaviest first, and of as heavy ones who came first: sorted as numbers, which takes a tenth of the time.
+  const many = found.size
+  const order = new Float64Array(many)
+  for (let pair = 0; pair < many; pair++) order[pair] = (at(there, pair) + at(back, pair)) * many + (many - 1 - pair)
+  order.sort().reverse()
+  const sorted = Uint32Array.from(order, (place) => many - 1 - (place % many))
+  const heaviest = many > 0 ? Math.floor(at(order, 0) / many) : 1
   const busiest = nodes.reduce((most, node) => Math.max(most, messagesOf(node)), 1)
-  const one = Uint32Array.from(sorted, (pair) => pair.one)
-  const other = Uint32Array.from(sorted, (pair) => pair.other)
+  const one = sorted.map((pair) => Math.floor(at(names, pair) / agents))
+  const other = sorted.map((pair) => at(names, pair) % agents)
   return {
     agents,
     nodes,
     indexOf,
     one,
     other,
-    forth: Uint32Array.from(sorted, (pair) => pair.forth),
-    back: Uint32Array.from(sorted, (pair) => pair.back),
-    weights: Float32Array.from(sorted, (pair) => Math.log(1 + pair.forth + pair.back) / Math.log(1 + heaviest)),
+    forth: sorted.map((pair) => at(there, pair)),
+    back: sorted.map((pair) => at(back, pair)),
+    weights: Float32Array.from(
+      sorted,
+      (pair) => Math.log(1 + at(there, pair) + at(back, pair)) / Math.log(1 + heaviest),
+    ),
     sizes: Float32Array.from(nodes, (node) => Math.sqrt(messagesOf(node) / busiest)),
     ...pairsOf(agents, one, other),
   }

@@ -59,24 +59,33 @@ function regroup({ count, one, other, weights, own }: Weighted): { moved: boolea
   }
   const total = degree.reduce((sum, its) => sum + its, 0) || 1
   const sums = degree.slice()
+  const neighbours = new Uint32Array(pairs.length)
+  for (let node = 0; node < count; node++) {
+    for (let place = at(starts, node); place < at(starts, node + 1); place++) {
+      const pair = at(pairs, place)
+      neighbours[place] = at(one, pair) === node ? at(other, pair) : at(one, pair)
+    }
+  }
   const towards = new Float64Array(count)
+  const near = new Uint32Array(count)
   let moved = false
   for (let round = 0; round < MAX_ROUNDS; round++) {
     let moves = 0
     for (let node = 0; node < count; node++) {
       const old = at(group, node)
-      const near: number[] = [old]
+      let many = 1
+      near[0] = old
       for (let place = at(starts, node); place < at(starts, node + 1); place++) {
-        const pair = at(pairs, place)
-        const neighbour = at(group, at(one, pair) === node ? at(other, pair) : at(one, pair))
-        if (towards[neighbour] === 0 && neighbour !== old) near.push(neighbour)
-        towards[neighbour] = at(towards, neighbour) + at(weights, pair)
+        const its = at(group, at(neighbours, place))
+        if (towards[its] === 0 && its !== old) near[many++] = its
+        towards[its] = at(towards, its) + at(weights, at(pairs, place))
       }
       const its = at(degree, node)
       sums[old] = at(sums, old) - its
       let best = old
       let most = at(towards, old) - (its * at(sums, old)) / total
-      for (const candidate of near) {
+      for (let place = 0; place < many; place++) {
+        const candidate = at(near, place)
         const gain = at(towards, candidate) - (its * at(sums, candidate)) / total
         if (gain > most + 1e-9) {
           most = gain
@@ -89,8 +98,9 @@ function regroup({ count, one, other, weights, own }: Weighted): { moved: boolea
       group[node] = best
       moves += 1
     }
-    if (moves === 0) break
-    moved = true
+    moved ||= moves > 0
+    // The last few would go on for long, and change little.
+    if (moves <= count / 100) break
   }
   const numbers = new Map<number, number>()
   for (const its of group) if (!numbers.has(its)) numbers.set(its, numbers.size)

@@ -138,7 +138,8 @@ function plan(): void {
 function turn(): void {
   isPlanned = false
   if (isStale && look && view) draw(look, view)
-  if (forces === undefined) return
+  // Nobody has seen the first places yet: the picture comes before they move.
+  if (forces === undefined || view === undefined) return
   const began = performance.now()
   while (stepsLeft > 0 && performance.now() - began < TURN_MS) {
     forces.step()

@@ -23,16 +23,13 @@ export function NetworkView() {
   const search = parameters.get('search') ?? ''
   const agent = parameters.get('agent') ?? undefined
   const least = Number(parameters.get('min_count')) || 1
-  const isLarge = useSignal(false)
+  // As long as it is not known.
+  const isLarge = useSignal(true)
   const { data, refused } = useThen<Network>(
     '/observe/network',
     { limit: ASKED, min_count: least > 1 ? least : undefined, agent },
     usePace(isLarge.value ? LARGE_REFRESH_MS : REFRESH_MS),
   )
-  useEffect(() => {
-    // Whoever cannot load it is told where the picture would be.
-    loadPicture().catch(() => undefined)
-  }, [])
   useEffect(() => {
     if (data) isLarge.value = data.edges.length > LARGE
   }, [data])
@@ -71,8 +68,9 @@ export function NetworkView() {
           </button>
         </p>
       )}
+      {/* There while the data come, so that what draws them is ready; and what was drawn stays until the next is. */}
+      {!refused && data?.nodes.length !== 0 && <Drawn network={data} agent={agent} search={search} />}
       {!data && <Waiting refused={refused} />}
-      {data && data.nodes.length > 0 && <Drawn network={data} agent={agent} search={search} />}
       {data && found.length === 0 && <Waiting>No two agents have written to each other like that.</Waiting>}
       {found.length > 0 && <Table edges={found} isAll={!data || data.edges.length < ASKED} />}
     </>
@@ -83,19 +81,21 @@ export function NetworkView() {
 function usePace(ms: number) {
   const rounds = useSignal(0)
   const last = useRef(Date.now())
+  const seen = useRef(changes.peek())
   useEffect(() => {
     let timer: ReturnType<typeof setTimeout> | undefined
-    let isNews = false
-    const stop = changes.subscribe(() => {
-      // At first it says only what it was before.
-      if (isNews) timer ??= setTimeout(again, Math.max(0, last.current + ms - Date.now()))
-      isNews = true
+    const stop = changes.subscribe((now) => {
+      if (now === seen.current) return
+      timer ??= setTimeout(
+        () => {
+          timer = undefined
+          last.current = Date.now()
+          seen.current = changes.peek()
+          rounds.value += 1
+        },
+        Math.max(0, last.current + ms - Date.now()),
+      )
     })
-    function again() {
-      timer = undefined
-      last.current = Date.now()
-      rounds.value += 1
-    }
     return () => {
       stop()
       clearTimeout(timer)
@@ -104,13 +104,18 @@ function usePace(ms: number) {
   return rounds
 }
 
-/** Only who opens this view loads what draws it, and meanwhile the data. */
-const loadPicture = () => import('../network/picture.ts')
-
-function Drawn({ network, agent, search }: { network: Network; agent: string | undefined; search: string }) {
+function Drawn({
+  network,
+  agent,
+  search,
+}: {
+  network: Network | undefined
+  agent: string | undefined
+  search: string
+}) {
   const stage = useRef<HTMLDivElement>(null)
   const picture = useRef<Picture | undefined>(undefined)
-  const state = useSignal<'loading' | 'drawn' | 'impossible'>('loading')
+  const state = useSignal<'loading' | 'ready' | 'impossible'>('loading')
   const pointed = useSignal({ words: '', isByKeys: false })
   useEffect(() => {
     let isGone = false
@@ -124,7 +129,8 @@ function Drawn({ network, agent, search }: { network: Network; agent: string | u
       picture.current = undefined
       state.value = 'impossible'
     }
-    loadPicture().then((loaded) => {
+    // Only who opens this view loads what draws it.
+    import('../network/picture.ts').then((loaded) => {
       if (isGone || !stage.current) return
       if (!loaded.isSupported()) return fail()
       picture.current = new loaded.Picture(stage.current, {
@@ -133,7 +139,7 @@ function Drawn({ network, agent, search }: { network: Network; agent: string | u
         onPoint: (words, isByKeys) => (pointed.value = { words, isByKeys }),
         onFailure: fail,
       })
-      state.value = 'drawn'
+      state.value = 'ready'
     }, fail)
     return () => {
       isGone = true
@@ -141,7 +147,9 @@ function Drawn({ network, agent, search }: { network: Network; agent: string | u
       picture.current?.close()
     }
   }, [])
-  useEffect(() => picture.current?.show(network, agent), [network, agent, state.value])
+  useEffect(() => {
+    if (network) picture.current?.show(network, agent)
+  }, [network, state.value])
   useEffect(() => picture.current?.find(search), [network, search, state.value])
   if (state.value === 'impossible') {
     return <p class="notice">This browser cannot draw the picture of the network. The table has the same in figures.</p>
@@ -156,9 +164,7 @@ function Drawn({ network, agent, search }: { network: Network; agent: string | u
         role="application"
         aria-label="Picture of the network"
         aria-describedby="network-keys"
-      >
-        {state.value === 'loading' && <p class="quiet">Drawing…</p>}
-      </div>
+      ></div>
       <div class="tools">
         <button type="button" aria-label="Nearer" title="Nearer (+)" onClick={() => picture.current?.zoom(1)}>
           +
@@ -177,7 +183,10 @@ function Drawn({ network, agent, search }: { network: Network; agent: string | u
       </div>
       <figcaption>
         <p class="pointed">
-          {words || `${counted(network.nodes.length, 'agent')}, ${counted(network.edges.length, 'connection')}`}
+          {words ||
+            (network
+              ? `${counted(network.nodes.length, 'agent')}, ${counted(network.edges.length, 'connection')}`
+              : '…')}
         </p>
         <p class="hidden" role="status">
           {isByKeys ? words : ''}
