@@ -172,8 +172,8 @@ function Drawn({
         <button type="button" aria-label="Farther" title="Farther (−)" onClick={() => picture.current?.zoom(-1)}>
           −
         </button>
-        <button type="button" title="The whole network (0)" onClick={() => picture.current?.showWhole()}>
-          Whole
+        <button type="button" title="Show all (0)" onClick={() => picture.current?.showWhole()}>
+          Show all
         </button>
         {agent === undefined && (
           <button type="button" title="Agents find their places anew" onClick={() => picture.current?.arrange()}>
