@@ -2,6 +2,7 @@
 import { useSignal } from '@preact/signals'
 import { useEffect, useRef } from 'preact/hooks'
 import { changes, type Network } from '../api.ts'
+import { moment } from '../clock.ts'
 import { arrived } from '../live.ts'
 import type { Picture } from '../network/picture.ts'
 import { Address, AddressSearch, Bar, count, counted, Waiting } from '../parts.tsx'
@@ -121,7 +122,8 @@ function Drawn({
     let isGone = false
     let isOld = true
     const stop = arrived.subscribe((events) => {
-      if (!isOld) picture.current?.pulse(events)
+      // What happens now is nothing of the past.
+      if (!isOld && moment.value === undefined) picture.current?.pulse(events)
       isOld = false
     })
     const fail = () => {
