@@ -155,7 +155,7 @@ const delivery = z.object({ type: z.literal('message_delivered'), data: z.object
 
 /** The messages that were handed out, as the event log has it. */
 export async function delivered(): Promise<Set<string>> {
-  const tail = `timeout ${TAIL_S} node src/main.ts tail | grep message_delivered; true`
+  const tail = `timeout ${TAIL_S} node src/main.ts tail --json | grep message_delivered; true`
   const lines = (await compose('exec', '-T', 'api', 'sh', '-c', tail)).toString().split('\n').filter(Boolean)
   const events = lines.map((line) => delivery.safeParse(JSON.parse(line)).data)
   return new Set(events.flatMap((event) => event?.data.message_id ?? []))
