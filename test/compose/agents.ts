@@ -66,6 +66,15 @@ export async function stateIsThere(): Promise<void> {
   expect('the value', read.value, '42')
 }
 
+/** Who wrote to each other there. */
+export const addressesOfTour = () => agents.map(({ address }) => address)
+
+/** Another than who reads with `statusOf`. */
+export const writes = (key: string, value: string) =>
+  patiently(`a value, written to ${key}`, () => agents[0].write(key, value))
+
+export const statusOf = async (key: string) => (await agents[1].tryRead(key)).status
+
 /** A message that waits, for whoever looks for it later. */
 export const leave = (content: string) => agents[0].send(agents[1].address, content)
 

@@ -88,6 +88,18 @@ export async function areHealthy(): Promise<boolean> {
 export const inspect = async (format: string, id: string) =>
   (await docker(['inspect', '--format', format, id])).toString().trim()
 
+/** Kills a container's process, and waits for the engine to start it again. */
+export async function kill(service: string, id: string): Promise<void> {
+  const count = () => inspect('{{.RestartCount}}', id)
+  const before = await count()
+  const [pid, image] = [await inspect('{{.State.Pid}}', id), await inspect('{{.Config.Image}}', id)]
+  // The engine starts again what ended so, as it does not what `docker kill` ended. From a container, because the process
+  // is in the table of the engine's machine.
+  const privileged = ['--rm', '--pid', 'host', '--privileged', '--user', '0:0', '--network', 'none']
+  await docker(['run', ...privileged, '--entrypoint', 'sh', image, '-c', `kill -9 ${pid}`])
+  await until(`${service}, which is to be started again`, async () => (await count()) !== before)
+}
+
 export function set(values: Readonly<Record<string, string>>): void {
   const before = readFileSync(envFile, 'utf8').split('\n').filter(Boolean)
   const kept = before.filter((line) => !((line.split('=')[0] ?? '') in values))
@@ -118,6 +130,14 @@ export async function setNew(): Promise<void> {
   await command('sh', ['deploy/compose/make-environment.sh', envFile])
   setOwn()
 }
+
+/** Those in force, by name. */
+export const settings = (): Record<string, string> =>
+  Object.fromEntries(
+    readFileSync(envFile, 'utf8')
+      .split('\n')
+      .flatMap((line) => (/^\w+=/.test(line) ? [line.split(/=(.*)/s).slice(0, 2)] : [])),
+  )
 
 export function expect(what: string, actual: unknown, right: unknown): void {
   if (isDeepStrictEqual(actual, right)) return
@@ -151,13 +171,20 @@ export async function until(what: string, holds: () => Promise<boolean>, ms = BA
   }
 }
 
+/** Lines of the event log that `filter`, a command of a shell, lets through. */
+async function logThrough(filter: string): Promise<string[]> {
+  const tail = `timeout ${TAIL_S} node src/main.ts tail --json | ${filter}; true`
+  return (await compose('exec', '-T', 'api', 'sh', '-c', tail)).toString().split('\n').filter(Boolean)
+}
+
+/** Whether the event log has a text, without a quote in it, as the operators read it. */
+export const logHas = async (text: string): Promise<boolean> => (await logThrough(`grep -F '${text}'`)).length > 0
+
 const delivery = z.object({ type: z.literal('message_delivered'), data: z.object({ message_id: z.string() }) })
 
 /** The messages that were handed out, as the event log has it. */
 export async function delivered(): Promise<Set<string>> {
-  const tail = `timeout ${TAIL_S} node src/main.ts tail --json | grep message_delivered; true`
-  const lines = (await compose('exec', '-T', 'api', 'sh', '-c', tail)).toString().split('\n').filter(Boolean)
-  const events = lines.map((line) => delivery.safeParse(JSON.parse(line)).data)
+  const events = (await logThrough('grep message_delivered')).map((line) => delivery.safeParse(JSON.parse(line)).data)
   return new Set(events.flatMap((event) => event?.data.message_id ?? []))
 }
 

@@ -22,7 +22,7 @@ import {
   containers,
   docker,
   expect,
-  inspect,
+  kill,
   ROOT,
   removeAll,
   set,
@@ -34,6 +34,7 @@ import {
   until,
   up,
 } from './engine.ts'
+import { hasOnlyItsOwn, outlivesAProcess, rebuilds, removes, seesTheTour } from './observers.ts'
 
 const wanted = process.argv.slice(2)
 
@@ -85,6 +86,15 @@ const parts: Record<string, () => Promise<string>> = {
     await tour()
     await until('an event to be watched', isWatched)
     return 'healthy, the tour works, and it can be watched'
+  },
+  async observe() {
+    await seesTheTour()
+    await hasOnlyItsOwn()
+    const counts = await outlivesAProcess()
+    await removes()
+    await rebuilds()
+    await noDifferences()
+    return `sees all, outlives each of its processes (${counts}), shows no more of what is removed, and is built anew`
   },
   async scale() {
     set({ API_REPLICAS: '5', WORKER_REPLICAS: '1' })
@@ -141,14 +151,7 @@ const parts: Record<string, () => Promise<string>> = {
   async kills() {
     await toEach(async (service) => {
       const [id = ''] = await containers(service)
-      const count = () => inspect('{{.RestartCount}}', id)
-      const before = await count()
-      const [pid, image] = [await inspect('{{.State.Pid}}', id), await inspect('{{.Config.Image}}', id)]
-      // The engine starts again what ended so, as it does not what `docker kill` ended. From a container, because the process
-      // is in the table of the engine's machine.
-      const privileged = ['--rm', '--pid', 'host', '--privileged', '--user', '0:0', '--network', 'none']
-      await docker(['run', ...privileged, '--entrypoint', 'sh', image, '-c', `kill -9 ${pid}`])
-      await until(`${service}, which is to be started again`, async () => (await count()) !== before)
+      await kill(service, id)
     })
     await noDifferences()
     return 'all come back, and verify finds no differences'
