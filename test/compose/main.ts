@@ -173,19 +173,27 @@ const parts: Record<string, () => Promise<string>> = {
     return 'all changed, of a server at once, and the data is there'
   },
   async refusal() {
-    set({ ENVIRONMENT: 'production', WORKER_REPLICAS: '0' })
-    const refused = await up().then(
-      () => 'started',
-      (error: unknown) => String(error),
-    )
-    expect('up names where to look', refused.includes('check-environment-see-its-log'), true)
+    const refused = (values: Readonly<Record<string, string>>) => {
+      set(values)
+      return up().then(
+        () => 'started',
+        (error: unknown) => String(error),
+      )
+    }
+    const running = await containers('worker')
+    const none = await refused({ WORKER_REPLICAS: '0' })
+    expect('up itself says what must not be 0', /WORKER_REPLICAS.* must not be 0/.test(none), true)
+    expect('workers, which it left alone', await containers('worker'), running)
+
+    const wrong = await refused({ ENVIRONMENT: 'production', WORKER_REPLICAS: '00' })
+    expect('up names where to look', wrong.includes('check-environment-see-its-log'), true)
     const log = (await compose('logs', 'check-environment-see-its-log')).toString()
     expect('the log names the key', log.includes('WEBHOOK_SECRET_KEY has the value of .env.example'), true)
     expect('the log names the number', log.includes('WORKER_REPLICAS must be'), true)
     set({ ENVIRONMENT: 'development', WORKER_REPLICAS: '2' })
     await up()
     await stateIsThere()
-    return 'public passwords and no workers are refused, and up says where the reasons are'
+    return 'no workers and public passwords are refused, and up says why, or where the reasons are'
   },
   async receiver() {
     const files = ['load-tests/receiver.key', 'load-tests/receiver.pem'].map((file) => join(ROOT, file))
