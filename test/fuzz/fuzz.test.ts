@@ -448,13 +448,16 @@ function observationOf(known: Known): fc.Arbitrary<Generated> {
     fc
       .tuple(fc.constantFrom('since', 'before', 'until', 'at', 'cursor', 'min_count', 'buckets', 'limit'), place)
       .map((pair) => pair.join('=')),
-    fc.tuple(fc.constantFrom('from', 'to'), time).map((pair) => pair.join('=')),
+    fc.tuple(fc.constantFrom('from', 'to', 'time'), time).map((pair) => pair.join('=')),
     types.map((names) => `type=${names}`),
-    fc.oneof(address, pathText(30)).map((agent) => `agent=${agent}`),
+    fc.tuple(fc.constantFrom('agent', 'with', 'search'), fc.oneof(address, pathText(30))).map((pair) => pair.join('=')),
+    fc.tuple(fc.constantFrom('key', 'text', 'prefix', 'search'), pathText(300)).map((pair) => pair.join('=')),
+    fc.constantFrom('registered', 'newest', 'busiest', 'address', '', '%').map((order) => `sort=${order}`),
   )
   const path = fc.oneof(
     fc.constantFrom(
-      ...['events', 'agents', 'network', 'activity', 'transparency', 'state', 'state/', 'health', 'openapi.json'],
+      ...['events', 'agents', 'network', 'activity', 'moment', 'transparency', 'state', 'state/', 'health'],
+      'openapi.json',
       ...['events/stream', 'events/', 'nothing', '', 'state/_capacity'],
     ),
     keySpelling.map((key) => `state/${key}`),
