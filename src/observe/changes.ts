@@ -30,9 +30,14 @@ export function numbersOf(type: EventType): number[] {
 }
 
 /** Those of what an agent does: a registration is its operator's doing, and a push the kernel's. */
-export const DEEDS: readonly number[] = Object.entries(TYPE_NUMBERS).flatMap(([type, number]) =>
-  type === 'agent_registered' || type === 'push_failed' ? [] : [number],
-)
+export const DEEDS: readonly number[] = [
+  TYPE_NUMBERS.message_sent,
+  TYPE_NUMBERS.message_delivered,
+  TYPE_NUMBERS.state_written,
+  TYPE_NUMBERS.state_deleted,
+  TYPE_NUMBERS.state_read,
+  TYPE_NUMBERS.registry_read,
+]
 
 /** The type that has this number. */
 export function typeOf(number: number): EventType {

@@ -20,13 +20,17 @@ export interface SeqRange {
   readonly isBackwards: boolean
 }
 
-export interface AgentFigures {
+export interface NetworkNode {
+  /** Sequence number of its registration. */
   readonly id: number
   readonly address: string
-  /** Milliseconds since 1970, as all times. */
-  readonly registeredAt: number
   readonly sent: number
   readonly received: number
+}
+
+export interface AgentFigures extends NetworkNode {
+  /** Milliseconds since 1970, as all times. */
+  readonly registeredAt: number
   readonly writes: number
   readonly lastActive: number | null
 }
@@ -65,12 +69,15 @@ export interface Totals {
   readonly types: ReadonlyMap<EventType, number>
 }
 
-interface AgentRow {
+interface NodeRow {
   id: number
   address: string
-  registered_at: number
   messages_sent: number
   messages_received: number
+}
+
+interface AgentRow extends NodeRow {
+  registered_at: number
   state_writes: number
   last_active: number | null
 }
@@ -258,21 +265,29 @@ export class ObservationTables {
   /** The columns of agents `a`, as they were after the event `at`. */
   #figures(at: number | undefined): RawBuilder<unknown> {
     if (at === undefined) return sql`a.*`
-    const events = this.#table('events')
-    const counted = (type: number) => sql`
-      coalesce((select e.agent_nth from ${events} as e
-        where e.agent = a.id and e.type = ${type} and e.seq <= ${at} order by e.seq desc limit 1), 0)`
     const deeds = DEEDS.map(
       (number) => sql`
-        select * from (select e.at from ${events} as e
+        select * from (select e.at from ${this.#table('events')} as e
           where e.agent = a.id and e.type = ${number} and e.seq <= ${at} order by e.seq desc limit 1) as deed`,
     )
     return sql`
-      a.id, a.address, a.registered_at, ${counted(TYPE_NUMBERS.message_sent)} as messages_sent,
-      coalesce((select m.received from ${this.#table('messages')} as m
-        where m.recipient = a.id and m.seq <= ${at} order by m.seq desc limit 1), 0) as messages_received,
-      ${counted(TYPE_NUMBERS.state_written)} as state_writes,
+      ${this.#node(at)}, a.registered_at, ${this.#counted(TYPE_NUMBERS.state_written, at)} as state_writes,
       (select max(at) from (${sql.join(deeds, sql` union all `)}) as deeds) as last_active`
+  }
+
+  /** Those of them that the network shows. */
+  #node(at: number | undefined): RawBuilder<unknown> {
+    if (at === undefined) return sql`a.id, a.address, a.messages_sent, a.messages_received`
+    return sql`
+      a.id, a.address, ${this.#counted(TYPE_NUMBERS.message_sent, at)} as messages_sent,
+      coalesce((select m.received from ${this.#table('messages')} as m
+        where m.recipient = a.id and m.seq <= ${at} order by m.seq desc limit 1), 0) as messages_received`
+  }
+
+  #counted(type: number, at: number): RawBuilder<unknown> {
+    return sql`
+      coalesce((select e.agent_nth from ${this.#table('events')} as e
+        where e.agent = a.id and e.type = ${type} and e.seq <= ${at} order by e.seq desc limit 1), 0)`
   }
 
   /**
@@ -282,7 +297,7 @@ export class ObservationTables {
    * @param options.agent only edges of this one
    * @param options.at as it had grown up to this event. The heaviest are looked for among the 200,000 that are the heaviest now
    */
-  async network(options: NetworkQuestion): Promise<{ nodes: AgentFigures[]; edges: Edge[] }> {
+  async network(options: NetworkQuestion): Promise<{ nodes: NetworkNode[]; edges: Edge[] }> {
     const { limit, minCount, agent, at } = options
     const id = agent === undefined ? undefined : await this.#ids.one(agent)
     if (agent !== undefined && id === undefined) return { nodes: [], edges: [] }
@@ -295,8 +310,8 @@ export class ObservationTables {
     const there = at === undefined ? sql`` : sql` where a.id <= ${at}`
     const joined = await this.#database.query(
       'observation_nodes',
-      sql<AgentRow>`
-        select ${this.#figures(at)} from ${this.#table('agents')} as a
+      sql<NodeRow>`
+        select ${this.#node(at)} from ${this.#table('agents')} as a
         join ${this.#database.rows(
           [...ids].map((id) => ({ id })),
           { id: 'integer' },
@@ -307,13 +322,13 @@ export class ObservationTables {
         ? []
         : await this.#database.query(
             'observation_nodes',
-            sql<AgentRow>`
-              select ${this.#figures(at)} from (
+            sql<NodeRow>`
+              select ${this.#node(at)} from (
                 select * from ${this.#table('agents')} as a${there}
                 order by messages_sent + messages_received desc, id desc limit ${limit}
               ) as a`,
           )
-    const nodes = new Map([...joined, ...others].map((row) => [row.id, toFigures(row)]))
+    const nodes = new Map([...joined, ...others].map((row) => [row.id, toNode(row)]))
     const addressOf = (id: number) => nodes.get(id)?.address ?? ''
     return {
       nodes: [...nodes.values()].slice(0, Math.max(limit, ids.size)).sort((one, other) => one.id - other.id),
@@ -391,13 +406,14 @@ export function spanFor(seconds: number, agent: string | undefined): number {
   return spans.findLast((span) => span <= seconds) ?? (spans[0] as number)
 }
 
+function toNode({ id, address, messages_sent: sent, messages_received: received }: NodeRow): NetworkNode {
+  return { id, address, sent, received }
+}
+
 function toFigures(row: AgentRow): AgentFigures {
   return {
-    id: row.id,
-    address: row.address,
+    ...toNode(row),
     registeredAt: row.registered_at,
-    sent: row.messages_sent,
-    received: row.messages_received,
     writes: row.state_writes,
     lastActive: row.last_active,
   }

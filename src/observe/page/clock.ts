@@ -68,13 +68,18 @@ export function play(from: Date): void {
 }
 
 async function run(from: number, abort: AbortSignal): Promise<void> {
+  let shown = moment.value
   for (let time = from; ; ) {
+    // Somebody went elsewhere.
+    if (moment.value !== shown) return stop()
     playedTo.value = time
     const began = performance.now()
     const { seq } = await ask<Moment>(query('/observe/moment', { time: new Date(time).toISOString() }), abort)
     if (abort.aborted) return
     const stepMs = STEP_MS * speed.value
-    if (seq !== moment.value) change({ at: seq }, { isStep: true })
+    if (moment.value !== shown) return stop()
+    if (seq !== shown) change({ at: seq }, { isStep: true })
+    shown = seq
     const page = await ask<EventsPage>(query('/observe/events', { since: seq, limit: 1 }), abort)
     const [next] = page.events
     if (next === undefined || time > Date.now()) return goTo(undefined)

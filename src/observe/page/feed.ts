@@ -51,6 +51,7 @@ export class Feed {
 
   /** Shows another moment; undefined: live. */
   moveTo(at: number | undefined): void {
+    if (this.#wanted === undefined && at === this.#at) return
     this.#wanted = { at }
     this.#work(() => this.#goWhereWanted())
   }
