@@ -56,50 +56,55 @@ async function observed(size: number): Promise<Record<string, number>> {
     const { size: modelBytes } = await stat(join(dataDir, 'observation-2.db')).catch(() =>
       stat(join(dataDir, 'observation-1.db')),
     )
-    const verifying = await verifySeconds(dataDir)
-    await using service = await startService(dataDir)
-    const { url } = service
-    const rare = agents.at(-1) ?? ''
-    const last = size + AGENTS + 1
-    const middle = Math.floor(last / 2)
-    const pages = {
-      'first page': '/observe/events?limit=100',
-      'late page': `/observe/events?limit=100&since=${last - 1_000}`,
-      'late page of 1,000': `/observe/events?limit=1000&since=${last - 2_000}`,
-      'backwards from the end': `/observe/events?limit=100&before=${last}`,
-      'of a rare agent': `/observe/events?limit=100&agent=${rare}`,
-      'of a rare agent, one type': `/observe/events?limit=100&agent=${rare}&type=state_written`,
-      'of a rare type': '/observe/events?limit=100&type=push_failed',
-      'of a busy agent, backwards': `/observe/events?limit=100&agent=${agents[0]}&before=${last}`,
-      'agents, 1,000': '/observe/agents',
-      'network, 1,000 edges': '/observe/network',
-      'activity, all time': '/observe/activity?buckets=200',
-      'activity of one agent': `/observe/activity?agent=${agents[0]}`,
-      'history of a key': '/observe/state/key/1/history',
-      'a moment in the middle': `/observe/moment?at=${middle}`,
-      'a moment by its time': `/observe/moment?time=${new Date(BEGINNING + (DAYS / 2) * 86_400_000).toISOString()}`,
-      'state of a moment, 100 keys': `/observe/state?at=${middle}`,
-      'agents of a moment, 1,000': `/observe/agents?at=${middle}`,
-      'network of a moment, 1,000 edges': `/observe/network?at=${middle}`,
-      'between two, backwards': `/observe/events?agent=${agents[0]}&with=${agents[1]}&before=${last}`,
-      'search of 2,000 events': `/observe/events?text=nowhere&before=${middle}`,
-    }
-    const took: Record<string, number> = {
-      'log, MB': logBytes / 1_000_000,
-      'read models, MB': modelBytes / 1_000_000,
-      ...build,
-      'verify, s': verifying,
-    }
-    for (const [name, path] of Object.entries(pages))
-      took[`${name}, ms`] = median(await times(`${url}${path}`, REQUESTS))
-    took['resident of the service, MiB'] = await memory(service.pid, 'VmRSS')
-    // In a log of one process each number is an event's.
-    const jumps = Array.from({ length: 1_000 }, (_, index) => AGENTS + 2 + Math.floor((index / 1_000) * size))
-    Object.assign(took, await benchPage(url, jumps))
-    return took
+    const took = { 'log, MB': logBytes / 1_000_000, 'read models, MB': modelBytes / 1_000_000, ...build }
+    console.log(`${size.toLocaleString('en')} events:`, took)
+    const asked = await askAll(dataDir, agents, size)
+    console.log(asked)
+    return { ...took, ...asked, 'verify, s': await verifySeconds(dataDir) }
   } finally {
     await rm(dataDir, { recursive: true, force: true })
   }
+}
+
+/** Starts the service on a log that was filled, and asks it for pages of all kinds. Median ms. @param agents the busiest first */
+export async function askAll(
+  dataDir: string,
+  agents: readonly string[],
+  size: number,
+): Promise<Record<string, number>> {
+  await using service = await startService(dataDir)
+  const { url } = service
+  const rare = agents.at(-1) ?? ''
+  const last = size + AGENTS + 1
+  const middle = Math.floor(last / 2)
+  const pages = {
+    'first page': '/observe/events?limit=100',
+    'late page': `/observe/events?limit=100&since=${last - 1_000}`,
+    'late page of 1,000': `/observe/events?limit=1000&since=${last - 2_000}`,
+    'backwards from the end': `/observe/events?limit=100&before=${last}`,
+    'of a rare agent': `/observe/events?limit=100&agent=${rare}`,
+    'of a rare agent, one type': `/observe/events?limit=100&agent=${rare}&type=state_written`,
+    'of a rare type': '/observe/events?limit=100&type=push_failed',
+    'of a busy agent, backwards': `/observe/events?limit=100&agent=${agents[0]}&before=${last}`,
+    'agents, 1,000': '/observe/agents',
+    'network, 1,000 edges': '/observe/network',
+    'activity, all time': '/observe/activity?buckets=200',
+    'activity of one agent': `/observe/activity?agent=${agents[0]}`,
+    'history of a key': '/observe/state/key/1/history',
+    'a moment in the middle': `/observe/moment?at=${middle}`,
+    'a moment by its time': `/observe/moment?time=${new Date(BEGINNING + (DAYS / 2) * 86_400_000).toISOString()}`,
+    'state of a moment, 100 keys': `/observe/state?at=${middle}`,
+    'agents of a moment, 1,000': `/observe/agents?at=${middle}`,
+    'network of a moment, 1,000 edges': `/observe/network?at=${middle}`,
+    'between two, backwards': `/observe/events?agent=${agents[0]}&with=${agents[1]}&before=${last}`,
+    'search of 2,000 events': `/observe/events?text=nowhere&before=${middle}`,
+  }
+  const took: Record<string, number> = {}
+  for (const [name, path] of Object.entries(pages)) took[`${name}, ms`] = median(await times(`${url}${path}`, REQUESTS))
+  took['resident of the service, MiB'] = await memory(service.pid, 'VmRSS')
+  // In a log of one process each number is an event's.
+  const jumps = Array.from({ length: 1_000 }, (_, index) => AGENTS + 2 + Math.floor((index / 1_000) * size))
+  return { ...took, ...(await benchPage(url, jumps)) }
 }
 
 /** Writes a lifelike log: few agents do most, one does hardly anything. Returns the agents, the busiest first. */

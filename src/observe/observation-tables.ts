@@ -224,7 +224,8 @@ export class ObservationTables {
         )
         select coalesce(
           (select seq from ${this.#table('events')}, bounds
-            where seq >= first and (next is null or seq < next) and at <= ${time} order by seq desc limit 1),
+            where seq >= first and seq < coalesce(next, ${Number.MAX_SAFE_INTEGER}) and at <= ${time}
+            order by seq desc limit 1),
           (select max(seq) from ${this.#table('events')} where seq < (select first from bounds))
         ) as seq`,
     )

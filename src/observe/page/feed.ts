@@ -32,7 +32,7 @@ export class Feed {
   /** The moment that is shown; undefined: live. */
   #at: number | undefined
   /** Where the clock went while something else was under way. */
-  #wanted: { at: number | undefined } | undefined
+  #wanted: { at: number | undefined; isStep: boolean } | undefined
 
   /** @param at the moment to show; undefined: live */
   constructor(filter: EventFilter, at: number | undefined) {
@@ -49,10 +49,10 @@ export class Feed {
     if (this.mode.value === 'live') this.mode.value = 'paused'
   }
 
-  /** Shows another moment; undefined: live. */
-  moveTo(at: number | undefined): void {
+  /** Shows another moment; undefined: live. A step of the clock adds what came in between. */
+  moveTo(at: number | undefined, isStep: boolean): void {
     if (this.#wanted === undefined && at === this.#at) return
-    this.#wanted = { at }
+    this.#wanted = { at, isStep }
     this.#work(() => this.#goWhereWanted())
   }
 
@@ -102,10 +102,10 @@ export class Feed {
   async #goWhereWanted(): Promise<void> {
     const wanted = this.#wanted
     this.#wanted = undefined
-    if (wanted) await this.#go(wanted.at)
+    if (wanted) await this.#go(wanted.at, wanted.isStep)
   }
 
-  async #go(at: number | undefined): Promise<void> {
+  async #go(at: number | undefined, isStep = false): Promise<void> {
     this.#at = at
     if (at === undefined) {
       if (this.mode.value === 'past' || this.#unfollow === undefined) await this.#toEnd()
@@ -115,7 +115,7 @@ export class Feed {
     this.#unfollow = undefined
     const held = this.events.value
     const last = held.at(-1)?.seq
-    if (this.mode.value === 'past' && last !== undefined && last <= at && !this.hasNewer.value) {
+    if (isStep && this.mode.value === 'past' && last !== undefined && last <= at && !this.hasNewer.value) {
       const page = await this.#page({ since: last, until: at, limit: STEP })
       if (!page.has_more) {
         this.#hold([...held, ...page.events])

@@ -3,7 +3,7 @@ import { useSignal } from '@preact/signals'
 import { memo } from 'preact/compat'
 import { useEffect, useMemo, useRef } from 'preact/hooks'
 import { askForEvent, type LogEvent } from '../api.ts'
-import { goTo, moment } from '../clock.ts'
+import { goTo, isPlaying, moment } from '../clock.ts'
 import { Feed } from '../feed.ts'
 import type { EventFilter } from '../live.ts'
 import { Address, counted, LongText, Time, Waiting } from '../parts.tsx'
@@ -11,7 +11,7 @@ import { change, link, route } from '../route.ts'
 import { kindOf, type Related, Sentence, TYPES } from '../words.tsx'
 
 /** So many are drawn; more as the reader comes to their end. */
-const DRAWN = 100
+const DRAWN = 50
 const ADDRESS = /^tab_[a-z0-9]{20}$/
 
 export function FeedView() {
@@ -26,7 +26,7 @@ export function FeedView() {
   const at = moment.value
   const feed = useMemo(() => new Feed(filter, at), [name])
   useEffect(() => () => feed.close(), [feed])
-  useEffect(() => feed.moveTo(at), [feed, at])
+  useEffect(() => feed.moveTo(at, isPlaying.value), [feed, at])
   return (
     <>
       {filter.with ? <Between one={filter.agent} other={filter.with} /> : <Filters key={name} filter={filter} />}
