@@ -18,6 +18,7 @@ import { benchAuthentication } from './authentication.ts'
 import { benchCeiling } from './ceiling.ts'
 import { benchCosts } from './costs.ts'
 import { type EndpointFigures, type Floors, type Measured, measureEndpoints, measureRegistering } from './endpoints.ts'
+import { benchFeed } from './feed.ts'
 import { benchGrowth } from './growth.ts'
 import { benchLarge, measureLoopDelay } from './large.ts'
 import { type Figures, figuresOf, load, serverPids } from './load.ts'
@@ -140,6 +141,7 @@ if (wanted('observation')) {
   const title = 'a log of so many events, observed'
   table('observation', title, await benchObservation([100_000, positive('events', values.events)]))
   table('watchers', 'watchers on `serve` beside 1,000 writes a second', await benchWatchers([0, 100, 1_000], seconds))
+  table('feed', 'live streams alone, of 1,000 made-up events a second', await benchFeed([1, 100, 1_000], seconds))
   table('watched', 'one agent that writes, beside others on the machine', await benchWatched(seconds))
 }
 if (wanted('page')) {

@@ -6,7 +6,6 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises'
-import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -16,6 +15,7 @@ import { startKernel } from '../lab/kernel.ts'
 import { seededRandom } from '../lab/random.ts'
 import { releasePorts, reservePorts } from '../lab/servers/directory.ts'
 import { openSqlite, type Sqlite, transaction } from '../src/platform/sqlite.ts'
+import { takeOnly } from './feed.ts'
 import { cpuTimes, median } from './load.ts'
 import { benchPage } from './page.ts'
 
@@ -301,19 +301,6 @@ export async function benchWatchers(numbers: readonly number[], seconds: number)
     for (const socket of takers) socket.destroy()
   }
   return rows
-}
-
-/** A WebSocket that reads and looks at nothing. */
-function takeOnly(host: string, onBytes: (count: number) => void) {
-  const [name = '', port] = host.split(':')
-  const socket = connect(Number(port), name)
-  socket.write(
-    `GET /observe/events/stream HTTP/1.1\r\nHost: ${host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n` +
-      `Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${randomBytes(16).toString('base64')}\r\n\r\n`,
-  )
-  socket.on('data', ({ length }) => onBytes(length))
-  socket.on('error', () => socket.destroy())
-  return socket
 }
 
 /** Threads that ask the service for all they can get, or that spin: as busy as the machine can be. */
