@@ -575,7 +575,8 @@ describe('what the log is searched for', () => {
     await agent.send(other.address, `so said ${word.toUpperCase()}!`)
     await agent.send(other.address, 'nothing')
     await other.read(key)
-    await vi.waitFor(async () => expect(await typesAfter(since)).toContain('state_read'), WAIT)
+    const isRead = ({ type, data }: Event) => type === 'state_read' && data.key === key
+    await vi.waitFor(async () => expect((await target.events(since)).some(isRead)).toBe(true), WAIT)
     const types = async (query: Record<string, string | number>) =>
       (await events({ since, ...query })).events.map(({ type }) => type)
     expect(await types({ text: word.toLowerCase() })).toEqual(['state_written', 'message_sent', 'state_read'])
