@@ -12,6 +12,7 @@ import { kindOf, type Related, Sentence, TYPES } from '../words.tsx'
 
 /** So many are drawn; more as the reader comes to their end. */
 const DRAWN = 50
+const MORE = 100
 const ADDRESS = /^tab_[a-z0-9]{20}$/
 
 export function FeedView() {
@@ -175,7 +176,7 @@ function List({ feed, at }: { feed: Feed; at: number | undefined }) {
   const visible = events.slice(-drawn.value).reverse()
   const more = () => {
     feed.pause()
-    drawn.value += DRAWN
+    drawn.value += MORE
     if (drawn.value >= events.length) feed.older()
   }
   const end = useRef<HTMLDivElement>(null)
