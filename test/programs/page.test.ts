@@ -368,6 +368,26 @@ it.each(['light', 'dark'] as const)('nothing in any view keeps people out, %s', 
   }
 })
 
+it.each([1280, 390])('nothing that is shown is moved by what comes after it, %i pixels wide', async (width) => {
+  const tab = await browser.open()
+  onTestFinished(() => tab.close())
+  await tab.setViewportSize({ width, height: 844 })
+  await tab.addInitScript(`
+    globalThis.moved = 0
+    new PerformanceObserver((list) => {
+      for (const { value, hadRecentInput } of list.getEntries()) if (!hadRecentInput) moved += value
+    }).observe({ type: 'layout-shift', buffered: true })
+  `)
+  for (const view of VIEWS) {
+    await tab.goto('about:blank')
+    await tab.goto(`${kernel.observeUrl}/#/${view}`)
+    await tab.locator('main :is(li, td, dd, .quiet)').first().waitFor()
+    await expect.poll(() => tab.getByText('Loading…').count(), WAIT).toBe(0)
+    // What Lighthouse takes for good.
+    expect(await tab.evaluate('moved'), view).toBeLessThan(0.1)
+  }
+})
+
 it('nothing was blocked, and nothing failed', () => {
   expect(browser.complaints).toEqual([])
 })
