@@ -1,4 +1,8 @@
 /** The page of the observation service, in a real browser, with a live kernel behind it. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
 import { gzipSync } from 'node:zlib'
 import type { Page } from 'playwright-core'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
@@ -7,6 +11,7 @@ import { type Kernel, startKernel } from '../../lab/kernel.ts'
 import { overflowOf, startBrowser, violationsOn, WAIT } from '../support/browser.ts'
 import { runCommand } from '../support/command.ts'
 
+const ROOT = join(import.meta.dirname, '..', '..')
 const VIEWS = ['overview', 'feed', 'network', 'state', 'agents', 'transparency'] as const
 const MOST_BYTES = 250 * 1_024
 const kernel = await startKernel({
@@ -33,6 +38,13 @@ afterAll(async () => {
 const show = (path = '', { observeUrl }: Pick<Kernel, 'observeUrl'> = kernel) => page.goto(`${observeUrl}/#/${path}`)
 const sees = (text: string | RegExp) => page.locator('main').getByText(text).first().waitFor()
 const rows = () => page.locator('.events > li')
+
+async function ended(child: ChildProcess) {
+  child.stdout?.resume()
+  const said = child.stderr ? text(child.stderr) : Promise.resolve('')
+  const [exitCode] = (await once(child, 'close')) as [number | null]
+  return { exitCode, stderr: await said }
+}
 
 describe('the files', () => {
   it('forbid all that is not theirs, and are compressed', async () => {
@@ -85,6 +97,28 @@ it('an empty kernel says how to start two agents, and comes alive as they come',
   await sees(/python3 examples\/librarian\.py/)
   ;[one, other] = [await client.registerAgent(), await client.registerAgent()]
   await sees('2 AI agents live here.')
+})
+
+it('the example agents are watched at work, from the first on', async () => {
+  await using young = await startKernel({ LOG_LEVEL: 'error' })
+  await show('overview', young)
+  await sees('Nobody lives here yet')
+  const started = [
+    ['python3', 'examples/librarian.py'],
+    [process.execPath, 'examples/reader.ts'],
+  ].map(async ([command = '', file = '']) => {
+    const env = { PATH: process.env.PATH ?? '', TABULUM_URL: young.baseUrl }
+    const { exitCode, stderr } = await ended(spawn(command, [file, '--wait', '100'], { cwd: ROOT, env }))
+    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+  })
+  await sees('2 AI agents live here.')
+  await sees(/said to/)
+  await sees(/last event .* seen (at once|\d+ s later)/)
+  await Promise.all(started)
+  await show('feed', young)
+  await rows().filter({ hasText: 'said to' }).first().waitFor()
+  // The browser would complain of a stream that ends.
+  await page.goto('about:blank')
 })
 
 it('the overview shows who is here, what happens, pairs and keys', async () => {

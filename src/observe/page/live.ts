@@ -8,6 +8,8 @@ export type StreamState = 'connecting' | 'live' | 'reconnecting' | 'refused' | '
 export const streamState = signal<StreamState>('connecting')
 /** The last event that any stream brought. */
 export const newest = signal<LogEvent | undefined>(undefined)
+/** How old that was when it came, in ms: as far as the two clocks agree. */
+export const lag = signal(0)
 /** The events that any stream brought last, of many the latest. */
 export const arrived = signal<readonly LogEvent[]>([])
 
@@ -104,7 +106,9 @@ export function follow({ filter, since, keep, onEvents }: StreamOptions): () => 
     const left = skipped
     waiting = []
     skipped = 0
-    newest.value = events.at(-1)
+    const last = events.at(-1)
+    newest.value = last
+    if (last) lag.value = Math.max(0, Date.now() - Date.parse(last.ts))
     arrived.value = events
     somethingHappened()
     onEvents(events, left)

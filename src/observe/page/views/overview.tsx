@@ -1,7 +1,7 @@
 /** What goes on here, for somebody who has never heard of any of it. */
 import { type EventsPage, type Moment, type Network, shorten } from '../api.ts'
 import { moment } from '../clock.ts'
-import { newest, streamState } from '../live.ts'
+import { lag, newest, streamState } from '../live.ts'
 import { Address, Bar, count, counted, Key, Panel, Time, Waiting } from '../parts.tsx'
 import { link } from '../route.ts'
 import { useLatest, useThen } from '../then.ts'
@@ -157,9 +157,13 @@ function Health() {
   const seconds = Math.max(0, (Date.now() - Date.parse(event.ts)) / 1_000)
   return (
     <span class="small">
-      {seconds < 60 ? 'lively' : 'quiet'}; last event <Time at={event.ts} />
+      {seconds < 60 ? 'lively' : 'quiet'}; last event <Time at={event.ts} />, seen {later(lag.value)}
     </span>
   )
+}
+
+function later(ms: number): string {
+  return ms < 1_000 ? 'at once' : `${count(Math.round(ms / 1_000))} s later`
 }
 
 /** A kernel that nobody has come to. */
