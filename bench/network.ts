@@ -62,7 +62,6 @@ function fill(file: string, many: number, pairs: number): void {
         add('message_sent', from, { message_id: randomUUID(), from, to, content: 'hello', content_length: 5 })
     }
   })
-  sqlite.connection.exec('update log_end set last_change_seq = (select max(seq) from events)')
   sqlite.connection.close()
 }
 

@@ -144,7 +144,6 @@ function fill({ connection }: Sqlite, size: number): string[] {
       }
     })
   }
-  connection.exec(`update log_end set last_change_seq = (select max(seq) from events)`)
   return agents
 }
 

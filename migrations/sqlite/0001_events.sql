@@ -21,11 +21,3 @@ create table event_ids (
   expires_at integer not null
 ) strict, without rowid;
 create index event_ids_expiry on event_ids (expires_at);
-
--- One row, so that nobody looks through the log for it.
-create table log_end (
-  only_row        integer primary key default 1 check (only_row = 1),
-  -- The last event that changes something; after it there are only such as record that somebody looked.
-  last_change_seq integer not null default 0
-) strict;
-insert into log_end default values;

@@ -18,9 +18,7 @@ export function subjectOf(eventClass: EventClass): string {
   return `${SUBJECT}.${eventClass}`
 }
 
-/** The subjects of what changes something. */
-export const CHANGE_SUBJECTS: readonly string[] = EVENT_CLASSES.filter((name) => name !== 'read').map(subjectOf)
-const changeSubjects = new Set(CHANGE_SUBJECTS)
+const changeSubjects = new Set(EVENT_CLASSES.filter((name) => name !== 'read').map(subjectOf))
 
 /** Whether events on this subject change something. */
 export function isChange(subject: string): boolean {

@@ -34,7 +34,7 @@ const RECENT_BYTES = 8 * 1_048_576
 /** Bytes that the server may send ahead; more than one event of the greatest size. */
 const READ_AHEAD_BYTES = 16 * 1_048_576
 /** A follower for whom nothing comes is told so often how far the log has got without it. */
-const PASSED_MS = 1_000
+const PASSED_MS = 250
 /** A consumer that has been quiet for so long is looked after. */
 const WATCH_MS = 500
 /** So often in a row it is found to be behind, or not heard of, until it is given up: the servers may only be busy. */
@@ -76,8 +76,14 @@ export class ChangeFeeds {
       let begun = await beginningOfLast(this.#manager)
       let askedAt = performance.now()
       let passed = since
+      let passedAt = Number.NEGATIVE_INFINITY
       let isCaughtUp = false
       let hasJoined = false
+      const tellPassed = () => {
+        passed = follower.position
+        passedAt = performance.now()
+        options.onPassed?.(passed)
+      }
       while (!signal.aborted) {
         if (follower.feed?.failure) throw follower.feed.failure
         const batch = follower.take()
@@ -105,8 +111,7 @@ export class ChangeFeeds {
           if (!isCaughtUp && feed.position >= begun) {
             if (feed.pending === 0 || performance.now() - askedAt < WATCH_MS) {
               isCaughtUp = true
-              passed = follower.position
-              options.onPassed?.(passed)
+              if (performance.now() - passedAt >= PASSED_MS) tellPassed()
               yield []
             } else {
               // A server's count of what is to come may stay too high for ever.
@@ -120,8 +125,7 @@ export class ChangeFeeds {
         const hasWaited = await follower.woken(options.onPassed && PASSED_MS)
         // What came meanwhile was for others.
         if (hasWaited && isCaughtUp && follower.isIdle && follower.position > passed) {
-          passed = follower.position
-          options.onPassed?.(passed)
+          tellPassed()
           yield []
         }
       }

@@ -35,7 +35,10 @@ export interface FollowOptions {
   readonly types?: readonly EventType[] | undefined
   /** Events that nobody waits for: a log may hold them back for some milliseconds, so that more of them come in one batch. */
   readonly mayWait?: ((event: LoggedEvent) => boolean) | undefined
-  /** Told right before an empty batch, now and then: all that this follower gets up to here it has got. A log that finds what it gets by itself may say nothing. */
+  /**
+   * Told right before an empty batch, every 250 ms at most: all that this follower gets up to here it has got. A log
+   * that finds what it gets by itself may say nothing.
+   */
   readonly onPassed?: ((seq: number) => void) | undefined
 }
 
@@ -80,11 +83,8 @@ export interface EventLog {
    */
   follow(since: number, signal: AbortSignal, options?: FollowOptions): AsyncIterable<LoggedEvent[]>
 
-  /** The place of the last event, 0 in an empty log. */
+  /** The sequence number of the last event, 0 in an empty log. Throws `LogUnavailable`. */
   lastSeq(): Promise<number>
-
-  /** The place of the last event that changes something, 0 if there is none: where a projection that has caught up stands at least. */
-  lastChangeSeq(): Promise<number>
 
   close(): Promise<void>
 }

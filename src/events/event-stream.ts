@@ -6,7 +6,6 @@ import {
   AckPolicy,
   DeliverPolicy,
   DiscardPolicy,
-  ErrorCode,
   type JetStreamManager,
   type MsgHdrs,
   NatsError,
@@ -15,7 +14,7 @@ import {
   StorageType,
 } from 'nats'
 import { NotThereYet, StartupError } from '../platform/startup-error.ts'
-import { ALL_SUBJECTS, Batch, CHANGE_SUBJECTS } from './batch.ts'
+import { ALL_SUBJECTS, Batch } from './batch.ts'
 import { DEDUPLICATION_WINDOW_MS, LogUnavailable } from './event-log.ts'
 
 export const STREAM = 'EVENTS'
@@ -27,9 +26,8 @@ const RETRY_MS = 50
 const STREAM_TIMEOUT_MS = 20_000
 /** The server removes a consumer that nobody has asked anything for so long. */
 const UNUSED_MS = 30_000
-/** The server's codes: there is no such consumer, the stream holds no such message, there is no such stream. */
+/** The server's codes: there is no such consumer, there is no such stream. */
 export const CONSUMER_NOT_FOUND = 10014
-const NO_MESSAGE_FOUND = 10037
 const STREAM_NOT_FOUND = 10059
 
 /** Throws `StartupError` where the stream that is there has another number of replicas. */
@@ -110,38 +108,6 @@ export async function deleteConsumer(manager: JetStreamManager, name: string): P
   } catch (error) {
     // One that is gone already is what was wanted.
     if (!(error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND)) throw unavailable(error)
-  }
-}
-
-/**
- * The sequence number of the last event that changes something, 0 if there is none, as the stream's leader knows. Its message comes whole, which
- * may take long where it is large; but a stream that has no leader leaves the request unanswered. So `prompt` is asked first, and then whether
- * there is a leader, before `patient` is waited for. Throws `LogUnavailable`.
- */
-export async function lastChangeSeqOf(managers: {
-  prompt: JetStreamManager
-  patient: JetStreamManager
-}): Promise<number> {
-  return Math.max(...(await Promise.all(CHANGE_SUBJECTS.map((subject) => lastSeqOn(subject, managers)))))
-}
-
-async function lastSeqOn(
-  subject: string,
-  { prompt, patient }: { prompt: JetStreamManager; patient: JetStreamManager },
-): Promise<number> {
-  const ask = async (manager: JetStreamManager) => {
-    const { seq, data } = await manager.streams.getMessage(STREAM, { last_by_subj: subject })
-    return new Batch(seq, data).lastSeq
-  }
-  try {
-    return await ask(prompt).catch(async (error: unknown) => {
-      if (!(error instanceof NatsError && error.code === ErrorCode.Timeout)) throw error
-      await prompt.streams.info(STREAM)
-      return ask(patient)
-    })
-  } catch (error) {
-    if (error instanceof NatsError && error.api_error?.err_code === NO_MESSAGE_FOUND) return 0
-    throw unavailable(error)
   }
 }
 

@@ -17,16 +17,7 @@ import {
   LogUnavailable,
   PAGE_BYTES,
 } from './event-log.ts'
-import {
-  addConsumer,
-  deleteConsumer,
-  ensureStream,
-  findStream,
-  lastChangeSeqOf,
-  STREAM,
-  toBatch,
-  unavailable,
-} from './event-stream.ts'
+import { addConsumer, deleteConsumer, ensureStream, findStream, STREAM, toBatch, unavailable } from './event-stream.ts'
 import { SkippedMessages } from './skipped-messages.ts'
 
 const RETRY_MS = 50
@@ -34,10 +25,6 @@ const RETRY_MS = 50
 const READ_TIMEOUT_MS = 1_000
 /** How long the server may take to answer for the state of a consumer or stream. */
 const API_TIMEOUT_MS = 1_000
-/** The last event on a subject comes whole, in base64: up to 8 MiB. */
-const LAST_EVENT_TIMEOUT_MS = 3_000
-/** Of a small one. */
-const PROMPT_TIMEOUT_MS = 500
 /** The next event of a page, which may be as large. */
 const PAGED_EVENT_TIMEOUT_MS = 3_000
 /** So many events are read one by one: a consumer, which more take, is for the whole cluster to agree on. */
@@ -70,7 +57,6 @@ export class JetStreamEventLog implements EventLog {
   readonly #connection: NatsConnection
   readonly #stream: JetStreamClient
   readonly #manager: JetStreamManager
-  readonly #lastChange: () => Promise<number>
   readonly #writer: BatchWriter
   readonly #feeds: ChangeFeeds
   readonly #skipped: SkippedMessages
@@ -83,7 +69,6 @@ export class JetStreamEventLog implements EventLog {
   private constructor(
     connection: NatsConnection,
     manager: JetStreamManager,
-    lastChange: () => Promise<number>,
     { origin, erasures, isObserver = false, onClose = async () => {} }: LogOptions,
   ) {
     this.#onClose = onClose
@@ -91,7 +76,6 @@ export class JetStreamEventLog implements EventLog {
     this.#connection = connection
     this.#stream = connection.jetstream({ timeout: TRY_TIMEOUT_MS })
     this.#manager = manager
-    this.#lastChange = lastChange
     this.#writer = new BatchWriter(this.#stream, origin)
     this.#skipped = new SkippedMessages(manager, erasures)
     this.#feeds = new ChangeFeeds(this.#stream, manager, this.#skipped, isObserver)
@@ -113,10 +97,7 @@ export class JetStreamEventLog implements EventLog {
         `JetStream cannot hold the stream ${STREAM} with ${replicas} replicas (${reason}): start as many servers with JetStream, or set EVENTS_REPLICAS`,
       )
     }
-    const prompt = await connection.jetstreamManager({ timeout: PROMPT_TIMEOUT_MS, checkAPI: false })
-    const patient = await connection.jetstreamManager({ timeout: LAST_EVENT_TIMEOUT_MS, checkAPI: false })
-    const lastChange = () => lastChangeSeqOf({ prompt, patient })
-    return new JetStreamEventLog(connection, manager, lastChange, options)
+    return new JetStreamEventLog(connection, manager, options)
   }
 
   /** Takes note that the log had an event at `seq`: one that gets a lower place from now on shows that the log has lost what was confirmed. */
@@ -133,10 +114,7 @@ export class JetStreamEventLog implements EventLog {
   }
 
   async #read(since: number, limit: number): Promise<LoggedEvent[]> {
-    const { last_seq: last } = await this.#state()
-    const known = messageOf(this.#writer.highest)
-    // A leader that was just elected, or does not know yet that another was, may not know of all that was confirmed.
-    if (last < known) throw new LogUnavailable(`the event log ends at message ${last}, before ${known}`)
+    const last = await this.#lastMessage()
     // What comes after an event may be in the same message.
     const first = since === this.#readTo ? messageOf(since) + 1 : Math.max(1, messageOf(since))
     const page = new Page(since, limit)
@@ -259,8 +237,19 @@ export class JetStreamEventLog implements EventLog {
   }
 
   async lastSeq(): Promise<number> {
+    const last = await this.#persistently(() => this.#lastMessage())
+    return last === 0 ? 0 : (await this.#getBatch(last, PAGED_EVENT_TIMEOUT_MS)).lastSeq
+  }
+
+  /**
+   * The last message of the stream, as its leader says; 0 in an empty one. Throws `LogUnavailable` where it is less than is
+   * known: a leader that was just elected, that does not know yet that another was, or that has lost the end.
+   */
+  async #lastMessage(): Promise<number> {
     const { last_seq: last } = await this.#state()
-    return last === 0 ? 0 : (await this.#getBatch(last)).lastSeq
+    const known = messageOf(this.#writer.highest)
+    if (last < known) throw new LogUnavailable(`the event log ends at message ${last}, before ${known}`)
+    return last
   }
 
   /** Bytes that the log takes on each server that keeps a copy of it. */
@@ -290,10 +279,6 @@ export class JetStreamEventLog implements EventLog {
     } catch (error) {
       throw unavailable(error)
     }
-  }
-
-  async lastChangeSeq(): Promise<number> {
-    return this.#lastChange()
   }
 
   async close(): Promise<void> {

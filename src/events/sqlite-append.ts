@@ -1,6 +1,6 @@
 /** Appending to the event log in SQLite: the event and all that follows from it, in the transaction that is under way. */
 import type { Sqlite } from '../platform/sqlite.ts'
-import { changesOf, type EventType, type LoggedEvent, type NewEvent, type Routing } from './event.ts'
+import type { EventType, LoggedEvent, NewEvent, Routing } from './event.ts'
 import { type Appended, DEDUPLICATION_WINDOW_MS } from './event-log.ts'
 import type { Effects, ReadModel } from './read-model.ts'
 
@@ -15,7 +15,6 @@ export function createAppend(
   now: () => number,
 ): Append {
   const { sql } = sqlite
-  const changes = new Set(changesOf())
   const appliers = new Map<EventType, ((event: LoggedEvent, effects: Effects) => void)[]>()
   for (const { types, onSqlite } of models) {
     const apply = onSqlite?.(sqlite)
@@ -47,9 +46,6 @@ export function createAppend(
       sql.run`
         insert into event_ids (id, seq, expires_at) values (${id}, ${seq}, ${time + DEDUPLICATION_WINDOW_MS})
         on conflict (id) do update set seq = excluded.seq, expires_at = excluded.expires_at`
-    }
-    if (changes.has(type)) {
-      sql.run`update log_end set last_change_seq = ${seq}`
     }
     const logged = { seq, ...event, ...routing }
     for (const apply of appliers.get(type) ?? []) apply(logged, effects)

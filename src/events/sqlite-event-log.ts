@@ -124,10 +124,6 @@ export class SqliteEventLog implements EventLog {
     return (this.#sql.get`select max(seq) as seq from events`?.seq ?? 0) as number
   }
 
-  async lastChangeSeq(): Promise<number> {
-    return this.#sql.get`select last_change_seq as seq from log_end`?.seq as number
-  }
-
   async close(): Promise<void> {
     this.#isClosed = true
   }

@@ -19,8 +19,8 @@ export class NotCaughtUp extends Unavailable {
 export interface Projected {
   /** How far the projection is that settles what was staged and reserved, and what time it is by the clock that dates that. */
   standing(): Promise<{ appliedSeq: number; now: Date }>
-  /** The place of the last event that changes something. */
-  lastChangeSeq(): Promise<number>
+  /** The sequence number of the last event. */
+  lastSeq(): Promise<number>
 }
 
 export class CutOff {
@@ -38,7 +38,7 @@ export class CutOff {
   async find(signal: AbortSignal): Promise<Date> {
     const { now } = await this.#projected.standing()
     const before = this.#before(now.getTime())
-    const end = await this.#projected.lastChangeSeq()
+    const end = await this.#projected.lastSeq()
     const deadline = performance.now() + this.#waitMs
     for (;;) {
       const { appliedSeq } = await this.#projected.standing()

@@ -32,7 +32,7 @@ export interface Projection {
    */
   apply(holder: string, from: number, events: readonly LoggedEvent[], signal: AbortSignal): Promise<void>
   /** Nothing in the log after position `from` concerns it up to `to`, which becomes the position: it need not be read again. Throws like `apply`. */
-  pass?(holder: string, from: number, to: number): Promise<void>
+  pass(holder: string, from: number, to: number): Promise<void>
   /** Whether `apply` waits for room in the store, for as long as that may take. */
   readonly isHeldUp?: boolean
   /** Gives the lease back, so that another process need not wait for its end. */
@@ -164,12 +164,13 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
         lagHistogram.observe(labels, Math.max(0, Date.now() - Date.parse(last.ts)) / 1_000)
         announce(events)
       } else {
-        if (projection.pass !== undefined && passed > position) {
+        const hasPassed = passed > position
+        if (hasPassed) {
           await projection.pass(holder, position, passed)
           position = passed
         }
         projection.caughtUp?.()
-        if (!wasCaughtUp) announce()
+        if (hasPassed || !wasCaughtUp) announce()
         wasCaughtUp = true
       }
     }

@@ -161,7 +161,7 @@ interface Tidied {
 }
 
 function jobsOn({ database, redis, log, registry, state }: Tidied): Job[] {
-  const cutOff = new CutOff({ standing: () => standing(database), lastChangeSeq: () => log.lastChangeSeq() })
+  const cutOff = new CutOff({ standing: () => standing(database), lastSeq: () => log.lastSeq() })
   return clusterJobs(
     {
       challenges: (limit) => registry.tidyChallenges(limit),

@@ -189,7 +189,7 @@ class WebhookWorker {
   /** Until all that the log says now is in the lanes. Throws `ProjectionBehind`. */
   async #untilCaughtUp(patienceMs?: number): Promise<void> {
     const { progress, log } = this.#options
-    await progress.reached(await log.lastChangeSeq(), patienceMs)
+    await progress.reached(await log.lastSeq(), patienceMs)
   }
 
   /** Claims what there is room for, and begins its turns. Returns how many. */

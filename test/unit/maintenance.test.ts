@@ -147,7 +147,7 @@ describe('what may be given up', () => {
         asked.push('standing')
         return { appliedSeq: appliedSeq++, now: new Date(T0) }
       },
-      lastChangeSeq: async () => {
+      lastSeq: async () => {
         asked.push('log')
         return 6
       },
@@ -159,13 +159,13 @@ describe('what may be given up', () => {
 
   it('is not known where the projection does not get there, or a part is out', async () => {
     const standing = async () => ({ appliedSeq: 5, now: new Date(T0) })
-    const behind = new CutOff({ standing, lastChangeSeq: async () => 6 }, { waitMs: 200 })
+    const behind = new CutOff({ standing, lastSeq: async () => 6 }, { waitMs: 200 })
     await expect(behind.find(never)).rejects.toThrow(NotCaughtUp)
     await expect(behind.find(never)).rejects.toThrow('the log goes to 6 and the projection is at 5')
-    const out = new CutOff({ standing, lastChangeSeq: () => Promise.reject(new DatabaseUnavailable('out')) })
+    const out = new CutOff({ standing, lastSeq: () => Promise.reject(new DatabaseUnavailable('out')) })
     await expect(out.find(never)).rejects.toThrow('out')
     const stop = new AbortController()
-    const waiting = new CutOff({ standing, lastChangeSeq: async () => 6 }).find(stop.signal)
+    const waiting = new CutOff({ standing, lastSeq: async () => 6 }).find(stop.signal)
     stop.abort()
     await expect(waiting).rejects.toThrow()
   })
@@ -187,7 +187,7 @@ describe('what may be given up', () => {
             let time = T0
             clock.mockImplementation(() => elapsed)
             const standing = async () => ({ appliedSeq: 0, now: new Date(time) })
-            const cutOff = new CutOff({ standing, lastChangeSeq: async () => 0 })
+            const cutOff = new CutOff({ standing, lastSeq: async () => 0 })
             /** When things were begun, by the clock that was set, and by the one that was not. */
             const begun: { dated: number; at: number }[] = []
             await cutOff.find(never)

@@ -33,7 +33,7 @@ let appended: { event: NewEvent; options: AppendOptions | undefined }[]
 let released: LaneTurn[]
 let toClaim: ClaimedLane[]
 /** The place of the last event that changes something, where it is not that of the last message. */
-let lastChange: number | undefined
+let last: number | undefined
 let post: ReturnType<
   typeof vi.fn<(url: string | URL, message: WebhookPost, signal?: AbortSignal) => Promise<DeliveryOutcome>>
 >
@@ -55,7 +55,7 @@ beforeEach(() => {
   appended = []
   released = []
   toClaim = []
-  lastChange = undefined
+  last = undefined
   removals = new Map()
   post = vi.fn(async () => DELIVERED)
   renew = async (recipients) => new Set(recipients)
@@ -116,7 +116,7 @@ function start(lanes: readonly ClaimedLane[], { perMinute = 1_000, maxBacklog = 
       appended.push({ event, options })
       return { seq: 0, duplicate: false }
     },
-    lastChangeSeq: async () => lastChange ?? stored.length,
+    lastSeq: async () => last ?? stored.length,
   } as Partial<EventLog> as EventLog
   running = runWebhookWorker(
     {
@@ -383,13 +383,13 @@ describe('a webhook worker', () => {
   it('does not touch a lane that its last worker did not give back until what that one delivered is taken out', async () => {
     await work([lane(1)])
     // The projector is there, but what the last worker delivered is yet to be applied.
-    lastChange = 2_000
+    last = 2_000
     toClaim = [lane(2, { wasHeld: true, attempts: 1, retriedSeq: 2 })]
     pushes.ring()
     await vi.waitFor(() => expect(toClaim).toEqual([]), { timeout: 10_000 })
     await new Promise((resolve) => setTimeout(resolve, 300))
     expect([post.mock.calls.length, released.length]).toEqual([1, 1])
-    progress.advance(lastChange)
+    progress.advance(last)
     await vi.waitFor(() => expect(released).toHaveLength(2), { timeout: 20_000 })
     expect(post).toHaveBeenCalledTimes(1)
     expect(released[1]).toMatchObject({ doneSeq: 0, attempts: 1, retriedSeq: 2, delay: 0 })
