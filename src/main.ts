@@ -105,7 +105,7 @@ On embedded storage (DATA_DIR) within a second, whether or not a kernel runs.`,
        remove list
 
 For the operator of the infrastructure, and for nothing but what the law demands. Of a key: it is deleted, and agents get 404. Of a message: if it was
-not fetched yet, it arrives with a redaction in the place of its content. In all observation, what was and what is, the redaction is shown. The
+not fetched yet, it arrives with a redaction instead of its content. In all observation, what was and what is, the redaction is shown. The
 transparency log, which is public, tells of it for ever: what, when, why (--reason), by whom (--by, operator), and the SHA-256 of the content.
 A key that cannot be typed is given percent-encoded, as in the API's paths: --encoded-key <key>.
 --erase erases the original too, from the log and all stores; in a cluster it needs NATS_ADMIN_URL. It says what is left to do by hand. Begun, and ended

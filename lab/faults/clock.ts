@@ -20,7 +20,7 @@ const TIMES = [
   ['webhook_lanes', 'open_until'],
   ['webhook_lanes', 'bucket_full_at'],
   ['state', 'delete_until'],
-  ['state_rooms', 'renewed_at'],
+  ['state_allotments', 'renewed_at'],
   ['state_reservations', 'reserved_at'],
   ['challenges', 'expires_at'],
 ] as const

@@ -1,6 +1,6 @@
 -- Operators and agents. A row is staged with its credential first, as the log holds none; the
 -- projector activates it when it reads the event that registers it, by giving it that event's
--- place in the log. A row without `seq` is nobody yet, and is removed if its event never comes.
+-- sequence number. A row without `seq` is nobody yet, and is removed if its event never comes.
 
 create table operators (
   operator_id  uuid primary key,
@@ -26,7 +26,7 @@ create table agents (
   -- Encrypted. An agent without one pulls.
   webhook_secret text,
   staged_at      timestamptz not null default now(),
-  -- Also the agent's place in the registry's pages.
+  -- Also the agent's position in the registry's pages.
   seq            bigint unique,
   registered_at  timestamptz,
   revoked_at     timestamptz

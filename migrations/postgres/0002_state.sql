@@ -18,19 +18,19 @@ alter table state alter column value set storage external;
 
 -- One row, locked by whoever reserves or settles, so that the capacity has one order of events.
 -- used_bytes is the size of all pairs. reserved_bytes is what writes under way may add to that: for
--- each key with reservations the largest of them beyond the key's present size, and all rooms.
+-- each key with reservations the largest of them beyond the key's present size, and all allotments.
 create table state_usage (
   only_row       boolean primary key default true check (only_row),
   used_bytes     bigint not null default 0,
   reserved_bytes bigint not null default 0,
-  -- Of reserved_bytes, what is in state_rooms.
-  room_bytes     bigint not null default 0,
+  -- Of reserved_bytes, what is in state_allotments.
+  allotted_bytes bigint not null default 0,
   key_count      bigint not null default 0
 );
 insert into state_usage default values;
 
--- Writes between their check and their event's arrival in the projection, where their node held no
--- room for them. The oldest are looked for now and then, among the few that there are: an index for
+-- Writes between their check and their event's arrival in the projection, where their node had no
+-- allotment for them. The oldest are looked for now and then, among the few that there are: an index for
 -- that would cost every write.
 create table state_reservations (
   id          uuid primary key,
@@ -41,9 +41,9 @@ create table state_reservations (
 );
 create index state_reservations_key on state_reservations (key);
 
--- Room that a node holds for writes to come, so that most of them ask the database for nothing
+-- Capacity that a node holds for writes to come, so that most of them ask the database for nothing
 -- before the append, and for those under way until it is known that they have been applied.
-create table state_rooms (
+create table state_allotments (
   id         uuid primary key,
   bytes      bigint not null,
   renewed_at timestamptz not null default clock_timestamp()

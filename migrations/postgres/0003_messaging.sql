@@ -6,15 +6,15 @@ create table queued_messages (
   recipient  text not null,
   seq        bigint not null,
   -- To be pushed to a webhook, and so not in the pull queue.
-  pushed     boolean not null
+  via_webhook boolean not null
 );
 -- A queue in its order: who receives from it, what it drops when it is too long, and all of them,
 -- page by page, when Redis is filled anew.
-create index queued_messages_order on queued_messages (recipient, seq) where not pushed;
+create index queued_messages_order on queued_messages (recipient, seq) where not via_webhook;
 -- A webhook's lane in its order.
-create index queued_messages_pushed on queued_messages (recipient, seq) where pushed;
+create index queued_messages_via_webhook on queued_messages (recipient, seq) where via_webhook;
 -- How long the oldest push has waited, for the metrics.
-create index queued_messages_oldest_pushed on queued_messages (seq) where pushed;
+create index queued_messages_oldest_via_webhook on queued_messages (seq) where via_webhook;
 
 -- Pull queues, with their lengths, so that nobody counts their messages.
 create table queues (

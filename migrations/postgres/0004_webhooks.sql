@@ -8,7 +8,7 @@ create table webhook_lanes (
   -- never answers, and a thousand of one operator must not keep another's first push waiting. All
   -- zeros: the agent is unknown.
   operator_id    uuid not null,
-  -- The projector's: place of the newest message, and how many are in the lane.
+  -- The projector's: sequence number of the newest message, and how many are in the lane.
   last_seq       bigint not null,
   pending        bigint not null,
   -- When a worker may claim the lane; while one holds it, when its lease runs out; null: there is
@@ -17,15 +17,15 @@ create table webhook_lanes (
   holder         text,
   -- Counts claims, so that a worker that was frozen past its lease changes nothing any more.
   claim          bigint not null default 0,
-  -- Place up to which all messages have been delivered or given up on.
+  -- Sequence number up to which all messages have been delivered or given up on.
   done_seq       bigint not null default 0,
   -- Failed attempts so far at the message at retried_seq.
   retried_seq    bigint not null default 0,
   attempts       integer not null default 0,
-  -- What the last attempt says of the endpoint: `unknown` (there was none), `prompt` (it was
-  -- soon over, well or not), `doubtful` (it took long), `open` (the circuit is open).
+  -- What the last attempt says of the endpoint: `unknown` (there was none), `fast` (it was
+  -- soon over, well or not), `slow` (it took long), `open` (the circuit is open).
   standing       text not null default 'unknown'
-    check (standing in ('unknown', 'prompt', 'doubtful', 'open')),
+    check (standing in ('unknown', 'fast', 'slow', 'open')),
   -- The circuit: failures in a row, and the end of its rest where it is open.
   failures       integer not null default 0,
   open_until     timestamptz,

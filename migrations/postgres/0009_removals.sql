@@ -2,7 +2,7 @@
 -- A read model of the event log, so it comes back with it.
 
 create table removals (
-  -- Place of the event that removed it.
+  -- Sequence number of the event that removed it.
   seq          bigint primary key,
   -- As the event has it: RFC 3339, in UTC.
   ts           text not null,

@@ -8,7 +8,7 @@ create table events (
   agent text,
   -- JSON.
   data  text not null,
-  -- How a message leaves or left, and the place of the event that this one is about: for the projections, not part of the public event.
+  -- How a message leaves or left, and the sequence number of the event that this one is about: for the projections, not part of the public event.
   via   text,
   about integer
 ) strict;

@@ -1,7 +1,7 @@
 -- Operators and agents.
 
 create table operators (
-  -- Place of the event that registered it.
+  -- Sequence number of the event that registered it.
   seq          integer primary key,
   operator_id  text not null unique,
   -- First 8 bytes of the token's SHA-256: finds the row, proves nothing. The credential is token_hash.
@@ -14,7 +14,7 @@ create index operators_token_lookup on operators (token_lookup);
 create index operators_revoked on operators (revoked_at) where revoked_at is not null;
 
 create table agents (
-  -- Also the agent's place in the registry's pages.
+  -- Also the agent's position in the registry's pages.
   seq            integer primary key,
   address        text not null unique,
   operator_id    text not null,

@@ -1,15 +1,15 @@
 -- Which messages of the log have not been delivered yet, and how many an agent has.
 
 create table queued_messages (
-  -- Place of the event that sent it, which has the content.
+  -- Sequence number of the event that sent it, which has the content.
   seq        integer primary key,
   message_id text not null,
   recipient  text not null,
   -- To be pushed to a webhook, and so not in the pull queue.
-  pushed     integer not null check (pushed in (0, 1))
+  via_webhook integer not null check (via_webhook in (0, 1))
 ) strict;
-create index queued_messages_order on queued_messages (recipient, pushed, seq);
-create index queued_messages_oldest_pushed on queued_messages (seq) where pushed = 1;
+create index queued_messages_order on queued_messages (recipient, via_webhook, seq);
+create index queued_messages_oldest_via_webhook on queued_messages (seq) where via_webhook = 1;
 
 create table queues (
   recipient text primary key,

@@ -3,7 +3,7 @@
 create table webhook_lanes (
   recipient      text primary key,
   operator_id    text not null,
-  -- The projection's: place of the newest message, and how many are in the lane.
+  -- The projection's: sequence number of the newest message, and how many are in the lane.
   last_seq       integer not null,
   pending        integer not null,
   -- When a worker may claim the lane; while one holds it, when its lease runs out; null: there is nothing to do.
@@ -11,13 +11,13 @@ create table webhook_lanes (
   holder         text,
   -- Counts claims, so that a worker that was frozen past its lease changes nothing any more.
   claim          integer not null default 0,
-  -- Place up to which all messages have been delivered or given up on.
+  -- Sequence number up to which all messages have been delivered or given up on.
   done_seq       integer not null default 0,
   -- Failed attempts so far at the message at retried_seq.
   retried_seq    integer not null default 0,
   attempts       integer not null default 0,
   -- What the last attempt says of the endpoint.
-  standing       text not null default 'unknown' check (standing in ('unknown', 'prompt', 'doubtful', 'open')),
+  standing       text not null default 'unknown' check (standing in ('unknown', 'fast', 'slow', 'open')),
   -- The circuit: failures in a row, and the end of its rest where it is open.
   failures       integer not null default 0,
   open_until     integer,

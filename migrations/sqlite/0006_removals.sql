@@ -1,7 +1,7 @@
 -- What the operator of the infrastructure removed because it is illegal to host: the transparency log.
 
 create table removals (
-  -- Place of the event that removed it.
+  -- Sequence number of the event that removed it.
   seq          integer primary key,
   -- As the event has it: RFC 3339, in UTC.
   ts           text not null,

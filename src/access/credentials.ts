@@ -5,7 +5,7 @@ import { Piscina, queueOptionsSymbol } from 'piscina'
 import { Histogram } from 'prom-client'
 import { monotonicMs } from '../platform/monotonic-clock.ts'
 import type { BcryptOperation, BcryptTask } from './bcrypt-thread.ts'
-import { FairQueue, type Place } from './fair-queue.ts'
+import { FairQueue, type Owned } from './fair-queue.ts'
 
 /** Too many tokens are waiting to be hashed or checked, of everybody or of this one operator. */
 export class VerifierBusy extends Error {
@@ -45,7 +45,7 @@ const duration = new Histogram({
 export class Credentials {
   readonly #options: CredentialOptions
   /** Threads start with the first task. */
-  readonly #pool = new Piscina<BcryptTask & { [queueOptionsSymbol]: Place }, string | boolean | undefined>({
+  readonly #pool = new Piscina<BcryptTask & { [queueOptionsSymbol]: Owned }, string | boolean | undefined>({
     filename: new URL('./bcrypt-thread.ts', import.meta.url).href,
     minThreads: 0,
     maxThreads: THREADS,
@@ -109,7 +109,7 @@ export class Credentials {
       const result = await this.#pool.run({
         operation,
         notAfter: monotonicMs() + (this.#options.maxWaitMs ?? MAX_WAIT_MS),
-        [queueOptionsSymbol]: { kind: operation.name, owner } satisfies Place,
+        [queueOptionsSymbol]: { kind: operation.name, owner } satisfies Owned,
       })
       if (result === undefined) throw new VerifierBusy(BUSY)
       return result

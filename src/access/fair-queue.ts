@@ -4,7 +4,7 @@
  */
 import { queueOptionsSymbol, type TaskQueue } from 'piscina'
 
-export interface Place {
+export interface Owned {
   kind: 'compare' | 'hash'
   /** The operator that it is done for. */
   owner: string
@@ -46,7 +46,7 @@ class Turns {
   }
 }
 
-/** A task queue for Piscina, whose tasks carry a `Place`. It has no bound of its own: `Credentials` counts what it lets in. */
+/** A task queue for Piscina, whose tasks carry an `Owned`. It has no bound of its own: `Credentials` counts what it lets in. */
 export class FairQueue implements TaskQueue {
   readonly #turns = { compare: new Turns(), hash: new Turns() }
   #size = 0
@@ -57,7 +57,7 @@ export class FairQueue implements TaskQueue {
   }
 
   push(task: Task): void {
-    const { kind, owner } = placeOf(task)
+    const { kind, owner } = ownedOf(task)
     this.#turns[kind].push(owner, task)
     this.#size++
   }
@@ -67,17 +67,17 @@ export class FairQueue implements TaskQueue {
     const isHashDue = this.#checksInARow >= CHECKS_IN_A_ROW
     const task = (isHashDue ? hash.shift() : undefined) ?? compare.shift() ?? hash.shift()
     if (task === undefined) return null
-    this.#checksInARow = placeOf(task).kind === 'compare' ? this.#checksInARow + 1 : 0
+    this.#checksInARow = ownedOf(task).kind === 'compare' ? this.#checksInARow + 1 : 0
     this.#size--
     return task
   }
 
   remove(task: Task): void {
-    const { kind, owner } = placeOf(task)
+    const { kind, owner } = ownedOf(task)
     if (this.#turns[kind].remove(owner, task)) this.#size--
   }
 }
 
-function placeOf(task: Task): Place {
-  return task[queueOptionsSymbol] as Place
+function ownedOf(task: Task): Owned {
+  return task[queueOptionsSymbol] as Owned
 }

@@ -99,9 +99,9 @@ interface Parameter {
 }
 
 function parameters(list: readonly Parameter[]): Html {
-  const rows = list.map(({ name, in: place, description, schema, required }) => [
+  const rows = list.map(({ name, in: where, description, schema, required }) => [
     { name },
-    { type: `${place}, ${typeOf(schema)}${required ? '' : ', optional'}` },
+    { type: `${where}, ${typeOf(schema)}${required ? '' : ', optional'}` },
     prose(description),
   ])
   return html`<h3>Parameters</h3>${table(rows)}`

@@ -8,21 +8,21 @@ import { openCluster } from '../storage/cluster.ts'
 import { startNode } from './node.ts'
 
 /** Longer than a worker's: an API node leads a projection only where no worker does. */
-const PATIENCE = { patienceMs: 900, startDelayMs: 900 }
+const STANDBY = { silentMs: 900, startDelayMs: 900 }
 /** The same of maintenance. */
-const MAINTENANCE_PATIENCE_MS = 15_000
+const MAINTENANCE_VACANT_MS = 15_000
 /** Load balancers ask `/readyz` every 200 ms; after this they send nothing more. */
 const DRAIN_MS = 1_000
 
 export async function api(config: Config): Promise<void> {
   checkPorts(config)
   const logger = createLogger(config.LOG_LEVEL, 'api')
-  const storage = await openCluster(config, 'api', PATIENCE, logger)
+  const storage = await openCluster(config, 'api', STANDBY, logger)
   const node = await startNode(config, storage, logger)
   const keeper = startKeeper({
     jobs: storage.jobs,
     lease: storage.maintenanceLease,
-    patienceMs: MAINTENANCE_PATIENCE_MS,
+    vacantMs: MAINTENANCE_VACANT_MS,
     logger,
   })
   const stopped = untilStopped(logger, config.SHUTDOWN_TIMEOUT)

@@ -8,11 +8,11 @@ import { untilStopped } from '../platform/shutdown.ts'
 import { openCluster } from '../storage/cluster.ts'
 import { startPushing } from './pushing.ts'
 
-const PATIENCE = { patienceMs: 500, startDelayMs: 0 }
+const STANDBY = { silentMs: 500, startDelayMs: 0 }
 
 export async function worker(config: Config): Promise<void> {
   const logger = createLogger(config.LOG_LEVEL, 'worker')
-  const storage = await openCluster(config, 'worker', PATIENCE, logger)
+  const storage = await openCluster(config, 'worker', STANDBY, logger)
   measureFill({
     logBytes: storage.logBytes,
     logReplicas: storage.logReplicas,

@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { headers, type JetStreamClient, type MsgHdrs, NatsError } from 'nats'
 import { Counter, Gauge, Histogram } from 'prom-client'
-import { Patience } from '../platform/patience.ts'
+import { SilenceTimeout } from '../platform/silence-timeout.ts'
 import { messageOf, seqOf, subjectOf, toLine } from './batch.ts'
 import { classOf, type EventClass, type NewEvent } from './event.ts'
 import { type Appended, type AppendOptions, DEDUPLICATION_WINDOW_MS, LogUnavailable } from './event-log.ts'
@@ -64,8 +64,8 @@ export class BatchWriter {
   readonly #outboxes: Readonly<Record<EventClass | 'persistent', Outbox>>
   /** The highest sequence number that is known to be in the log. */
   #highest = 0
-  readonly #patience = new Patience()
-  /** An event got a place that was taken: the log has lost what was there. */
+  readonly #silence = new SilenceTimeout()
+  /** An event got a number that was taken: the log has lost what was there. */
   #hasLost = false
   #alone = 0
   #aloneCharacters = 0
@@ -86,7 +86,7 @@ export class BatchWriter {
       message: outbox('message', APPEND_TIMEOUT_MS),
       state: outbox('state', APPEND_TIMEOUT_MS),
       read: outbox('read', READS_TIMEOUT_MS, READS_LINGER_MS),
-      // Apart from what may be given up, so that each batch has one patience.
+      // Apart from what may be given up, so that each batch has one time-out.
       persistent: outbox('message', PERSISTENT_TIMEOUT_MS),
     }
     waitingEvents.set(0)
@@ -97,12 +97,12 @@ export class BatchWriter {
     return this.#highest
   }
 
-  /** Takes note that the log had an event at `seq`: a lower place from now on shows that the log has lost what was confirmed. */
+  /** Takes note that the log had an event at `seq`: a lower number from now on shows that the log has lost what was confirmed. */
   heardOf(seq: number): void {
     if (seq <= this.#highest) return
     this.#highest = seq
     // Whoever appended it, the log confirms.
-    this.#patience.answered()
+    this.#silence.answered()
   }
 
   /** As `EventLog.append`. */
@@ -153,7 +153,7 @@ export class BatchWriter {
   }
 
   #deadlineOf({ start, notAfter }: Entry, timeoutMs: number): number {
-    return Math.min(notAfter, this.#patience.deadline(start, timeoutMs))
+    return Math.min(notAfter, this.#silence.deadline(start, timeoutMs))
   }
 
   /** Stores a batch. Returns the sequence number of its first event. */
@@ -167,7 +167,7 @@ export class BatchWriter {
     const extraMs = payload.length / BYTES_PER_MS
     /** For how long this process was held up itself: confirmations that came meanwhile were given up unread. */
     let heldUpMs = 0
-    const deadline = () => this.#patience.deadline(start + heldUpMs, timeoutMs + extraMs)
+    const deadline = () => this.#silence.deadline(start + heldUpMs, timeoutMs + extraMs)
     const subject = subjectOf(eventClass)
     const options = { msgID: id, headers: this.#headersOf(eventClass) }
     for (;;) {
@@ -178,10 +178,10 @@ export class BatchWriter {
       try {
         // The same id on each try, so that one that was stored although its confirmation was lost is stored once.
         const { seq: message, duplicate } = await this.#stream.publish(subject, payload, { ...options, timeout })
-        this.#patience.answered()
-        // 0: an earlier try is on its way to the quorum. Its place is not known yet, nor whether it will be stored.
+        this.#silence.answered()
+        // 0: an earlier try is on its way to the quorum. Its number is not known yet, nor whether it will be stored.
         if (message > 0) {
-          // What is stored now cannot have a place that was taken, nor can a repeat of what is this one's alone.
+          // What is stored now cannot have a number that was taken, nor can a repeat of what is this one's alone.
           if (message <= taken && (!duplicate || !isShared)) this.#hasLost = true
           if (this.#hasLost) throw new LogUnavailable('the event log has lost events that were confirmed')
           this.heardOf(seqOf(message, entries.length - 1))

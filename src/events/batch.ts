@@ -5,7 +5,7 @@
 import { EVENT_CLASSES, type EventClass, type LoggedEvent, type NewEvent, type Routing } from './event.ts'
 
 /**
- * A sequence number is that of the message of the stream, times this, and the place of the event in it, from 0. Numbers stay exact up to 9 × 10¹²
+ * A sequence number is that of the message of the stream, times this, plus the index of the event in it, from 0. Numbers stay exact up to 9 × 10¹²
  * messages.
  */
 export const MAX_BATCH_EVENTS = 1_000
@@ -25,7 +25,7 @@ export function isChange(subject: string): boolean {
   return changeSubjects.has(subject)
 }
 
-/** The sequence number of an event. @param message that of its message @param index its place in it, from 0 */
+/** The sequence number of an event. @param message that of its message @param index from 0, in it */
 export function seqOf(message: number, index: number): number {
   return message * MAX_BATCH_EVENTS + index
 }
@@ -35,7 +35,7 @@ export function messageOf(seq: number): number {
   return Math.floor(seq / MAX_BATCH_EVENTS)
 }
 
-/** The place of an event in its message, from 0. */
+/** The index of an event in its message, from 0. */
 export function indexOf(seq: number): number {
   return seq % MAX_BATCH_EVENTS
 }

@@ -1,6 +1,6 @@
 /**
  * Following what changes in the log. One consumer of JetStream serves all followers of a process that are at about the same
- * place: an event comes over the wire and is parsed once, however many projections the process leads. Those that nobody wants come too, and
+ * position: an event comes over the wire and is parsed once, however many projections the process leads. Those that nobody wants come too, and
  * are not parsed: that no message is missing shows that the replica which sends them has lost nothing.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -39,7 +39,7 @@ const PASSED_MS = 250
 const WATCH_MS = 500
 /** So often in a row it is found to be behind, or not heard of, until it is given up: the servers may only be busy. */
 const MAX_DOUBTS = 3
-/** So many consumers are tried for a place that some replica lacks: each is on a replica that the servers choose by chance. */
+/** So many consumers are tried for a message that some replica lacks: each is on a replica that the servers choose by chance. */
 const MAX_SKIPS = 30
 /** The server says at least this often that it is there while it has nothing to send. The least that it allows. */
 const HEARTBEAT_MS = 500
@@ -175,14 +175,14 @@ interface Source {
 }
 
 interface FeedOptions {
-  /** Begins after this place. */
+  /** Begins after this sequence number. */
   readonly since: number
   readonly hasReads: boolean
   readonly removesConsumers: boolean
   readonly onEnd: () => void
 }
 
-/** All that changes something after a place, and what else is wanted, for one follower or more. */
+/** All that changes something after a position, and what else is wanted, for one follower or more. */
 class ChangeFeed {
   /** Messages that the server has yet to send, as it said with the last one, or when it began. */
   pending = 0
@@ -202,7 +202,7 @@ class ChangeFeed {
   readonly #followers = new Set<Follower>()
   #source: Source | undefined
   #delivered = 0
-  /** Consumers in a row that skipped the next place. */
+  /** Consumers in a row that skipped the next message. */
   #skips = 0
   /** What came after `#recentSince`. */
   readonly #recent: StoredEvent[] = []
@@ -401,9 +401,9 @@ class ChangeFeed {
 /** What has come for somebody who follows, and has not been taken yet. */
 class Follower {
   feed: ChangeFeed | undefined
-  /** The place of the last event that was offered. */
+  /** The sequence number of the last event that was offered. */
   position: number
-  /** An event that is nothing for it wakes it from this place on. */
+  /** An event that is nothing for it wakes it from this sequence number on. */
   waitsFor = Number.POSITIVE_INFINITY
   /** Also events that only record that somebody looked. */
   readonly wantsReads: boolean

@@ -1,4 +1,4 @@
-/** What was erased from the log on purpose: the places stay, and what is left of them is kept apart. */
+/** What was erased from the log on purpose: their sequence numbers stay, and what is left of them is kept apart. */
 import type { Batch } from './batch.ts'
 
 export interface Erasures {

@@ -5,7 +5,7 @@ import type { EventType, LoggedEvent, NewEvent, Routing } from './event.ts'
 
 export interface AppendOptions extends Routing {
   /**
-   * A second append with the same id within `DEDUPLICATION_WINDOW_MS` stores nothing and returns the first one's place.
+   * A second append with the same id within `DEDUPLICATION_WINDOW_MS` stores nothing and returns the first one's sequence number.
    * At most 256 ASCII characters without spaces.
    */
   id?: string
@@ -48,7 +48,7 @@ export const PAGE_BYTES = 8 * 1_048_576
 /** How long an id is remembered: the retry window that `Idempotency-Key` promises. */
 export const DEDUPLICATION_WINDOW_MS = 120_000
 
-/** The log cannot be written or read now. The append may or may not have taken place. */
+/** The log cannot be written or read now. The append may or may not have happened. */
 export class LogUnavailable extends Unavailable {
   override name = 'LogUnavailable'
 }
@@ -65,7 +65,7 @@ export class EventLost extends LogUnavailable {
 }
 
 export interface EventLog {
-  /** Appends an event durably and returns its place. Throws `LogUnavailable` within 2 s when it cannot. */
+  /** Appends an event durably and returns its sequence number. Throws `LogUnavailable` within 2 s when it cannot. */
   append(event: NewEvent, options?: AppendOptions): Promise<Appended>
 
   /**
@@ -74,7 +74,7 @@ export interface EventLog {
    */
   read(since: number, limit: number): Promise<LoggedEvent[]>
 
-  /** The events at the given places, in the order asked. Throws `LogUnavailable` if one cannot be had. */
+  /** The events with the given sequence numbers, in the order asked. Throws `LogUnavailable` if one cannot be had. */
   get(seqs: readonly number[]): Promise<LoggedEvent[]>
 
   /**

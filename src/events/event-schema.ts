@@ -24,7 +24,7 @@ export function eventLineSchema(): object {
   return {
     title: 'Event',
     description:
-      'A line of a message in the JetStream stream EVENTS. Its sequence number is that of the message × 1,000, plus its place in it, from 0.',
+      'A line of a message in the JetStream stream EVENTS. Its sequence number is that of the message × 1,000, plus its index in it, from 0.',
     ...z.toJSONSchema(z.union(events)),
   }
 }

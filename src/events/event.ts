@@ -59,7 +59,7 @@ export type EventData = { [T in keyof typeof eventData]: z.infer<(typeof eventDa
 
 export type EventType = keyof EventData
 
-/** An event before the log has given it its place. `ts` is RFC 3339 in UTC. `agent` is absent for operator events. */
+/** An event before the log has given it its sequence number. `ts` is RFC 3339 in UTC. `agent` is absent for operator events. */
 export type NewEvent = { [T in EventType]: { ts: string; type: T; agent?: string; data: EventData[T] } }[EventType]
 
 export type EventOf<T extends EventType> = Extract<NewEvent, { type: T }>
@@ -83,7 +83,7 @@ export interface Routing {
   reservation?: string
 }
 
-/** An event with its place in the one total order, and who appended it, where that is known: there it is waited for. */
+/** An event with its sequence number in the one total order, and who appended it, where that is known: there it is waited for. */
 export type LoggedEvent = NewEvent & Routing & { seq: number; origin?: string }
 
 /** What events are about: a capability where they change something, and `read` where they only record that somebody looked. */

@@ -100,7 +100,7 @@ export class JetStreamEventLog implements EventLog {
     return new JetStreamEventLog(connection, manager, options)
   }
 
-  /** Takes note that the log had an event at `seq`: one that gets a lower place from now on shows that the log has lost what was confirmed. */
+  /** Takes note that the log had an event at `seq`: one that gets a lower number from now on shows that the log has lost what was confirmed. */
   heardOf(seq: number): void {
     this.#writer.heardOf(seq)
   }
@@ -231,7 +231,7 @@ export class JetStreamEventLog implements EventLog {
     }
   }
 
-  /** The place of an event that was found in the last 10 s to be lost on every replica: nothing behind it is read. */
+  /** The sequence number of an event that was found in the last 10 s to be lost on every replica: nothing behind it is read. */
   get lost(): number | undefined {
     return this.#skipped.lost
   }
@@ -288,7 +288,7 @@ export class JetStreamEventLog implements EventLog {
   }
 }
 
-/** What is read of the log at once: events after a place, as many as are asked for and as fit. */
+/** What is read of the log at once: events after a sequence number, as many as are asked for and as fit. */
 class Page {
   readonly events: LoggedEvent[] = []
   /** The message that was added last. */

@@ -1,5 +1,5 @@
 /** How far the projections of the log have come, and waiting for them. */
-import { Patience } from '../platform/patience.ts'
+import { SilenceTimeout } from '../platform/silence-timeout.ts'
 
 /** A projection has not reached an event in time, or is held up for an unknown time. The event is in the log and will take effect whole. */
 export class ProjectionBehind extends Error {
@@ -18,9 +18,9 @@ const MAX_WAIT_MS = 10_000
 export interface Applied {
   /**
    * Resolves when the projection has applied the event at `seq`. Throws `ProjectionBehind` when no projector has been heard of for
-   * `patienceMs`; one that is busy is waited for longer, one that is held up not at all.
+   * `silentMs`; one that is busy is waited for longer, one that is held up not at all.
    */
-  reached(seq: number, patienceMs?: number): Promise<void>
+  reached(seq: number, silentMs?: number): Promise<void>
   /** Milliseconds since a projector was last heard of. */
   silenceMs(): number
 }
@@ -28,26 +28,26 @@ export interface Applied {
 /** Of projections that are applied in the transaction that appends the event. */
 export const APPLIED_AT_ONCE: Applied = { reached: async () => {}, silenceMs: () => 0 }
 
-/** The position of one projection as this process knows it. Fed by the projector: directly, or by its broadcast. */
+/** The position of one projection as this process knows it. Fed by the projector: directly, or by its announcements. */
 export class Progress implements Applied {
   #applied = 0
   #isHeldUp = false
-  readonly #patience = new Patience(MAX_WAIT_MS)
+  readonly #silence = new SilenceTimeout(MAX_WAIT_MS)
   /** In order of arrival, which is nearly that of `seq`; bounded by the requests in flight. */
   readonly #waiting = new Set<{ seq: number; resolve: () => void; reject: (error: Error) => void }>()
 
-  /** The place of the last event that the projection has applied. */
+  /** The sequence number of the last event that the projection has applied. */
   get applied(): number {
     return this.#applied
   }
 
   silenceMs(): number {
-    return this.#patience.silenceMs()
+    return this.#silence.silenceMs()
   }
 
   /** A projector says where it is, and whether it waits for room in its store: then nobody waits for it. */
   advance(seq: number, isHeldUp = false): void {
-    this.#patience.answered()
+    this.#silence.answered()
     this.#isHeldUp = isHeldUp
     this.#applied = Math.max(this.#applied, seq)
     for (const waiter of this.#waiting) {
@@ -58,7 +58,7 @@ export class Progress implements Applied {
     }
   }
 
-  async reached(seq: number, patienceMs = PROJECTOR_SILENCE_MS): Promise<void> {
+  async reached(seq: number, silentMs = PROJECTOR_SILENCE_MS): Promise<void> {
     if (seq <= this.#applied) return
     if (this.#isHeldUp) throw heldUp(seq)
     const { promise, resolve, reject } = Promise.withResolvers<void>()
@@ -67,7 +67,7 @@ export class Progress implements Applied {
     const start = performance.now()
     const late = () =>
       new ProjectionBehind(`event ${seq} was not applied within ${Math.round(performance.now() - start)} ms`)
-    await this.#patience.wait(promise, patienceMs, late).finally(() => this.#waiting.delete(waiter))
+    await this.#silence.wait(promise, silentMs, late).finally(() => this.#waiting.delete(waiter))
   }
 }
 

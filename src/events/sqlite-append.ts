@@ -21,7 +21,7 @@ export function createAppend(
     if (apply) for (const type of types) appliers.set(type, [...(appliers.get(type) ?? []), apply])
   }
 
-  /** The place of the event with this id, if it is known still. */
+  /** The sequence number of the event with this id, if it is known still. */
   function known(id: string, time: number): number | undefined {
     const row = sql.get`select seq, expires_at from event_ids where id = ${id}`
     if (!row || (row.expires_at as number) <= time) return undefined

@@ -16,7 +16,7 @@ export interface ClusterTidying {
   readonly challenges: Batch
   readonly registrations: SettledBatch
   readonly reservations: SettledBatch
-  readonly rooms: SettledBatch
+  readonly allotments: SettledBatch
   /** Queues that were replaced. */
   readonly generations: () => AsyncIterable<number>
 }
@@ -27,16 +27,16 @@ export interface EmbeddedTidying {
   readonly idempotency: Batch
 }
 
-export const CLUSTER_JOBS = ['challenges', 'registrations', 'reservations', 'rooms', 'generations'] as const
+export const CLUSTER_JOBS = ['challenges', 'registrations', 'reservations', 'allotments', 'generations'] as const
 export const EMBEDDED_JOBS = ['challenges', 'idempotency'] as const
 
 export function clusterJobs(tidying: ClusterTidying, cutOff: Pick<CutOff, 'find'>): Job[] {
-  const { challenges, registrations, reservations, rooms, generations } = tidying
+  const { challenges, registrations, reservations, allotments, generations } = tidying
   return [
     { name: 'challenges', schedule: EVERY_MINUTE, run: () => inBatches(challenges) },
     { name: 'registrations', schedule: EVERY_MINUTE, run: (signal) => settled(registrations, cutOff, signal) },
     { name: 'reservations', schedule: EVERY_TEN_SECONDS, run: (signal) => settled(reservations, cutOff, signal) },
-    { name: 'rooms', schedule: EVERY_TEN_SECONDS, run: (signal) => settled(rooms, cutOff, signal) },
+    { name: 'allotments', schedule: EVERY_TEN_SECONDS, run: (signal) => settled(allotments, cutOff, signal) },
     { name: 'generations', schedule: EVERY_MINUTE, run: generations },
   ]
 }

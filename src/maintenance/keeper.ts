@@ -29,7 +29,7 @@ export interface KeeperOptions {
   readonly lease?: Pick<Lease, 'take' | 'release'>
   readonly leaseMs?: number
   /** Step in when nobody has had the lease for so long. */
-  readonly patienceMs?: number
+  readonly vacantMs?: number
 }
 
 export interface Keeper {
@@ -37,7 +37,7 @@ export interface Keeper {
   stop(): Promise<void>
 }
 
-export function startKeeper({ jobs, logger, lease, leaseMs = LEASE_MS, patienceMs = 0 }: KeeperOptions): Keeper {
+export function startKeeper({ jobs, logger, lease, leaseMs = LEASE_MS, vacantMs = 0 }: KeeperOptions): Keeper {
   countRuns(jobs)
   const stop = new AbortController()
   const work = async (signal: AbortSignal) => {
@@ -48,7 +48,7 @@ export function startKeeper({ jobs, logger, lease, leaseMs = LEASE_MS, patienceM
       keeping.set(0)
     }
   }
-  const running = lease ? keep({ lease, leaseMs, patienceMs, logger }, work, stop.signal) : work(stop.signal)
+  const running = lease ? keep({ lease, leaseMs, vacantMs, logger }, work, stop.signal) : work(stop.signal)
   inBackground('maintenance', running)
   return {
     async stop() {
@@ -75,7 +75,7 @@ async function follow(job: Job, signal: AbortSignal, logger: Logger): Promise<vo
   }
 }
 
-type Holding = Required<Pick<KeeperOptions, 'lease' | 'leaseMs' | 'patienceMs' | 'logger'>>
+type Holding = Required<Pick<KeeperOptions, 'lease' | 'leaseMs' | 'vacantMs' | 'logger'>>
 
 /** Does the work for as long as this process has the lease, and asks for it while it has not. */
 async function keep(
@@ -83,10 +83,10 @@ async function keep(
   work: (signal: AbortSignal) => Promise<void>,
   signal: AbortSignal,
 ): Promise<void> {
-  const { leaseMs, patienceMs, logger } = holding
+  const { leaseMs, vacantMs, logger } = holding
   while (!signal.aborted) {
     const askedAt = performance.now()
-    if (await takes(holding, patienceMs)) {
+    if (await takes(holding, vacantMs)) {
       logger.info('this process runs maintenance')
       const lost = new AbortController()
       const prolonging = prolong(holding, askedAt + leaseMs, signal).then(() => {
@@ -129,8 +129,8 @@ async function prolong(holding: Holding, until: number, signal: AbortSignal): Pr
 }
 
 /** Undefined where nobody knows: the database is out. */
-async function takes({ lease, leaseMs }: Holding, patienceMs: number): Promise<boolean | undefined> {
-  const asking = lease.take(leaseMs, patienceMs)
+async function takes({ lease, leaseMs }: Holding, vacantMs: number): Promise<boolean | undefined> {
+  const asking = lease.take(leaseMs, vacantMs)
   inBackground('take_lease', asking)
   return asking.catch(() => undefined)
 }

@@ -1,5 +1,5 @@
 export interface Verification {
-  /** Place of the last event that was compared. */
+  /** Sequence number of the last event that was compared. */
   readonly seq: number
   readonly events: number
 }

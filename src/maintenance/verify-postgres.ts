@@ -14,7 +14,7 @@ import type { Verification } from './verification.ts'
 
 const PAGE = 1_000
 
-/** So many places of the log are replayed in the snapshot at most, unless the log grows as fast as it is replayed: a second or two. */
+/** So many sequence numbers are replayed in the snapshot at most, unless the log grows as fast as it is replayed: a second or two. */
 const LAST_STRETCH = 5_000
 
 /**

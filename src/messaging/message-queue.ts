@@ -10,7 +10,7 @@ export interface Message {
 }
 
 export interface LeasedMessage extends Message {
-  /** The place of its `message_sent` event in the log. */
+  /** The sequence number of its `message_sent` event. */
   seq: number
 }
 
@@ -22,7 +22,7 @@ export interface Lease {
   messages: LeasedMessage[]
   /** Queued messages that are not leased to anybody. */
   remaining: number
-  /** The messages have not been delivered: they are back in the queue, in their places. Does nothing where the lease has run out. */
+  /** The messages have not been delivered: they are back in the queue, where they were. Does nothing where the lease has run out. */
   release(): Promise<void>
 }
 

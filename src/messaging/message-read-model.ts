@@ -34,7 +34,7 @@ function changesOf(events: readonly LoggedEvent[]): { sent: object[]; queued: st
             message_id: data.message_id,
             recipient: data.to,
             seq,
-            pushed: via === 'webhook' && !queued.delete(data.message_id),
+            via_webhook: via === 'webhook' && !queued.delete(data.message_id),
           },
         ]
       : [],
@@ -52,7 +52,7 @@ function onSqlite({ sql }: Sqlite, maxQueue: number) {
     if (surplus <= 0) return
     sql.run`
       delete from queued_messages where seq in (
-        select seq from queued_messages where recipient = ${recipient} and pushed = 0 order by seq limit ${surplus})`
+        select seq from queued_messages where recipient = ${recipient} and via_webhook = 0 order by seq limit ${surplus})`
     sql.run`
       update queues set length = length - ${surplus}, dropped = dropped + ${surplus} where recipient = ${recipient}`
     effects.dropped += surplus
@@ -78,21 +78,21 @@ function onSqlite({ sql }: Sqlite, maxQueue: number) {
     if (type === 'message_sent') {
       const isPushed = via === 'webhook'
       sql.run`
-        insert into queued_messages (seq, message_id, recipient, pushed)
+        insert into queued_messages (seq, message_id, recipient, via_webhook)
         values (${seq}, ${data.message_id}, ${data.to}, ${isPushed ? 1 : 0})`
       if (isPushed) addToLane(data.to, seq)
       else addToQueue(data.to, effects)
     } else if (type === 'push_failed') {
       const moved = sql.get`
-        update queued_messages set pushed = 0 where seq = ${about ?? null} and pushed = 1 returning recipient`
+        update queued_messages set via_webhook = 0 where seq = ${about ?? null} and via_webhook = 1 returning recipient`
       if (!moved) return
       takeFromLane(moved.recipient as string)
       addToQueue(moved.recipient as string, effects)
     } else if (type === 'message_delivered') {
-      const gone = sql.get`delete from queued_messages where seq = ${about ?? null} returning recipient, pushed`
+      const gone = sql.get`delete from queued_messages where seq = ${about ?? null} returning recipient, via_webhook`
       if (!gone) return
       const recipient = gone.recipient as string
-      if (gone.pushed === 1) takeFromLane(recipient)
+      if (gone.via_webhook === 1) takeFromLane(recipient)
       else sql.run`update queues set length = length - 1 where recipient = ${recipient}`
     }
   }
@@ -102,11 +102,11 @@ const checks: ReadModel['checks'] = {
   replayed: [
     {
       table: 'replayed_messages',
-      columns: { message_id: 'uuid', seq: 'integer', recipient: 'text', pushed: 'boolean' },
+      columns: { message_id: 'uuid', seq: 'integer', recipient: 'text', via_webhook: 'boolean' },
       changeBy({ seq, type, via, data }) {
         if (type === 'message_sent')
-          return { put: { message_id: data.message_id, seq, recipient: data.to, pushed: via === 'webhook' } }
-        if (type === 'push_failed') return { set: { message_id: data.message_id, pushed: false } }
+          return { put: { message_id: data.message_id, seq, recipient: data.to, via_webhook: via === 'webhook' } }
+        if (type === 'push_failed') return { set: { message_id: data.message_id, via_webhook: false } }
         if (type === 'message_delivered') return { remove: data.message_id }
         return undefined
       },
@@ -118,25 +118,25 @@ const checks: ReadModel['checks'] = {
      from queued_messages m left join replayed_messages r on r.message_id = m.message_id
      where r.message_id is null`,
     `select 'queues: message ' || m.message_id || ' to ' || r.recipient
-              || ' has another place or recipient than in the log' as difference
+              || ' has another sequence number or recipient than in the log' as difference
      from queued_messages m join replayed_messages r on r.message_id = m.message_id
      where m.seq <> r.seq or m.recipient <> r.recipient`,
     `select 'webhooks: message ' || m.message_id || ' to ' || m.recipient || case
-              when m.pushed then ' is to be pushed, but the log says that it is in the pull queue'
+              when m.via_webhook then ' is to be pushed, but the log says that it is in the pull queue'
               else ' is in the pull queue, but the log says that it is to be pushed' end as difference
-     from queued_messages m join replayed_messages r on r.message_id = m.message_id where m.pushed <> r.pushed`,
+     from queued_messages m join replayed_messages r on r.message_id = m.message_id where m.via_webhook <> r.via_webhook`,
     `select 'webhooks: the lane of ' || coalesce(l.recipient, m.recipient) || ' counts ' || coalesce(l.pending, 0)
               || ', there are ' || coalesce(m.messages, 0) as difference
      from webhook_lanes l
      full join (
-       select recipient, count(*) as messages from queued_messages where pushed group by recipient) m
+       select recipient, count(*) as messages from queued_messages where via_webhook group by recipient) m
        on m.recipient = l.recipient
      where coalesce(l.pending, 0) <> coalesce(m.messages, 0)`,
     // A worker looks for what is behind done_seq, and only where there is a time.
     `select 'webhooks: message ' || m.message_id || ' to ' || m.recipient
               || ' waits in a lane that has been worked off' as difference
      from queued_messages m join webhook_lanes l on l.recipient = m.recipient
-     where m.pushed and m.seq > l.done_seq and (l.next_at is null or m.seq > l.last_seq)`,
+     where m.via_webhook and m.seq > l.done_seq and (l.next_at is null or m.seq > l.last_seq)`,
     // What a full queue dropped is counted, so just as many may be missing.
     `select 'queues: ' || missing || ' messages to ' || lost.recipient || ' are missing, of which '
               || coalesce(q.dropped, 0) || ' were dropped' as difference
@@ -150,13 +150,13 @@ const checks: ReadModel['checks'] = {
               || ', there are ' || coalesce(m.messages, 0) as difference
      from queues q
      full join (
-       select recipient, count(*) as messages from queued_messages where not pushed group by recipient) m
+       select recipient, count(*) as messages from queued_messages where not via_webhook group by recipient) m
        on m.recipient = q.recipient
      where coalesce(q.length, 0) <> coalesce(m.messages, 0)`,
   ],
   sqlite: [
     `select 'webhooks: the total is ' || pending || ', there are ' || there as difference
-     from webhook_totals, (select count(*) as there from queued_messages where pushed) counted
+     from webhook_totals, (select count(*) as there from queued_messages where via_webhook) counted
      where pending <> there`,
   ],
 }

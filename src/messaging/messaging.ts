@@ -62,7 +62,7 @@ export class Messaging {
   /** Deliveries under way to the log. */
   readonly #recording = new Set<Promise<void>>()
   #unrecorded = 0
-  /** Whether the projector has taken out of its queue what was delivered with the event at that place. */
+  /** Whether the projector has taken out of its queue what was delivered with the event of that sequence number. */
   readonly #takenOut: (seq: number) => Promise<boolean>
 
   constructor(
@@ -141,10 +141,10 @@ export class Messaging {
    * Waits until the queues are where the log was at `seq`, so that what is acknowledged can be fetched; but not for a projector that is
    * away. Returns whether they are.
    */
-  async #queued(seq: number, patienceMs = QUEUED_TIMEOUT_MS): Promise<boolean> {
+  async #queued(seq: number, silentMs = QUEUED_TIMEOUT_MS): Promise<boolean> {
     if (this.#progress.silenceMs() > PROJECTOR_SILENCE_MS) return false
     try {
-      await this.#progress.reached(seq, Math.max(QUEUED_TIMEOUT_MS, patienceMs))
+      await this.#progress.reached(seq, Math.max(QUEUED_TIMEOUT_MS, silentMs))
       return true
     } catch (error) {
       if (!(error instanceof ProjectionBehind)) throw error

@@ -51,7 +51,7 @@ export function queueKey(generation: string, recipient: string): string {
   return `queue:${generation}:{${recipient}}`
 }
 
-/** What a queue keeps of a message beside its place, where that is in the log. */
+/** What a queue keeps of a message beside its sequence number, where that is in the log. */
 export const PAYLOADS = {
   /** The content is large. */
   large: '',
@@ -60,7 +60,7 @@ export const PAYLOADS = {
   moved: 'p',
 } as const
 
-/** What a queue keeps of a message beside its place. */
+/** What a queue keeps of a message beside its sequence number. */
 export function toPayload(message: LeasedMessage): string {
   const { message_id, from, to, content, timestamp } = message
   return Buffer.byteLength(content) > INLINE_CONTENT_BYTES
@@ -176,7 +176,7 @@ function toQueued([id, [, payload]]: Entry): Queued {
   return { seq, message_id, from, to, content, timestamp }
 }
 
-/** Ids of entries are as those of the log: the message of the stream, and the place in it. */
+/** Ids of entries are as those of the log: the message of the stream, and the index in it. */
 function seqOfEntry(id: string): number {
   const [message, index] = id.split('-')
   return seqOf(Number(message), Number(index))
@@ -185,9 +185,9 @@ function seqOfEntry(id: string): number {
 /** What a batch of events does to one queue. */
 export interface QueueChange {
   recipient: string
-  /** Place and payload of each message to add, in the order of the log. */
+  /** Sequence number and payload of each message to add, in the order of the log. */
   added: readonly [seq: number, payload: string][]
-  /** Places of the messages to take out, which is done first. None of them is added. */
+  /** Sequence numbers of the messages to take out, which is done first. None of them is added. */
   removed: readonly number[]
 }
 
@@ -251,7 +251,7 @@ export async function changeQueues(
 }
 
 /**
- * Takes the contents of messages out of the queue of a recipient, for good; those that are there still keep their places. Those that are not are passed
+ * Takes the contents of messages out of the queue of a recipient, for good; those that are there still stay where they are. Those that are not are passed
  * over: whoever adds one later has to say that it was redacted. Throws `RedisUnavailable`.
  */
 export async function redactQueued(

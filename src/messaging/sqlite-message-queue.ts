@@ -14,10 +14,10 @@ const LOOKED_AFTER = 100
 export class SqliteMessageQueue implements MessageQueue {
   readonly #sql: Sqlite['sql']
   readonly #loader: MessageLoader
-  /** Places of leased messages by recipient: as many as the responses under way carry, and those in `#removed`. */
+  /** Sequence numbers of leased messages by recipient: as many as the responses under way carry, and those in `#removed`. */
   readonly #leased = new Map<string, Set<number>>()
   /**
-   * Places of messages that were removed while the log does not say yet that they were delivered, with their recipients; as many as deliveries
+   * Sequence numbers of messages that were removed while the log does not say yet that they were delivered, with their recipients; as many as deliveries
    * wait for the log. Until it does, they must stay out of sight.
    */
   readonly #removed = new Map<number, string>()
@@ -59,7 +59,7 @@ export class SqliteMessageQueue implements MessageQueue {
     }
   }
 
-  /** The places of the oldest messages that are not leased, and how many such there are in all. Looks at these and at those that are leased. */
+  /** The sequence numbers of the oldest messages that are not leased, and how many such there are in all. Looks at these and at those that are leased. */
   #read(recipient: string, limit: number): { oldest: number[]; free: number } {
     const sql = this.#sql
     const lengthOf = () => (sql.get`select length from queues where recipient = ${recipient}`?.length ?? 0) as number
@@ -72,7 +72,7 @@ export class SqliteMessageQueue implements MessageQueue {
       this.#forgetGone(recipient, [...(this.#leased.get(recipient) ?? [])])
       const leased = this.#leased.get(recipient)
       const rows = sql.all`
-        select seq from queued_messages where recipient = ${recipient} and pushed = 0
+        select seq from queued_messages where recipient = ${recipient} and via_webhook = 0
         order by seq limit ${limit + (leased?.size ?? 0)}`
       const unleased = rows.map((row) => row.seq as number).filter((seq) => !leased?.has(seq))
       return { oldest: unleased.slice(0, limit), free: lengthOf() - (leased?.size ?? 0) }

@@ -10,7 +10,7 @@ import type { Freshness } from './freshness.ts'
 import { type EventFilter, type EventSource, needsData, passes } from './live/source.ts'
 import type { ObservationTables, SeqRange } from './observation-tables.ts'
 
-/** Events that are fetched at once by their places, as few as a large one was met: each may be of 6 MiB, and takes 30 ms to parse. */
+/** Events that are fetched at once by their sequence numbers, as few as a large one was met: each may be of 6 MiB, and takes 30 ms to parse. */
 const FETCHED_AT_ONCE = 32
 const LARGE_BYTES = 65_536
 
@@ -160,7 +160,7 @@ export class EventReader implements EventSource {
     return this.#parts.log.lastSeq()
   }
 
-  /** The event at a place, as observers may see it. Throws `Unavailable`. */
+  /** The event with a sequence number, as observers may see it. Throws `Unavailable`. */
   async get(seq: number): Promise<LoggedEvent | undefined> {
     const [event] = await this.redact(await this.#parts.log.get([seq]))
     return event

@@ -4,7 +4,7 @@ import { batched } from '../platform/batch.ts'
 import { Unavailable } from '../platform/unavailable.ts'
 
 /** After this the answer is given as it is; and where the read models have never been as far as the log, none is given. */
-const PATIENCE = { ms: 1_000, firstMs: 10_000 }
+const WAITS = { ms: 1_000, firstMs: 10_000 }
 /** Where another process applies the log, it is looked how far it is so often. */
 const POLL_MS = 25
 /** Questions that share one look at the end of the log, and that wait for it, at most. */
@@ -27,16 +27,16 @@ export interface FreshnessParts {
 
 export class Freshness {
   readonly #parts: FreshnessParts
-  readonly #patience: typeof PATIENCE
+  readonly #waits: typeof WAITS
   readonly #end: () => Promise<number>
   #applied = 0
   /** Once they have been as far as the log, they are a moment behind at most while all is well. */
   #hasCaughtUp = false
   #wake: (() => void) | undefined
 
-  constructor(parts: FreshnessParts, patience = PATIENCE) {
+  constructor(parts: FreshnessParts, waits = WAITS) {
     this.#parts = parts
-    this.#patience = patience
+    this.#waits = waits
     const look = batched<undefined, number>(
       async (asked) => {
         const seq = await parts.lastSeq()
@@ -63,7 +63,7 @@ export class Freshness {
   /** Resolves when all that is in the log now has been applied, or after a second. Throws `BeingBuilt`, `Unavailable`. */
   async wait(): Promise<void> {
     const end = await this.#end()
-    const deadline = performance.now() + (this.#hasCaughtUp ? this.#patience.ms : this.#patience.firstMs)
+    const deadline = performance.now() + (this.#hasCaughtUp ? this.#waits.ms : this.#waits.firstMs)
     while (this.#applied < end && performance.now() < deadline) {
       this.#wake?.()
       this.advance(await this.#parts.position())

@@ -43,7 +43,7 @@ export function readAddress(query: Query, name: string): string | undefined {
   return address || undefined
 }
 
-/** A parameter that is the place of an event; undefined if it was not given, or is empty. Throws `bad_request`. */
+/** A parameter that is a sequence number; undefined if it was not given, or is empty. Throws `bad_request`. */
 export function readSeq(query: Query, name: string): number | undefined {
   return parseSeq(readText(query, name), name)
 }

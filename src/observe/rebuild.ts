@@ -46,7 +46,7 @@ export async function rebuild(
 const CAUGHT_UP_AT_ONCE = 500
 
 /**
- * Applies what read models lack of the log up to a place, so that whoever goes over to them from others, which are there already, sees nothing go
+ * Applies what read models lack of the log up to a sequence number, so that whoever goes over to them from others, which are there already, sees nothing go
  * back.
  *
  * @throws Unavailable

@@ -31,7 +31,7 @@ export interface VerifiedObservation {
 }
 
 /**
- * Tells each difference. Returns up to which place they were compared; all that is in the log there.
+ * Tells each difference. Returns up to which sequence number they were compared.
  *
  * @throws Unavailable
  */

@@ -1,8 +1,8 @@
 /** Postgres, which a cluster keeps state and registry in. */
 import { type Generated, Kysely, type Transaction } from 'kysely'
 import { Counter, Histogram } from 'prom-client'
-import { Patience } from './patience.ts'
 import { PostgresDialect, type PostgresOptions, PostgresPool, PostgresSession } from './postgres-dialect.ts'
+import { SilenceTimeout } from './silence-timeout.ts'
 import { Unavailable } from './unavailable.ts'
 
 export interface Schema {
@@ -57,10 +57,10 @@ export interface Schema {
     modified_at: Date
     delete_until: Date | null
   }
-  state_usage: { used_bytes: number; reserved_bytes: number; room_bytes: number; key_count: number }
+  state_usage: { used_bytes: number; reserved_bytes: number; allotted_bytes: number; key_count: number }
   state_reservations: { id: string; key: Buffer; size: number; reserved_at: Generated<Date> }
-  state_rooms: { id: string; bytes: number; renewed_at: Generated<Date> }
-  queued_messages: { message_id: string; recipient: string; seq: number; pushed: boolean }
+  state_allotments: { id: string; bytes: number; renewed_at: Generated<Date> }
+  queued_messages: { message_id: string; recipient: string; seq: number; via_webhook: boolean }
   queues: { recipient: string; length: number; dropped: number }
   webhook_lanes: {
     recipient: string
@@ -96,12 +96,12 @@ export const STATEMENT_TIMEOUT_MS = 1_000
 export const MAINTENANCE_TIMEOUT_MS = 15_000
 
 const pools = new WeakMap<Database, PostgresPool>()
-const patiences = new WeakMap<Database, Patience>()
+const silences = new WeakMap<Database, SilenceTimeout>()
 
-function patienceWith(database: Database): Patience {
-  const patience = patiences.get(database) ?? new Patience()
-  patiences.set(database, patience)
-  return patience
+function silenceOf(database: Database): SilenceTimeout {
+  const silence = silences.get(database) ?? new SilenceTimeout()
+  silences.set(database, silence)
+  return silence
 }
 
 /** Opens Postgres. Connects on first use. */
@@ -133,7 +133,7 @@ const failures = new Counter({
 })
 
 /**
- * Runs one round trip with a deadline (so many milliseconds of silence, see `Patience`) and a name for its metrics. Throws
+ * Runs one round trip with a deadline (so many milliseconds of silence, see `SilenceTimeout`) and a name for its metrics. Throws
  * `DatabaseUnavailable` when the database is out; lets errors of the statement itself through, as those are defects.
  */
 export async function roundTrip<T>(
@@ -144,7 +144,7 @@ export async function roundTrip<T>(
 ): Promise<T> {
   const stop = duration.startTimer({ operation })
   try {
-    return await patienceWith(database).wait(run(), timeoutMs, () => new DatabaseUnavailable('it does not answer'))
+    return await silenceOf(database).wait(run(), timeoutMs, () => new DatabaseUnavailable('it does not answer'))
   } catch (error) {
     if (error instanceof DatabaseUnavailable || isOutage(error)) {
       failures.inc({ operation })

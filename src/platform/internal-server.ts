@@ -7,7 +7,7 @@ import { inBackground } from './background.ts'
 import { batched } from './batch.ts'
 import { type HttpServer, startHttpServer } from './http-server.ts'
 import type { Logger } from './logger.ts'
-import { Patience } from './patience.ts'
+import { SilenceTimeout } from './silence-timeout.ts'
 
 /** Says why a part is not ready; undefined if it is. */
 export type ReadinessCheck = () => Promise<string | undefined>
@@ -176,7 +176,7 @@ async function outcomes(checks: Readonly<Record<string, ReadinessCheck>>): Promi
 
 async function outcome(check: ReadinessCheck): Promise<string | undefined> {
   try {
-    return await new Patience().wait(
+    return await new SilenceTimeout().wait(
       check(),
       CHECK_TIMEOUT_MS,
       () => new Error(`no answer within ${CHECK_TIMEOUT_MS} ms`),

@@ -22,8 +22,8 @@ export class Lease {
     this.#holder = holder
   }
 
-  /** Takes it where nobody has had it for `patienceMs`, or prolongs it. Returns whether this process has it, for `leaseMs` from now. */
-  async take(leaseMs: number, patienceMs: number): Promise<boolean> {
+  /** Takes it where nobody has had it for `vacantMs`, or prolongs it. Returns whether this process has it, for `leaseMs` from now. */
+  async take(leaseMs: number, vacantMs: number): Promise<boolean> {
     const { rows } = await roundTrip(
       this.#database,
       'take_lease',
@@ -38,7 +38,7 @@ export class Lease {
           update ${this.#table}
           set holder = ${this.#holder}, expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
           where name = ${this.#name}
-            and (holder = ${this.#holder} or expires_at < clock_timestamp() - ${patienceMs} * interval '1 millisecond')
+            and (holder = ${this.#holder} or expires_at < clock_timestamp() - ${vacantMs} * interval '1 millisecond')
           returning name`.execute(this.#database),
       TIMEOUT_MS,
     )

@@ -5,7 +5,7 @@ import { Cluster, Redis, type RedisOptions } from 'ioredis'
 import { Counter, Gauge, Histogram } from 'prom-client'
 import { inBackground } from './background.ts'
 import type { Logger } from './logger.ts'
-import { Patience } from './patience.ts'
+import { SilenceTimeout } from './silence-timeout.ts'
 import { NotThereYet, StartupError } from './startup-error.ts'
 import { Unavailable } from './unavailable.ts'
 
@@ -67,7 +67,7 @@ export function loadScript(name: string, url: URL, keys?: number): Script {
 
 export class RedisClient {
   readonly connection: RedisConnection
-  readonly #patience = new Patience()
+  readonly #silence = new SilenceTimeout()
   #out = false
   #closed = false
   #corked: Redis['stream'] | undefined
@@ -190,8 +190,8 @@ export class RedisClient {
     const answer = command(this.connection)
     try {
       // Of several servers, the answers of one say nothing of another.
-      const patience = this.connection instanceof Cluster ? new Patience() : this.#patience
-      return await patience.wait(answer, COMMAND_TIMEOUT_MS, () => new Error('no answer in time'))
+      const silence = this.connection instanceof Cluster ? new SilenceTimeout() : this.#silence
+      return await silence.wait(answer, COMMAND_TIMEOUT_MS, () => new Error('no answer in time'))
     } catch (error) {
       if (isFull(error)) throw new RedisFull('Redis is at its memory limit', { cause: error })
       if (isReply(error)) throw error

@@ -16,11 +16,11 @@ const RETELL_MS = 2_000
 const REMIND_MS = 15_000
 
 /**
- * Tries `open` until it ends otherwise than with `NotThereYet` or `Unavailable`; past `patienceMs`, throws `StartupError` for that. Each reason to wait is logged when it
+ * Tries `open` until it ends otherwise than with `NotThereYet` or `Unavailable`; past `waitMs`, throws `StartupError` for that. Each reason to wait is logged when it
  * comes up, and now and then. An attempt that is under way is not cut short: each has deadlines of its own.
  */
-export async function untilThere<T>(open: () => Promise<T>, patienceMs: number, logger: Logger): Promise<T> {
-  const deadline = performance.now() + patienceMs
+export async function untilThere<T>(open: () => Promise<T>, waitMs: number, logger: Logger): Promise<T> {
+  const deadline = performance.now() + waitMs
   let told = ''
   let toldAt = Number.NEGATIVE_INFINITY
   for (;;) {
@@ -30,7 +30,7 @@ export async function untilThere<T>(open: () => Promise<T>, patienceMs: number, 
       if (!(error instanceof NotThereYet || error instanceof Unavailable)) throw error
       const { message } = error
       if (performance.now() + RETRY_MS > deadline) {
-        throw new StartupError(`${message} (waited for ${patienceMs / 1_000} s: STARTUP_TIMEOUT)`, { cause: error })
+        throw new StartupError(`${message} (waited for ${waitMs / 1_000} s: STARTUP_TIMEOUT)`, { cause: error })
       }
       if (performance.now() > toldAt + (message === told ? REMIND_MS : RETELL_MS)) {
         logger.warn({ reason: message }, 'cannot start yet, trying again')

@@ -4,12 +4,12 @@ export class Turnstile {
   /** Bounded by the requests under way. */
   readonly #waiting: (() => void)[] = []
 
-  /** @param places how many may be inside at once */
-  constructor(places: number) {
-    this.#free = places
+  /** @param limit how many may be inside at once */
+  constructor(limit: number) {
+    this.#free = limit
   }
 
-  /** Runs it when there is a place. Returns and throws what it does. */
+  /** Runs it as soon as fewer than that are inside. Returns and throws what it does. */
   async pass<T>(run: () => Promise<T>): Promise<T> {
     if (this.#free > 0) this.#free--
     else await new Promise<void>((resolve) => this.#waiting.push(resolve))

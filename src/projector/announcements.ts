@@ -12,13 +12,13 @@ import type { QueueGeneration } from '../messaging/redis-message-queue.ts'
 export type ProjectionName = 'database' | 'queues'
 
 export interface Announcement {
-  /** Place of the last event that has been applied. */
+  /** Sequence number of the last event that has been applied. */
   readonly applied: number
   /** Which queues are to be served, where they can be. */
   readonly queues?: QueueGeneration
   /** The projection waits for room in its store. */
   readonly isHeldUp?: boolean
-  /** Place of an event that no replica has: the projection goes no further. */
+  /** Sequence number of an event that no replica has: the projection goes no further. */
   readonly lost?: number
 }
 

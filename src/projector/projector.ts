@@ -27,7 +27,7 @@ export interface Projection {
   /** Prolongs the lease. Throws `LeaseLost` if it is another's now, or the store is not what this process left. */
   renew(holder: string, leaseMs: number): Promise<void>
   /**
-   * Applies events that follow position `from`; the last one's place becomes the position, in the same transaction.
+   * Applies events that follow position `from`; the last one's sequence number becomes the position, in the same transaction.
    * Throws `LeaseLost` if the position is not `from` or the lease another's, and soon after `signal` aborts where it has to wait.
    */
   apply(holder: string, from: number, events: readonly LoggedEvent[], signal: AbortSignal): Promise<void>
@@ -50,7 +50,7 @@ const BACK_OFF_MS = 250
 
 const appliedGauge = new Gauge({
   name: 'tabulum_projection_applied_seq',
-  help: 'Place of the last event that the projection has applied, as this process knows it.',
+  help: 'Sequence number of the last event that the projection has applied, as this process knows it.',
   labelNames: ['projection'] as const,
 })
 const leadingGauge = new Gauge({
@@ -78,24 +78,23 @@ export interface ProjectorOptions {
   /** A name of this process that no other has. */
   holder: string
   /** Tells other processes where the projection is: those that wait for these events, or all, which is now and then. */
-  broadcast?: (seq: number, events?: readonly LoggedEvent[]) => void
+  announce?: (seq: number, events?: readonly LoggedEvent[]) => void
   /** Called with each batch that was applied. */
   onApplied?: (events: readonly LoggedEvent[]) => void
   /** Standing by, wait until no projector has been heard of for so long. */
-  patienceMs?: number
+  silentMs?: number
   /** Stand by for so long at first: another process that starts now is to lead. */
   startDelayMs?: number
 }
 
 /** Runs until `signal` aborts; then gives the lease back. Never throws: it logs and starts over. */
 export async function runProjector(options: ProjectorOptions, signal: AbortSignal): Promise<void> {
-  const { projection, progress, logger, holder, patienceMs = 0, startDelayMs = 0 } = options
+  const { projection, progress, logger, holder, silentMs = 0, startDelayMs = 0 } = options
   const outages = new OutageLog(logger)
   await sleep(startDelayMs, undefined, { signal }).catch(() => {})
   while (!signal.aborted) {
     try {
-      const position =
-        progress.silenceMs() < patienceMs ? undefined : await projection.acquire(holder, LEASE_MS, signal)
+      const position = progress.silenceMs() < silentMs ? undefined : await projection.acquire(holder, LEASE_MS, signal)
       if (position === undefined) {
         await sleep(STANDBY_MS, undefined, { signal })
         continue
@@ -129,7 +128,7 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
   const announce = (events?: readonly LoggedEvent[]) => {
     appliedGauge.set(labels, position)
     progress.advance(position, projection.isHeldUp)
-    options.broadcast?.(position, events)
+    options.announce?.(position, events)
   }
   const renewing = (async () => {
     while (!stop.aborted) {

@@ -180,7 +180,7 @@ export class QueueProjection implements Projection {
                   .whereRef('removals.message_id', '=', sql<string>`queued_messages.message_id::text`),
               ).as('redacted'),
             )
-            .where('pushed', '=', false)
+            .where('via_webhook', '=', false)
             .where(({ eb, refTuple, tuple }) =>
               eb(refTuple('recipient', 'seq'), '>', tuple(after.recipient, after.seq)),
             )
@@ -290,7 +290,7 @@ export class QueueProjection implements Projection {
   }
 }
 
-/** The places of redacted messages, by whose queue they may wait in. */
+/** The sequence numbers of redacted messages, by whose queue they may wait in. */
 function redactionsOf(events: readonly LoggedEvent[]): Map<string, number[]> {
   const redactions = new Map<string, number[]>()
   for (const { type, about, recipient } of events) {
@@ -314,7 +314,7 @@ function queueChangesOf(events: readonly LoggedEvent[]): QueueChange[] {
       const payload = redacted.has(event.seq) ? PAYLOADS.redacted : toPayload(toLeasedMessage(event))
       changeOf(event.data.to).added.push([event.seq, payload])
     } else if (event.type === 'push_failed' && event.about !== undefined) {
-      // Fetched from the log when it is delivered. Workers move an agent's messages in their order, so places grow here too.
+      // Fetched from the log when it is delivered. Workers move an agent's messages in their order, so sequence numbers grow here too.
       changeOf(event.data.to).added.push([event.about, redacted.has(event.about) ? PAYLOADS.redacted : PAYLOADS.moved])
     } else if (event.type === 'message_delivered' && event.about !== undefined) {
       changeOf(event.data.to).removed.push(event.about)

@@ -33,7 +33,7 @@ export const registryReadModel: ReadModel = {
       `select 'registry: ' || coalesce(h.identity, r.identity) || case
                 when h.identity is null then ' is in the log but not active'
                 when r.identity is null then ' is active but not in the log'
-                else ' has another place or operator than in the log' end as difference
+                else ' has another sequence number or operator than in the log' end as difference
        from (
          select cast(operator_id as text) as identity, seq, cast(operator_id as text) as operator
          from operators where seq is not null

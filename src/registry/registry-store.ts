@@ -53,7 +53,7 @@ export interface RegistryPage {
   total: number
 }
 
-/** Challenges that one operator may have open; a new one beyond that takes the place of its oldest. */
+/** Challenges that one operator may have open; a new one beyond that replaces its oldest. */
 export const MAX_OPEN_CHALLENGES = 1_000
 
 /** Any of its methods throws `Unavailable` when a part is out. */
@@ -72,7 +72,7 @@ export interface RegistryStore {
 
   findAgent(address: string): Promise<RegisteredAgent | undefined>
 
-  /** Agents after the place `since`, oldest first, at most `limit`, and how many there are in all. */
+  /** Agents after the sequence number `since`, oldest first, at most `limit`, and how many there are in all. */
   page(since: number, limit: number): Promise<RegistryPage>
 
   /** How many agents there are. */

@@ -47,7 +47,7 @@ export function clusterRemovalStore({ database, log, redis, eraser }: RemovalPar
       )
       return { value: row?.value.toString('utf8'), asOf }
     },
-    async placeOf(id) {
+    async seqOf(id) {
       const row = await roundTrip(database, 'find_message', () =>
         database.selectFrom('queued_messages').select('seq').where('message_id', '=', id).executeTakeFirst(),
       )

@@ -1,4 +1,4 @@
-/** Erasing from the log in JetStream, as an administrator: what is left of a message is kept first, so that its place is never unknown. */
+/** Erasing from the log in JetStream, as an administrator: what is left of a message is kept first, so that its sequence number is never unknown. */
 import { type JetStreamManager, type NatsConnection, NatsError } from 'nats'
 import { seqOf } from '../events/batch.ts'
 import type { LoggedEvent } from '../events/event.ts'

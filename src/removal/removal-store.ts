@@ -7,11 +7,11 @@ import type { Removal, Removals } from './removals.ts'
 export interface RemovalStore {
   readonly log: Pick<EventLog, 'read' | 'get'>
   readonly removals: Removals
-  /** The value of a key, undefined where it has none, as of a place in the log: what comes behind that is not in it. */
+  /** The value of a key, undefined where it has none, as of a sequence number: what comes behind that is not in it. */
   present(key: string): Promise<{ value: string | undefined; asOf: number }>
-  /** The place of a message that was not delivered yet, as far as is known. */
-  placeOf(messageId: string): Promise<number | undefined>
-  /** Appends the event of a removal; resolves to its place. Throws `Unavailable`. */
+  /** The sequence number of a message that was not delivered yet, as far as is known. */
+  seqOf(messageId: string): Promise<number | undefined>
+  /** Appends the event of a removal; resolves to its sequence number. Throws `Unavailable`. */
   append(event: RemovalEvent, routing: Routing & { id?: string }): Promise<number>
   /** Resolves when agents and observers are answered accordingly, or, after 10 s, to why they are not yet. */
   inForce(event: Pick<RemovalEvent, 'type'>, seq: number): Promise<string | undefined>
@@ -44,7 +44,7 @@ export interface FoundKey {
   readonly isPresent: boolean
   /** The latest. */
   readonly removal: Removal | undefined
-  /** The place in the log up to which this was looked at. */
+  /** The sequence number up to which this was looked at. */
   readonly asOf: number
 }
 
@@ -60,7 +60,7 @@ export async function findKey(store: RemovalStore, key: string, onProgress: OnPr
 
 /**
  * Removes a key. What was written to it between the look at its value and the event is removed by that too, so it gets an event of its own, with its
- * hash. Resolves to the last event and its place.
+ * hash. Resolves to the last event and its sequence number.
  */
 export async function removeKey(
   store: RemovalStore,
@@ -90,9 +90,9 @@ export async function findMessage(
   id: string,
   onProgress: OnProgress,
 ): Promise<Message | undefined> {
-  const place = await store.placeOf(id)
-  if (place !== undefined) {
-    const [event] = await store.log.get([place])
+  const seq = await store.seqOf(id)
+  if (seq !== undefined) {
+    const [event] = await store.log.get([seq])
     if (event?.type === 'message_sent') return event
   }
   for await (const event of read(store.log, 0, onProgress)) {
@@ -101,7 +101,7 @@ export async function findMessage(
   return undefined
 }
 
-/** Redacts a message. Resolves to the event and its place. */
+/** Redacts a message. Resolves to the event and its sequence number. */
 export async function redactMessage(
   store: RemovalStore,
   { seq: about, data: { message_id, to, content } }: Message,
@@ -146,7 +146,7 @@ export async function erase(
   return { erased, left: await store.cleanFiles() }
 }
 
-/** The places of the events that hold the content still. */
+/** The sequence numbers of the events that hold the content still. */
 async function* contentsOf(
   store: RemovalStore,
   { seq: until, key, message_id }: Pick<Removal, 'seq' | 'key' | 'message_id'>,

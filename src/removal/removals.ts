@@ -4,7 +4,7 @@ import type { EventType } from '../events/event.ts'
 export type RemovalAction = Extract<EventType, 'state_key_removed' | 'message_redacted'>
 
 export interface Removal {
-  /** Place of the event that removed it. */
+  /** Sequence number of the event that removed it. */
   readonly seq: number
   /** RFC 3339, in UTC. */
   readonly ts: string

@@ -26,7 +26,7 @@ export function sqliteRemovalStore(sqlite: Sqlite, append: Append | undefined, m
       const value = sql.get`select value from state where key = ${Buffer.from(key)}`?.value as Uint8Array | undefined
       return { value: value && Buffer.from(value).toString('utf8'), asOf }
     },
-    placeOf: async (id) => sql.get`select seq from queued_messages where message_id = ${id}`?.seq as number | undefined,
+    seqOf: async (id) => sql.get`select seq from queued_messages where message_id = ${id}`?.seq as number | undefined,
     async append(event, routing) {
       if (append === undefined) throw new Error('the database is only read')
       return transaction(connection, () => append(event, routing).seq)

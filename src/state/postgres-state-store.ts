@@ -1,12 +1,12 @@
 /**
- * The shared state of a cluster: a write has its room and a delete its turn before the append, and both wait for the projection after it.
+ * The shared state of a cluster: a write has its capacity and a delete its turn before the append, and both wait for the projection after it.
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { EventOf, NewEvent } from '../events/event.ts'
 import { type AppendOptions, type EventLog, PREPARATION_USABLE_MS } from '../events/event-log.ts'
 import { type Progress, ProjectionBehind } from '../events/progress.ts'
-import { HeldRoom, type WriteRoom } from './held-room.ts'
+import { CapacityAllotment, type WriteCapacity } from './capacity-allotment.ts'
 import type { StateTables } from './postgres-state-tables.ts'
 import {
   StateBusy,
@@ -21,20 +21,20 @@ import {
 
 /** Below the time for which a delete keeps others of its key waiting (`StateTables.beginDelete`): one that took longer is not acknowledged. */
 const DELETE_USABLE_MS = 2_800
-/** How long a change waits for its turn. Longer than nodes hold room that they do not use. */
+/** How long a change waits for its turn. Longer than nodes keep an allotment that they do not use. */
 const TURN_TIMEOUT_MS = 1_200
 const TURN_POLL_MS = 10
 
 export class PostgresStateStore implements StateStore {
   readonly #tables: StateTables
-  readonly #room: HeldRoom
+  readonly #allotment: CapacityAllotment
   readonly #log: EventLog
   readonly #progress: Progress
 
   /** @param progress of the projection in the database */
   constructor(tables: StateTables, log: EventLog, progress: Progress) {
     this.#tables = tables
-    this.#room = new HeldRoom(tables)
+    this.#allotment = new CapacityAllotment(tables)
     this.#log = log
     this.#progress = progress
   }
@@ -58,23 +58,23 @@ export class PostgresStateStore implements StateStore {
   async write(event: EventOf<'state_written'>): Promise<void> {
     const { key, value_length: length } = event.data
     const size = Buffer.byteLength(key) + length
-    const room = this.#room.take(size) ?? (await this.#reserve(key, size))
-    const { reservation, notAfter } = room
+    const capacity = this.#allotment.take(size) ?? (await this.#reserve(key, size))
+    const { reservation, notAfter } = capacity
     try {
       await this.#commit(event, { notAfter, ...(reservation && { reservation }) })
     } catch (error) {
-      room.lose()
+      capacity.lose()
       throw error
     }
-    room.settle()
+    capacity.settle()
   }
 
-  async #reserve(key: string, size: number): Promise<WriteRoom> {
+  async #reserve(key: string, size: number): Promise<WriteCapacity> {
     const { id, outcome, begunAt } = await inTurn(async () => {
       const id = randomUUID()
       const begunAt = performance.now()
       const outcome = await this.#tables.reserve({ id, key, size })
-      if (outcome === 'busy') await this.#room.giveBack()
+      if (outcome === 'busy') await this.#allotment.giveBack()
       return { id, outcome, begunAt }
     })
     if (outcome === 'full') throw new StoreFull()
@@ -101,9 +101,9 @@ export class PostgresStateStore implements StateStore {
     await this.#progress.reached(seq)
   }
 
-  /** Gives back the room that is held. */
+  /** Gives the allotment back. */
   close(): Promise<void> {
-    return this.#room.close()
+    return this.#allotment.close()
   }
 }
 

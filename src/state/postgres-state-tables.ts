@@ -1,4 +1,4 @@
-/** The state's tables: reading them, and reserving room in them. */
+/** The state's tables: reading them, and reserving capacity in them. */
 import { sql } from 'kysely'
 import { batched, shared } from '../platform/batch.ts'
 import { type Database, MAINTENANCE_TIMEOUT_MS, roundTrip } from '../platform/database.ts'
@@ -6,7 +6,7 @@ import { AFTER_ALL, BEFORE_ALL, endOfPrefix } from './key-order.ts'
 import { toBase64 } from './state-read-model.ts'
 import type { StateEntry, StateListing, StatePage, StoredUsage } from './state-store.ts'
 
-/** Room for one write. */
+/** Capacity for one write. */
 export interface Reservation {
   id: string
   key: string
@@ -14,16 +14,16 @@ export interface Reservation {
   size: number
 }
 
-/** `busy`: it would fit if no node held room ahead of need. */
+/** `busy`: it would fit if no node had an allotment. */
 export type ReservationOutcome = 'reserved' | 'full' | 'busy'
 
 /** `absent`: there is no such key. `busy`: another delete of it is under way, or a change is being applied. */
 export type DeleteOutcome = 'begun' | 'absent' | 'busy'
 
-/** What a node says of the room that it holds, all in bytes. */
-export interface RoomRenewal {
+/** What a node says of its allotment, all in bytes. */
+export interface AllotmentRenewal {
   id: string
-  /** There is no such room yet. */
+  /** There is no such allotment yet. */
   opening: boolean
   /** Of writes that have been applied since the last renewal. */
   settled: number
@@ -44,7 +44,7 @@ const FOUND_AT_ONCE = 32
 export class StateTables {
   readonly #database: Database
   readonly #capacityBytes: number
-  /** Takes room for a write, exactly. */
+  /** Reserves capacity for a write, exactly. */
   readonly reserve: (reservation: Reservation) => Promise<ReservationOutcome>
   /** Finds the key for a delete, which has until `DELETE_MS` later to be applied: so long no other begins. */
   readonly beginDelete: (key: string) => Promise<DeleteOutcome>
@@ -111,11 +111,11 @@ export class StateTables {
     })
   }
 
-  /** Opens or renews a room, as `hold_state_room` says. Returns the bytes that it has now; undefined if it is there no more. */
-  async holdRoom({ id, opening, settled, lost, kept, wanted }: RoomRenewal): Promise<number | undefined> {
-    const { rows } = await roundTrip(this.#database, 'hold_state_room', () =>
+  /** Opens or renews an allotment, as `renew_state_allotment` says. Returns the bytes that it has now; undefined if it is there no more. */
+  async renewAllotment({ id, opening, settled, lost, kept, wanted }: AllotmentRenewal): Promise<number | undefined> {
+    const { rows } = await roundTrip(this.#database, 'renew_state_allotment', () =>
       sql<{ bytes: number | null }>`
-        select hold_state_room(${id}, ${opening}, ${settled}, ${lost}, ${kept}, ${wanted}, ${this.#capacityBytes}) as bytes`.execute(
+        select renew_state_allotment(${id}, ${opening}, ${settled}, ${lost}, ${kept}, ${wanted}, ${this.#capacityBytes}) as bytes`.execute(
         this.#database,
       ),
     )
@@ -218,23 +218,23 @@ export class StateTables {
     return ahead + (rows[0]?.released ?? 0)
   }
 
-  /** As `tidyReservations`, of rooms that nobody has renewed since `before`. */
-  async tidyRooms(before: Date, limit: number): Promise<number> {
-    const ahead = await this.#restart('state_rooms', 'renewed_at', limit)
+  /** As `tidyReservations`, of allotments that nobody has renewed since `before`. */
+  async tidyAllotments(before: Date, limit: number): Promise<number> {
+    const ahead = await this.#restart('state_allotments', 'renewed_at', limit)
     const { rows } = await roundTrip(
       this.#database,
-      'tidy_rooms',
+      'tidy_allotments',
       () =>
-        sql<{ rooms: number }>`select release_state_rooms(${before}, ${limit}::integer) as rooms`.execute(
-          this.#database,
-        ),
+        sql<{
+          allotments: number
+        }>`select release_state_allotments(${before}, ${limit}::integer) as allotments`.execute(this.#database),
       MAINTENANCE_TIMEOUT_MS,
     )
-    return ahead + (rows[0]?.rooms ?? 0)
+    return ahead + (rows[0]?.allotments ?? 0)
   }
 
   /** What began at a time that is yet to come begins now. */
-  async #restart(table: 'state_reservations' | 'state_rooms', column: string, limit: number): Promise<number> {
+  async #restart(table: 'state_reservations' | 'state_allotments', column: string, limit: number): Promise<number> {
     const [rows, begun] = [sql.table(table), sql.ref(column)]
     const { numAffectedRows } = await roundTrip(
       this.#database,

@@ -89,7 +89,7 @@ export const stateReadModel: ReadModel = {
                 when r.key is null then ' should have been deleted'
                 when sha256(s.value) <> r.value_hash or s.modified_by <> r.author
                   then ' has another value than the log'
-                else ' has another place than in the log' end as difference
+                else ' has another sequence number than in the log' end as difference
        from state s full join replayed_state r on r.key = s.key
        where s.key is null or r.key is null or sha256(s.value) <> r.value_hash
          or s.modified_by <> r.author or s.seq <> r.seq`,
@@ -118,15 +118,15 @@ export const stateReadModel: ReadModel = {
       `select 'state: key ' || encode(key, 'escape') || ' counts ' || size || ' bytes, it has '
                 || octet_length(key) + octet_length(value) as difference
        from state where size <> octet_length(key) + octet_length(value)`,
-      `select 'capacity: reserved_bytes is ' || reserved_bytes || ', the reservations and rooms hold ' || held
+      `select 'capacity: reserved_bytes is ' || reserved_bytes || ', the reservations and allotments hold ' || held
                 as difference
        from state_usage, (
          select reserved_beyond_present(array(select distinct key from state_reservations))
            + coalesce(sum(bytes), 0) as held
-         from state_rooms) summed
+         from state_allotments) summed
        where reserved_bytes <> held`,
-      `select 'capacity: room_bytes is ' || room_bytes || ', the rooms hold ' || held as difference
-       from state_usage, (select coalesce(sum(bytes), 0) as held from state_rooms) summed where room_bytes <> held`,
+      `select 'capacity: allotted_bytes is ' || allotted_bytes || ', the allotments hold ' || held as difference
+       from state_usage, (select coalesce(sum(bytes), 0) as held from state_allotments) summed where allotted_bytes <> held`,
     ],
   },
 }

@@ -41,7 +41,7 @@ export class UnknownKey extends Error {
   override name = 'UnknownKey'
 }
 
-/** Others change the same, or hold the room that is left; this change waited too long for its turn. */
+/** Others change the same, or hold the capacity that is left; this change waited too long for its turn. */
 export class StateBusy extends Error {
   override name = 'StateBusy'
 }
@@ -63,7 +63,7 @@ export interface StateReader {
 /** Any of its methods throws `Unavailable` when a part is out. */
 export interface StateStore extends StateReader {
   /**
-   * Appends the event of a write if the store has room for it. Resolves when it can be read. Throws `StoreFull`, `StateBusy`: then there is no
+   * Appends the event of a write if the store has the capacity for it. Resolves when it can be read. Throws `StoreFull`, `StateBusy`: then there is no
    * event; `ProjectionBehind` or `Unavailable`: then the write may still take effect, whole.
    */
   write(event: EventOf<'state_written'>): Promise<void>

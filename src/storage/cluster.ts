@@ -167,7 +167,7 @@ function jobsOn({ database, redis, log, registry, state }: Tidied): Job[] {
       challenges: (limit) => registry.tidyChallenges(limit),
       registrations: (before, limit) => registry.tidyRegistrations(before, limit),
       reservations: (before, limit) => state.tidyReservations(before, limit),
-      rooms: (before, limit) => state.tidyRooms(before, limit),
+      allotments: (before, limit) => state.tidyAllotments(before, limit),
       generations: () => removeOldGenerations(redis),
     },
     cutOff,
@@ -175,13 +175,13 @@ function jobsOn({ database, redis, log, registry, state }: Tidied): Job[] {
 }
 
 /** When a process offers to lead the projections. Workers are quicker, so that API nodes lead only where there is no worker. */
-export type Patience = Required<Pick<ProjectorOptions, 'patienceMs' | 'startDelayMs'>>
+export type Standby = Required<Pick<ProjectorOptions, 'silentMs' | 'startDelayMs'>>
 
 /** Opens all three servers, and waits for them for so long as is set. Throws `StartupError`. */
 export async function openCluster(
   config: Config,
   command: string,
-  patience: Patience,
+  standby: Standby,
   logger: Logger,
 ): Promise<ClusterStorage> {
   const servers = clusterServers(config, command)
@@ -223,9 +223,9 @@ export async function openCluster(
         progress: announcements.progress[name],
         logger,
         holder,
-        ...patience,
+        ...standby,
         ...(more.onApplied && { onApplied: more.onApplied }),
-        broadcast: (applied, events) =>
+        announce: (applied, events) =>
           announcements.announce(name, { applied, ...more.details?.(), ...(log.lost && { lost: log.lost }) }, events),
       },
       stop.signal,

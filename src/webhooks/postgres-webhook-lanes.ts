@@ -11,7 +11,7 @@ import {
   type LaneTurn,
   MAX_DELAY_MS,
   MENDED_AT_ONCE,
-  type Room,
+  type Quota,
   STANDINGS,
   type WebhookLanes,
   type WebhookLanesOptions,
@@ -53,7 +53,7 @@ export class PostgresWebhookLanes implements WebhookLanes {
     this.release = batched((turns) => this.#release(turns), { maxItems: 500, maxWaiting: MAX_RELEASES_WAITING })
   }
 
-  async claim(holder: string, leaseMs: number, room: Room, turnMessages: number): Promise<ClaimedLane[]> {
+  async claim(holder: string, leaseMs: number, quota: Quota, turnMessages: number): Promise<ClaimedLane[]> {
     if (performance.now() - this.#clockCheckedAt > CLOCK_CHECK_MS) {
       this.#clockCheckedAt = performance.now()
       await this.#mendTimes(leaseMs)
@@ -64,8 +64,8 @@ export class PostgresWebhookLanes implements WebhookLanes {
       () =>
         sql<{ lane: unknown }>`
           select lane from claim_webhook_lanes(
-            ${holder}, ${leaseMs}, ${room.total}, ${room.unproven}, ${room.doubtful},
-            ${room.ofOneOperator}, ${turnMessages})`.execute(this.#database),
+            ${holder}, ${leaseMs}, ${quota.total}, ${quota.unproven}, ${quota.slow},
+            ${quota.ofOneOperator}, ${turnMessages})`.execute(this.#database),
       TIMEOUT_MS,
     )
     return rows.map(({ lane }) => claimedLane.parse(lane))
@@ -87,7 +87,7 @@ export class PostgresWebhookLanes implements WebhookLanes {
                    clock_timestamp() + ${this.#circuitMs} * interval '1 millisecond' as longest_rest
           ), ahead as (
             select recipient from webhook_lanes, clock
-            where (standing in ('unknown', 'prompt', 'doubtful', 'open') and next_at > furthest)
+            where (standing in ('unknown', 'fast', 'slow', 'open') and next_at > furthest)
                or (standing = 'open' and open_until > longest_rest)
             limit ${MENDED_AT_ONCE} for update of webhook_lanes skip locked
           )
@@ -110,7 +110,7 @@ export class PostgresWebhookLanes implements WebhookLanes {
       () =>
         sql<{ due: number | null }>`
           select (extract(epoch from min(first.next_at) - clock_timestamp()) * 1000)::double precision as due
-          from (values ('unknown'), ('prompt'), ('doubtful'), ('open')) as kind (standing)
+          from (values ('unknown'), ('fast'), ('slow'), ('open')) as kind (standing)
           cross join lateral (
             select next_at from webhook_lanes l
             where l.standing = kind.standing and next_at is not null order by next_at limit 1
@@ -154,7 +154,7 @@ export class PostgresWebhookLanes implements WebhookLanes {
       () =>
         sql<{ messages: number; oldest: number | null; open: number }>`
           select coalesce((select sum(pending) from webhook_lanes where pending > 0), 0)::bigint as messages,
-                 (select min(seq) from queued_messages where pushed) as oldest,
+                 (select min(seq) from queued_messages where via_webhook) as oldest,
                  (select count(*) from webhook_lanes where open_until > clock_timestamp()) as open`.execute(
           this.#database,
         ),

@@ -9,7 +9,7 @@ import {
   type ClaimedLane,
   type LaneTurn,
   MAX_DELAY_MS,
-  type Room,
+  type Quota,
   type WebhookLanes,
   type WebhookLanesOptions,
 } from './webhook-lanes.ts'
@@ -33,7 +33,7 @@ export class SqliteWebhookLanes implements WebhookLanes {
   }
 
   /** Reads first, so that nothing is written while there is nothing to do. */
-  async claim(holder: string, leaseMs: number, room: Room, turnMessages: number): Promise<ClaimedLane[]> {
+  async claim(holder: string, leaseMs: number, quota: Quota, turnMessages: number): Promise<ClaimedLane[]> {
     if (performance.now() - this.#clockCheckedAt > CLOCK_CHECK_MS) {
       this.#clockCheckedAt = performance.now()
       if (this.#isClockBehind()) {
@@ -41,7 +41,7 @@ export class SqliteWebhookLanes implements WebhookLanes {
       }
     }
     if ((await this.due()) > 0) return []
-    return this.#writer.run('claimLanes', { holder, leaseMs, room, turnMessages })
+    return this.#writer.run('claimLanes', { holder, leaseMs, quota, turnMessages })
   }
 
   /** Whether there are times further ahead than any that is set. */
@@ -51,7 +51,7 @@ export class SqliteWebhookLanes implements WebhookLanes {
                select next_at from webhook_lanes
                where standing = kind.column1 and next_at is not null order by next_at desc limit 1)) as next_at,
              (select max(open_until) from webhook_lanes where standing = 'open') as open_until
-      from (values ('unknown'), ('prompt'), ('doubtful'), ('open')) as kind`
+      from (values ('unknown'), ('fast'), ('slow'), ('open')) as kind`
     const now = Date.now()
     return (
       ((last?.next_at ?? 0) as number) > now + MAX_DELAY_MS ||
@@ -64,7 +64,7 @@ export class SqliteWebhookLanes implements WebhookLanes {
       select min((
         select next_at from webhook_lanes
         where standing = kind.column1 and next_at is not null order by next_at limit 1)) as next_at
-      from (values ('unknown'), ('prompt'), ('doubtful'), ('open')) as kind`
+      from (values ('unknown'), ('fast'), ('slow'), ('open')) as kind`
     return ((first?.next_at ?? Number.POSITIVE_INFINITY) as number) - Date.now()
   }
 
@@ -84,7 +84,7 @@ export class SqliteWebhookLanes implements WebhookLanes {
   async backlog(): Promise<Backlog> {
     const row = this.#sql.get`
       select (select pending from webhook_totals) as messages,
-             (select min(seq) from queued_messages where pushed = 1) as oldest,
+             (select min(seq) from queued_messages where via_webhook = 1) as oldest,
              (select count(*) from webhook_lanes where standing = 'open' and open_until > ${Date.now()}) as open`
     const { messages, oldest, open } = row as { messages: number; oldest: number | null; open: number }
     return { messages, oldestSeq: oldest ?? undefined, openCircuits: open }

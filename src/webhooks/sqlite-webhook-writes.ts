@@ -6,14 +6,14 @@ import {
   type LaneTurn,
   MAX_DELAY_MS,
   MENDED_AT_ONCE,
-  type Room,
+  type Quota,
   type Standing,
 } from './webhook-lanes.ts'
 
 export interface LaneClaim {
   readonly holder: string
   readonly leaseMs: number
-  readonly room: Room
+  readonly quota: Quota
   readonly turnMessages: number
 }
 
@@ -32,7 +32,7 @@ export function webhookLaneWrites(sqlite: Sqlite) {
   const { sql } = sqlite
   return {
     /** As `WebhookLanes.claim` says. */
-    claimLanes({ holder, leaseMs, room, turnMessages }: LaneClaim): ClaimedLane[] {
+    claimLanes({ holder, leaseMs, quota, turnMessages }: LaneClaim): ClaimedLane[] {
       const now = Date.now()
       const ready = readyLanes(sqlite, now)
       const claimed: ClaimedLane[] = []
@@ -50,7 +50,7 @@ export function webhookLaneWrites(sqlite: Sqlite) {
           where recipient = ${recipient}`
         const messages = sql.all`
           select seq, message_id as id from queued_messages
-          where recipient = ${recipient} and pushed = 1 and seq > ${lane.done_seq} order by seq limit ${turnMessages}`
+          where recipient = ${recipient} and via_webhook = 1 and seq > ${lane.done_seq} order by seq limit ${turnMessages}`
         return {
           recipient,
           claim: lane.claim + 1,
@@ -71,14 +71,14 @@ export function webhookLaneWrites(sqlite: Sqlite) {
         }
       }
 
-      const left = () => room.total - claimed.length
+      const left = () => quota.total - claimed.length
       claim(ready.resting(left()))
       // Where there is but one slot for both, neither is always first.
-      const doubtful = room.unproven === 1 && Math.random() < 0.5 ? 0 : Math.min(room.doubtful, room.unproven)
-      const slow = ready.slow(Math.min(doubtful, left()))
+      const most = quota.unproven === 1 && Math.random() < 0.5 ? 0 : Math.min(quota.slow, quota.unproven)
+      const slow = ready.slow(Math.min(most, left()))
       claim(slow)
-      claim(ready.untried(holder, Math.min(room.unproven - slow.length, left()), room.ofOneOperator))
-      claim(ready.prompt(left()))
+      claim(ready.untried(holder, Math.min(quota.unproven - slow.length, left()), quota.ofOneOperator))
+      claim(ready.fast(left()))
       return claimed
     },
 
@@ -122,7 +122,7 @@ export function webhookLaneWrites(sqlite: Sqlite) {
           open_until = case when open_until > ${longestRest} then ${longestRest} else open_until end
         where recipient in (
           select recipient from webhook_lanes
-          where standing in ('unknown', 'prompt', 'doubtful', 'open') and next_at > ${furthest}
+          where standing in ('unknown', 'fast', 'slow', 'open') and next_at > ${furthest}
           union all
           select recipient from webhook_lanes where standing = 'open' and open_until > ${longestRest}
           limit ${MENDED_AT_ONCE})`
@@ -178,13 +178,13 @@ function readyLanes({ sql }: Sqlite, now: number) {
           union all
           select * from (
             select recipient, next_at from webhook_lanes indexed by webhook_lanes_ready
-            where standing = 'doubtful' and next_at <= ${now} order by next_at limit ${limit}))
+            where standing = 'slow' and next_at <= ${now} order by next_at limit ${limit}))
         order by next_at limit ${limit}`),
 
-    prompt: (limit: number): string[] =>
+    fast: (limit: number): string[] =>
       recipientsOf(sql.all`
         select recipient from webhook_lanes indexed by webhook_lanes_ready
-        where standing = 'prompt' and next_at <= ${now} order by next_at limit ${limit}`),
+        where standing = 'fast' and next_at <= ${now} order by next_at limit ${limit}`),
 
     /**
      * Of operators by turns: those first of whose lanes the worker has the fewest. Each of these lanes may turn out to be one that never
@@ -224,7 +224,7 @@ interface UntriedOperator {
  * is room for, from a random one on: it costs in proportion to the worker's slots, however many lanes and operators wait, and none is
  * passed over for ever.
  */
-function untriedOperators(sql: Sqlite['sql'], now: number, holder: string, room: number): UntriedOperator[] {
+function untriedOperators(sql: Sqlite['sql'], now: number, holder: string, quota: number): UntriedOperator[] {
   const rows = sql.all`
     select operator_id, count(*) as lanes from webhook_lanes indexed by webhook_lanes_ready
     where standing = 'unknown' and next_at > ${now} and holder = ${holder} group by operator_id`
@@ -239,7 +239,7 @@ function untriedOperators(sql: Sqlite['sql'], now: number, holder: string, room:
   const found = new Set<string>()
   const first = randomUUID()
   for (let id = after(first) ?? after(''); id !== undefined; id = after(id) ?? after('')) {
-    if (found.has(id) || found.size === room + held.size) break
+    if (found.has(id) || found.size === quota + held.size) break
     found.add(id)
   }
   return [...found]

@@ -7,11 +7,11 @@
  * What the last attempt says of an agent's endpoint.
  *
  * - `unknown`: there was none yet
- * - `prompt`: it was over soon, whether or not the message was delivered
- * - `doubtful`: it took long
+ * - `fast`: it was over soon, whether or not the message was delivered
+ * - `slow`: it took long
  * - `open`: the circuit is open, or half-open
  */
-export const STANDINGS = ['unknown', 'prompt', 'doubtful', 'open'] as const
+export const STANDINGS = ['unknown', 'fast', 'slow', 'open'] as const
 export type Standing = (typeof STANDINGS)[number]
 
 /** A lane and its state, which this worker alone may work on until its lease runs out. */
@@ -22,9 +22,9 @@ export interface ClaimedLane {
   standing: Standing
   /** Messages in the lane. */
   pending: number
-  /** Place of the newest message. */
+  /** Sequence number of the newest message. */
   lastSeq: number
-  /** Place up to which all have been delivered or given up on. */
+  /** Sequence number up to which all have been delivered or given up on. */
   doneSeq: number
   /** Failed attempts so far at the message at `retriedSeq`. */
   retriedSeq: number
@@ -54,12 +54,12 @@ export type LaneTurn = Pick<
 }
 
 /** How many lanes a worker takes on. */
-export interface Room {
+export interface Quota {
   readonly total: number
-  /** Of these, lanes that are not `prompt`. */
+  /** Of these, lanes that are not `fast`. */
   readonly unproven: number
-  /** Of these, lanes that are `doubtful`, or `open` and to be probed. */
-  readonly doubtful: number
+  /** Of these, lanes that are `slow`, or `open` and to be probed. */
+  readonly slow: number
   /** Lanes of one operator that have yet to be tried, those that the worker has already included. */
   readonly ofOneOperator: number
 }
@@ -67,7 +67,7 @@ export interface Room {
 export interface Backlog {
   /** Messages that wait for their delivery, in all lanes. */
   readonly messages: number
-  /** Place of the oldest. */
+  /** Sequence number of the oldest. */
   readonly oldestSeq: number | undefined
   readonly openCircuits: number
 }
@@ -77,11 +77,11 @@ export interface WebhookLanes {
   /**
    * Claims lanes that have something to do now, and the first `turnMessages` messages of each: lanes that rest first, as their messages need no
    * attempt; then such as may take long, those that have waited longest; then such as have yet to be tried, by their operators in
-   * turn; then the prompt ones. A claim that is not prolonged or given back within `leaseMs` is over.
+   * turn; then the fast ones. A claim that is not prolonged or given back within `leaseMs` is over.
    *
    * Now and then it also takes times back that are further ahead than any that is set, as the clock was set back.
    */
-  claim(holder: string, leaseMs: number, room: Room, turnMessages: number): Promise<ClaimedLane[]>
+  claim(holder: string, leaseMs: number, quota: Quota, turnMessages: number): Promise<ClaimedLane[]>
 
   /** Milliseconds until a lane has something to do; 0 or less if there is one now, infinite if there is none. */
   due(): Promise<number>

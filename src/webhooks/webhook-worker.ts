@@ -51,8 +51,8 @@ const CLAIM_GAP_MS = 5
 /** A turn takes so many messages at most, and begins none after this time: others may be waiting. */
 const TURN_MESSAGES = 20
 const TURN_MS = 1_000
-/** An answer within this is prompt. Five times what a request around the globe takes. */
-const PROMPT_MS = 1_000
+/** An answer within this is fast. Five times what a request around the globe takes. */
+const FAST_MS = 1_000
 /** Before the next try where a part of ours is out. */
 const OUTAGE_MS = 250
 /** Before the next turn of a lane that met a defect. */
@@ -140,7 +140,7 @@ class WebhookWorker {
       let pause = POLL_MS
       try {
         // Where there is no room, the next slot that comes free wakes it.
-        const mayClaim = this.#slots.room.total > 0 && (await this.#mayClaim())
+        const mayClaim = this.#slots.quota.total > 0 && (await this.#mayClaim())
         const isIdle = mayClaim && (await this.#claim()) === 0
         if (isIdle && !this.#woken) pause = Math.min(Math.max(POLL_MS, await this.#options.lanes.due()), IDLE_POLL_MS)
       } catch (error) {
@@ -187,16 +187,16 @@ class WebhookWorker {
   }
 
   /** Until all that the log says now is in the lanes. Throws `ProjectionBehind`. */
-  async #untilCaughtUp(patienceMs?: number): Promise<void> {
+  async #untilCaughtUp(silentMs?: number): Promise<void> {
     const { progress, log } = this.#options
-    await progress.reached(await log.lastSeq(), patienceMs)
+    await progress.reached(await log.lastSeq(), silentMs)
   }
 
   /** Claims what there is room for, and begins its turns. Returns how many. */
   async #claim(): Promise<number> {
-    const room = this.#slots.room
+    const quota = this.#slots.quota
     const claimedAt = performance.now()
-    const lanes = await this.#options.lanes.claim(this.#options.holder, this.#leaseMs, room, TURN_MESSAGES)
+    const lanes = await this.#options.lanes.claim(this.#options.holder, this.#leaseMs, quota, TURN_MESSAGES)
     for (const lane of lanes) {
       const turn = this.#turn(this.#leases.hold(lane, claimedAt))
       this.#turns.add(turn)
@@ -213,7 +213,7 @@ class WebhookWorker {
     const { logger, lanes } = this.#options
     // One that rests sends nothing, and so takes no time.
     const isResting = lane.standing === 'open' && lane.now < lane.openUntil
-    const giveBack = this.#slots.take(isResting ? 'prompt' : lane.standing)
+    const giveBack = this.#slots.take(isResting ? 'fast' : lane.standing)
     inFlight.set(this.#slots.inUse)
     const turn = beginTurn(lane)
     try {
@@ -284,7 +284,7 @@ class WebhookWorker {
     const outcome = await this.#post(held, message)
     const durationMs = performance.now() - startedAt
     // What it answered does not matter here: what it costs the others is the time for which it holds a slot.
-    const standing = durationMs <= PROMPT_MS ? 'prompt' : 'doubtful'
+    const standing = durationMs <= FAST_MS ? 'fast' : 'slow'
     attempts.inc({ outcome: outcome.kind === 'failed' ? outcome.stage : outcome.kind })
     attemptSeconds.observe({ kind: outcome.kind }, durationMs / 1_000)
     if (outcome.kind === 'delivered') {

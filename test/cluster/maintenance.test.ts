@@ -86,7 +86,7 @@ describe('the lease', () => {
     const release = Promise.withResolvers<void>()
     const locked = Promise.withResolvers<void>()
     const locker = superuser.begin(async (transaction) => {
-      await transaction`lock table leases, challenges, agents, operators, state_reservations, state_rooms in access exclusive mode`
+      await transaction`lock table leases, challenges, agents, operators, state_reservations, state_allotments in access exclusive mode`
       locked.resolve()
       await release.promise
     })
@@ -100,7 +100,7 @@ describe('the lease', () => {
         () => registry.tidyChallenges(10),
         () => registry.tidyRegistrations(now, 10),
         () => state.tidyReservations(now, 10),
-        () => state.tidyRooms(now, 10),
+        () => state.tidyAllotments(now, 10),
         () => leaseOf('locked out').take(20_000, 0),
       ]
       for (const job of jobs) {
@@ -175,8 +175,8 @@ describe('in a cluster', () => {
     await superuser`insert into challenges (challenge_id, operator_id, issued_at, expires_at)
       values (gen_random_uuid(), gen_random_uuid(), now() - interval '1 hour', now() - interval '1 minute')`
     await superuser.begin(async (transaction) => {
-      await transaction`update state_usage set reserved_bytes = reserved_bytes + 30, room_bytes = room_bytes + 20`
-      await transaction`insert into state_rooms (id, bytes, renewed_at) values (gen_random_uuid(), 20, now() - interval '1 hour')`
+      await transaction`update state_usage set reserved_bytes = reserved_bytes + 30, allotted_bytes = allotted_bytes + 20`
+      await transaction`insert into state_allotments (id, bytes, renewed_at) values (gen_random_uuid(), 20, now() - interval '1 hour')`
       await transaction`insert into state_reservations (id, key, size, reserved_at)
         values (gen_random_uuid(), '\\x00', 10, now() - interval '1 hour')`
     })
@@ -186,19 +186,19 @@ describe('in a cluster', () => {
     const [row] = await superuser`
       select (select count(*)::int from operators where seq is null) as staged, (select count(*)::int from challenges) as challenges,
         (select count(*)::int from state_reservations) as reservations,
-        (select count(*)::int from state_rooms where renewed_at < now() - interval '30 minutes') as rooms`
+        (select count(*)::int from state_allotments where renewed_at < now() - interval '30 minutes') as allotments`
     return row
   }
-  const NOTHING = { staged: 0, challenges: 0, reservations: 0, rooms: 0 }
+  const NOTHING = { staged: 0, challenges: 0, reservations: 0, allotments: 0 }
 
-  /** Holds what `release_state_rooms` waits for, so that a run of `rooms` is under way, and says when that is so. */
-  async function whileRoomsWait(work: () => Promise<void>): Promise<void> {
+  /** Holds what `release_state_allotments` waits for, so that a run of `allotments` is under way, and says when that is so. */
+  async function whileAllotmentsWait(work: () => Promise<void>): Promise<void> {
     await superuser.begin(async (transaction) => {
       await transaction`select from state_usage for update`
       await vi.waitFor(async () => {
         const [row] = await superuser<{ waiting: number }[]>`
           select count(*)::int as waiting from pg_stat_activity
-          where wait_event_type = 'Lock' and query like '%release_state_rooms%' and pid <> pg_backend_pid()`
+          where wait_event_type = 'Lock' and query like '%release_state_allotments%' and pid <> pg_backend_pid()`
         expect(row?.waiting).toBeGreaterThan(0)
       }, TAKEN_OVER)
       await work()
@@ -223,7 +223,7 @@ describe('in a cluster', () => {
     const one = await keeper()
     expect(cluster.workers.map(({ name }) => name)).toContain(one.name)
     await vi.waitFor(async () => {
-      for (const task of ['challenges', 'registrations', 'reservations', 'rooms', 'generations'])
+      for (const task of ['challenges', 'registrations', 'reservations', 'allotments', 'generations'])
         expect(
           await metric(one, `tabulum_maintenance_runs_total{task="${task}",outcome="done"}`),
           task,
@@ -242,17 +242,20 @@ describe('in a cluster', () => {
         .split('\n')
         .filter((line) => / rows, /.test(line))
         .map((line) => line.split(' (')[0]),
-    ).toEqual(['challenges', 'registrations', 'reservations', 'rooms', 'generations'].map((name) => `${name}: done`))
+    ).toEqual(
+      ['challenges', 'registrations', 'reservations', 'allotments', 'generations'].map((name) => `${name}: done`),
+    )
     expect(all.code).toBe(0)
     expect(await left()).toEqual(NOTHING)
 
-    const unknown = await cluster.run('maintain', ['rooms', 'rom'])
+    const unknown = await cluster.run('maintain', ['allotments', 'allotmets'])
     expect(unknown).toEqual({
       code: 2,
-      output: 'a cluster has no job "rom": there are challenges, registrations, reservations, rooms, generations\n',
+      output:
+        'a cluster has no job "allotmets": there are challenges, registrations, reservations, allotments, generations\n',
     })
-    await whileRoomsWait(async () => {
-      const failed = await cluster.run('maintain', ['rooms', 'challenges'])
+    await whileAllotmentsWait(async () => {
+      const failed = await cluster.run('maintain', ['allotments', 'challenges'])
       expect(failed.output).toMatch(
         /^challenges: done.*\nrooms: failed: the database cannot be reached: canceling statement due to lock timeout/m,
       )
@@ -266,7 +269,7 @@ describe('in a cluster', () => {
     onTestFailed(() => console.error(cluster.output()))
     const killed = await keeper()
     await abandon()
-    await whileRoomsWait(() => killed.kill())
+    await whileAllotmentsWait(() => killed.kill())
     expect((await keeper()).name).not.toBe(killed.name)
     await vi.waitFor(async () => expect(await left()).toEqual(NOTHING), TAKEN_OVER)
     await killed.restart()
@@ -280,7 +283,7 @@ describe('in a cluster', () => {
     const stopped = await keeper()
     const { pid } = stopped
     await abandon()
-    await whileRoomsWait(async () => {
+    await whileAllotmentsWait(async () => {
       expect(await stopped.stop()).toBe(0)
     })
     const [lease] = await superuser`select holder from leases`

@@ -404,7 +404,7 @@ describe('what a request costs', () => {
     ...['check', 'memory'],
   ])
   /** Asks for room that writes to come may take; where it gets none, as here, at most once a second. No write waits for it. */
-  const ROOM = 'hold_state_room'
+  const ALLOTMENT = 'renew_state_allotment'
   type Cost = { redis: number; postgres: number; appends: number }
   let agent: Agent
   let other: Agent
@@ -428,11 +428,11 @@ describe('what a request costs', () => {
   }, START_MS)
 
   /** Round trips of the node so far, without those that no request makes, and how often it has asked for room. */
-  async function counted(): Promise<Cost & { rooms: number }> {
+  async function counted(): Promise<Cost & { allotments: number }> {
     const text = await metricsOf(node)
     const sum = (
       name: string,
-      isMeant = (operation: string) => operation !== ROOM && !NOT_OF_REQUESTS.has(operation),
+      isMeant = (operation: string) => operation !== ALLOTMENT && !NOT_OF_REQUESTS.has(operation),
     ) =>
       [...text.matchAll(new RegExp(`^${name}_count(?:\\{operation="(\\w+)"\\})? (\\d+)$`, 'gm'))]
         .filter(([, operation = '']) => isMeant(operation))
@@ -441,7 +441,7 @@ describe('what a request costs', () => {
       redis: sum('tabulum_redis_seconds'),
       postgres: sum('tabulum_database_seconds'),
       appends: sum('tabulum_append_seconds'),
-      rooms: sum('tabulum_database_seconds', (operation) => operation === ROOM),
+      allotments: sum('tabulum_database_seconds', (operation) => operation === ALLOTMENT),
     }
   }
 
@@ -454,7 +454,7 @@ describe('what a request costs', () => {
     for (let index = 0; index < REPEATS; index++) await request()
     await sleep(300)
     const after = await counted()
-    expect(after.rooms - before.rooms).toBeLessThanOrEqual(1 + (performance.now() - begun) / 1_000)
+    expect(after.allotments - before.allotments).toBeLessThanOrEqual(1 + (performance.now() - begun) / 1_000)
     return {
       redis: (after.redis - before.redis) / REPEATS,
       postgres: (after.postgres - before.postgres) / REPEATS,

@@ -207,9 +207,9 @@ describe('on servers that go on', () => {
         `project_removals('[{"seq":1,"ts":"2026-01-01T00:00:00Z","action":"message_redacted"}]')`,
         `project_registry('{"operators":[],"agents":[]}')`,
         `reserve_state_writes('[{"id":"${id}","key":"${key}","size":1}]', 1000)`,
-        `hold_state_room('${id}', true, 0, 0, 1, 1, 1000)`,
+        `renew_state_allotment('${id}', true, 0, 0, 1, 1, 1000)`,
         `release_state(array['${id}'::uuid])`,
-        `release_state_rooms(now(), 10)`,
+        `release_state_allotments(now(), 10)`,
         `release_webhook_lanes('[{"recipient":"tab_x","claim":1}]')`,
       ])
         expect(`${call}: ${await codeOf(`select ${call}`)}`).toBe(`${call}: ${REFUSED}`)

@@ -125,8 +125,11 @@ it.each([
   [`insert into state values ('new', '', 3, 1, 'tab_x', now())`, 'state: key new should have been deleted'],
   ['update state_usage set used_bytes = used_bytes + 1', 'capacity: used_bytes is 6, the keys and values have 5'],
   ['update state_usage set key_count = 9', 'capacity: key_count is 9, there are 2'],
-  ['update state_usage set reserved_bytes = 3', 'capacity: reserved_bytes is 3, the reservations and rooms hold 0'],
-  ['update state_usage set room_bytes = 3', 'capacity: room_bytes is 3, the rooms hold 0'],
+  [
+    'update state_usage set reserved_bytes = 3',
+    'capacity: reserved_bytes is 3, the reservations and allotments hold 0',
+  ],
+  ['update state_usage set allotted_bytes = 3', 'capacity: allotted_bytes is 3, the allotments hold 0'],
   ['update state_blocks set keys = 3 where level = 1', 'state: a block of level 1 counts 3 keys, there are 2'],
   ['update state_blocks set keys = 3 where level = 2', 'state: a block of level 2 counts 3 keys, there are 2'],
   ['update registry_totals set agents = 7', 'registry: total is 7, there are 3'],
@@ -160,11 +163,11 @@ it.each([
     `to ${TWO} has another place or recipient than in the log`,
   ],
   [
-    `update queued_messages set pushed = true where seq = (${PULL})`,
+    `update queued_messages set via_webhook = true where seq = (${PULL})`,
     `to ${TWO} is to be pushed, but the log says that it is in the pull queue`,
   ],
   [
-    'update queued_messages set pushed = false where pushed',
+    'update queued_messages set via_webhook = false where via_webhook',
     `to ${PUSHED} is in the pull queue, but the log says that it is to be pushed`,
   ],
   ['update webhook_lanes set pending = 3', `webhooks: the lane of ${PUSHED} counts 3, there are 1`],

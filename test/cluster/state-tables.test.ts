@@ -6,12 +6,12 @@ import { sql } from 'kysely'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import type { LoggedEvent, NewEvent } from '../../src/events/event.ts'
 import type { Database } from '../../src/platform/database.ts'
-import { HeldRoom, type WriteRoom } from '../../src/state/held-room.ts'
+import { CapacityAllotment, type WriteCapacity } from '../../src/state/capacity-allotment.ts'
 import {
+  type AllotmentRenewal,
   type DeleteOutcome,
   type Reservation,
   type ReservationOutcome,
-  type RoomRenewal,
   StateTables,
 } from '../../src/state/postgres-state-tables.ts'
 import { deleted, inParallel, inSequence, written } from '../conformance/support.ts'
@@ -41,8 +41,8 @@ describe('state tables', () => {
   beforeEach(() => clear())
 
   async function clear(): Promise<void> {
-    await sql`truncate state, state_reservations, state_rooms, state_blocks`.execute(database)
-    await sql`update state_usage set used_bytes = 0, reserved_bytes = 0, room_bytes = 0, key_count = 0`.execute(
+    await sql`truncate state, state_reservations, state_allotments, state_blocks`.execute(database)
+    await sql`update state_usage set used_bytes = 0, reserved_bytes = 0, allotted_bytes = 0, key_count = 0`.execute(
       database,
     )
     reservations = []
@@ -68,7 +68,7 @@ describe('state tables', () => {
 
   /** As maintenance does. */
   const releaseAbandoned = async (of: StateTables, before: Date) =>
-    (await of.tidyReservations(before, 1_000)) + (await of.tidyRooms(before, 1_000))
+    (await of.tidyReservations(before, 1_000)) + (await of.tidyAllotments(before, 1_000))
 
   async function reserveWrite(key: string, size: number): Promise<ReservationOutcome> {
     const reservation = { id: randomUUID(), key, size }
@@ -257,7 +257,7 @@ describe('state tables', () => {
     })
   })
 
-  describe('room that is held ahead', () => {
+  describe('an allotment', () => {
     /** Enough that a 256th of it is worth holding. */
     const ROOMY = 32 * 1_048_576
     const SHARE = ROOMY / 256
@@ -265,8 +265,8 @@ describe('state tables', () => {
     beforeAll(() => {
       roomy = new StateTables(database, ROOMY)
     })
-    const hold = (id: string, renewal: Partial<RoomRenewal> = {}) =>
-      roomy.holdRoom({ id, opening: false, settled: 0, lost: 0, kept: 0, wanted: 0, ...renewal })
+    const hold = (id: string, renewal: Partial<AllotmentRenewal> = {}) =>
+      roomy.renewAllotment({ id, opening: false, settled: 0, lost: 0, kept: 0, wanted: 0, ...renewal })
     const open = (id: string, wanted: number) => hold(id, { opening: true, wanted })
 
     it('is what is wanted, or a 256th of what is free, and nothing where that is little', async () => {
@@ -276,7 +276,7 @@ describe('state tables', () => {
       expect(await occupied()).toBe(SHARE)
       expect(await hold(id)).toBe(0)
       expect(await occupied()).toBe(0)
-      expect(await store.holdRoom({ id, opening: true, settled: 0, lost: 0, kept: 0, wanted: 1 })).toBe(0)
+      expect(await store.renewAllotment({ id, opening: true, settled: 0, lost: 0, kept: 0, wanted: 1 })).toBe(0)
       expect(await occupied()).toBe(0)
     })
 
@@ -305,7 +305,7 @@ describe('state tables', () => {
       await open(randomUUID(), 1_000)
       expect(await roomy.reserve({ id: randomUUID(), key: 'a', size: 100 })).toBe('reserved')
       await sql`update state_reservations set reserved_at = reserved_at + interval '1 hour'`.execute(database)
-      await sql`update state_rooms set renewed_at = renewed_at + interval '1 hour'`.execute(database)
+      await sql`update state_allotments set renewed_at = renewed_at + interval '1 hour'`.execute(database)
       // What is under way now is not given back for that, but put right.
       expect(await releaseAbandoned(store, new Date(Date.now() - 60_000))).toBe(2)
       expect(await releaseAbandoned(store, new Date(Date.now() - 60_000))).toBe(0)
@@ -322,7 +322,7 @@ describe('state tables', () => {
       }
       const released: number[] = []
       for (let batch = 0; batch < 4; batch++)
-        released.push(await roomy.tidyReservations(past, 2), await roomy.tidyRooms(past, 2))
+        released.push(await roomy.tidyReservations(past, 2), await roomy.tidyAllotments(past, 2))
       expect(released).toEqual([2, 2, 2, 2, 1, 1, 0, 0])
       expect(await occupied()).toBe(0)
     })
@@ -335,12 +335,12 @@ describe('state tables', () => {
           expect(await roomy.reserve({ id: randomUUID(), key: 'a', size: 100 })).toBe('reserved')
           const moved = sql`${aheadMs}::float8 * interval '1 millisecond'`
           await sql`update state_reservations set reserved_at = reserved_at + ${moved}`.execute(database)
-          await sql`update state_rooms set renewed_at = renewed_at + ${moved}`.execute(database)
+          await sql`update state_allotments set renewed_at = renewed_at + ${moved}`.execute(database)
           // Half an hour is their time here.
           await releaseAbandoned(store, new Date(Date.now() - HOUR_MS / 2))
           const { rows } = await sql<{ latest: Date | null; kinds: number }>`
               select max(begun) as latest, count(*) as kinds from (
-                select reserved_at as begun from state_reservations union all select renewed_at from state_rooms
+                select reserved_at as begun from state_reservations union all select renewed_at from state_allotments
               ) as kept`.execute(database)
           if (Math.abs(aheadMs + HOUR_MS / 2) > SLACK_MS) expect(rows[0]?.kinds).toBe(aheadMs < -HOUR_MS / 2 ? 0 : 2)
           expect(rows[0]?.latest?.getTime() ?? 0).toBeLessThanOrEqual(Date.now() + SLACK_MS)
@@ -368,40 +368,40 @@ describe('state tables', () => {
 
     it('never lets the store have more than its capacity, whatever nodes write, lose and give back', async () => {
       await fc.assert(
-        fc.asyncProperty(fc.array(roomAction, { minLength: 5, maxLength: 60 }), async (actions) => {
+        fc.asyncProperty(fc.array(allotmentAction, { minLength: 5, maxLength: 60 }), async (actions) => {
           await clear()
-          // So much that rooms are granted at first, and after a few writes no more.
+          // So much that allotments are granted at first, and after a few writes no more.
           const capacity = 17 * 1_048_576
           const shared = new StateTables(database, capacity)
-          const nodes = [new HeldRoom(shared), new HeldRoom(shared)]
-          const underWay: { room: WriteRoom; event: LoggedEvent }[] = []
+          const nodes = [new CapacityAllotment(shared), new CapacityAllotment(shared)]
+          const underWay: { capacity: WriteCapacity; event: LoggedEvent }[] = []
           const within = async () => {
-            // In one statement, as a node may be renewing its room.
-            const { rows } = await sql<{ occupied: number; used: number; room: number; rooms: number }>`
-                select used_bytes + reserved_bytes as occupied, used_bytes as used, room_bytes as room,
-                  (select coalesce(sum(bytes), 0) from state_rooms)::bigint as rooms
+            // In one statement, as a node may be renewing its allotment.
+            const { rows } = await sql<{ occupied: number; used: number; allotted: number; allotments: number }>`
+                select used_bytes + reserved_bytes as occupied, used_bytes as used, allotted_bytes as allotted,
+                  (select coalesce(sum(bytes), 0) from state_allotments)::bigint as allotments
                 from state_usage`.execute(database)
             const [usage] = rows
-            expect(usage?.room).toBe(usage?.rooms)
+            expect(usage?.allotted).toBe(usage?.allotments)
             expect(usage?.occupied).toBeLessThanOrEqual(capacity)
             expect(usage?.used).toBe((await sums()).usedBytes)
           }
           for (const { kind, key, size, node } of actions) {
-            const held = nodes[node] as HeldRoom
+            const held = nodes[node] as CapacityAllotment
             if (kind === 'write') {
-              const room = held.take(1 + size)
-              if (room) underWay.push({ room, event: place(written(key, 'x'.repeat(size), WRITER)) })
+              const capacity = held.take(1 + size)
+              if (capacity) underWay.push({ capacity, event: place(written(key, 'x'.repeat(size), WRITER)) })
               // The renewal that it may have begun.
               else await sleep(2)
             } else if (kind === 'apply') {
               const batch = underWay.splice(0, 5)
               await project(batch.map(({ event }) => event))
-              for (const { room } of batch) room.settle()
-            } else if (kind === 'lose') underWay.shift()?.room.lose()
+              for (const { capacity } of batch) capacity.settle()
+            } else if (kind === 'lose') underWay.shift()?.capacity.lose()
             else await held.giveBack()
             await within()
           }
-          for (const { room } of underWay) room.lose()
+          for (const { capacity } of underWay) capacity.lose()
           for (const held of nodes) await held.giveBack()
           await within()
           await releaseAbandoned(shared, new Date(Date.now() + 600_000))
@@ -889,7 +889,7 @@ const action: fc.Arbitrary<Action> = fc.oneof(
   { weight: 1, arbitrary: fc.record({ kind: fc.constant('release') }) },
 )
 
-const roomAction = fc.record({
+const allotmentAction = fc.record({
   kind: fc.constantFrom('write', 'write', 'write', 'write', 'apply', 'lose', 'give back'),
   key: fc.constantFrom('a', 'b', 'c'),
   size: fc.oneof(fc.integer({ min: 0, max: 2_000 }), fc.integer({ min: 0, max: 60_000 })),

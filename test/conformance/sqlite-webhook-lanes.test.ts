@@ -61,7 +61,7 @@ describeWebhookLanes('SQLite', async () => {
 })
 
 describe('webhook lanes: SQLite', () => {
-  const ROOM = { total: 10, unproven: 10, doubtful: 10, ofOneOperator: 10 }
+  const QUOTA = { total: 10, unproven: 10, slow: 10, ofOneOperator: 10 }
 
   it('cost no write while there is nothing to do', async () => {
     await using database = await openFreshSqlite()
@@ -72,20 +72,20 @@ describe('webhook lanes: SQLite', () => {
       return writer.run(name, input)
     }
     const lanes = new SqliteWebhookLanes(reader, { run })
-    expect(await lanes.claim('worker', 10_000, ROOM, 1)).toEqual([])
+    expect(await lanes.claim('worker', 10_000, QUOTA, 1)).toEqual([])
     await new SqliteEventLog(reader, writer).append(sent(newAddress(), 'x'), { via: 'webhook' })
-    expect(await lanes.claim('worker', 10_000, ROOM, 1)).toHaveLength(1)
-    expect(await lanes.claim('worker', 10_000, ROOM, 1)).toEqual([])
+    expect(await lanes.claim('worker', 10_000, QUOTA, 1)).toHaveLength(1)
+    expect(await lanes.claim('worker', 10_000, QUOTA, 1)).toEqual([])
     expect(written).toEqual(['claimLanes'])
   })
 
-  it('cost no flush where what there is to do has to wait for room', async () => {
+  it('cost no flush where what there is to do has to wait for quota', async () => {
     await using database = await openFreshSqlite()
     const { file, reader, writer } = database
     await new SqliteEventLog(reader, writer).append(sent(newAddress(), 'x'), { via: 'webhook' })
     const { size } = await stat(`${file}-wal`)
     const lanes = new SqliteWebhookLanes(reader, writer)
-    expect(await lanes.claim('worker', 10_000, { ...ROOM, unproven: 0, doubtful: 0 }, 1)).toEqual([])
+    expect(await lanes.claim('worker', 10_000, { ...QUOTA, unproven: 0, slow: 0 }, 1)).toEqual([])
     expect((await stat(`${file}-wal`)).size).toBe(size)
   })
 })
@@ -96,11 +96,11 @@ it('those that a process had in its hands when it died can be claimed at once af
   const lanes = new SqliteWebhookLanes(fresh.reader, fresh.writer)
   const to = newAddress()
   const { seq } = await log.append(sent(to, 'x'), { via: 'webhook' })
-  const room = { total: 1, unproven: 1, doubtful: 1, ofOneOperator: 1 }
-  expect(await lanes.claim('gone', 600_000, room, 1)).toHaveLength(1)
+  const quota = { total: 1, unproven: 1, slow: 1, ofOneOperator: 1 }
+  expect(await lanes.claim('gone', 600_000, quota, 1)).toHaveLength(1)
   expect(await lanes.due()).toBeGreaterThan(0)
   const beside = openSqlite(fresh.file)
   freeLanes(beside)
   beside.connection.close()
-  expect(await lanes.claim('next', 600_000, room, 1)).toMatchObject([{ recipient: to, wasHeld: true, lastSeq: seq }])
+  expect(await lanes.claim('next', 600_000, quota, 1)).toMatchObject([{ recipient: to, wasHeld: true, lastSeq: seq }])
 })

@@ -8,7 +8,7 @@ import type { LoggedEvent, NewEvent, Routing } from '../../src/events/event.ts'
 import type {
   ClaimedLane,
   LaneTurn,
-  Room,
+  Quota,
   Standing,
   WebhookLanes,
   WebhookLanesOptions,
@@ -44,7 +44,7 @@ export interface WebhookLanesHarness extends AsyncDisposable {
 
 const LEASE_MS = 10_000
 const TURN_MESSAGES = 3
-const ROOM: Room = { total: 100, unproven: 100, doubtful: 100, ofOneOperator: 100 }
+const QUOTA: Quota = { total: 100, unproven: 100, slow: 100, ofOneOperator: 100 }
 
 export function describeWebhookLanes(name: string, create: () => Promise<WebhookLanesHarness>): void {
   describe(`webhook lanes: ${name}`, () => {
@@ -72,8 +72,8 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       ])
     }
 
-    const claim = (room: Partial<Room> = {}, holder = 'worker') =>
-      lanes.claim(holder, LEASE_MS, { ...ROOM, ...room }, TURN_MESSAGES)
+    const claim = (quota: Partial<Quota> = {}, holder = 'worker') =>
+      lanes.claim(holder, LEASE_MS, { ...QUOTA, ...quota }, TURN_MESSAGES)
 
     async function claimOne(holder?: string): Promise<ClaimedLane> {
       const claimed = await claim({}, holder)
@@ -146,7 +146,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
     it('keep the state that a turn leaves, and wait as long as it says', async () => {
       const [event] = await push(newAddress())
       const state = {
-        standing: 'doubtful',
+        standing: 'slow',
         retriedSeq: event?.seq ?? 0,
         attempts: 2,
         failures: 1,
@@ -188,7 +188,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
 
     it('are another worker’s when the lease runs out, and the late one changes nothing', async () => {
       await push(newAddress())
-      const [lane] = await lanes.claim('frozen', 0, ROOM, TURN_MESSAGES)
+      const [lane] = await lanes.claim('frozen', 0, QUOTA, TURN_MESSAGES)
       const next = await claimOne('next')
       await lanes.release(turnOf(lane as ClaimedLane, { doneSeq: next.lastSeq, attempts: 9 }))
       expect(await claim()).toEqual([])
@@ -200,14 +200,14 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       expect(await lanes.due()).toBe(Number.POSITIVE_INFINITY)
       await push(newAddress())
       expect(await lanes.due()).toBeLessThanOrEqual(0)
-      await lanes.release(turnOf(await claimOne(), { standing: 'doubtful', delay: 60_000 }))
+      await lanes.release(turnOf(await claimOne(), { standing: 'slow', delay: 60_000 }))
       expect(await lanes.due()).toBeGreaterThan(30_000)
       expect(await lanes.due()).toBeLessThanOrEqual(60_000)
     })
 
     it('stay with a worker that prolongs its leases', async () => {
       await push(newAddress())
-      const claimed = await lanes.claim('worker', 0, ROOM, TURN_MESSAGES)
+      const claimed = await lanes.claim('worker', 0, QUOTA, TURN_MESSAGES)
       expect(await lanes.renew('worker', claimed, LEASE_MS)).toEqual(new Set(claimed.map(({ recipient }) => recipient)))
       expect(await claim()).toEqual([])
     })
@@ -215,7 +215,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
     it('stay with nobody whose claim never reached it, whatever else it prolongs', async () => {
       const to = newAddress()
       await push(to)
-      await lanes.claim('worker', 0, ROOM, TURN_MESSAGES)
+      await lanes.claim('worker', 0, QUOTA, TURN_MESSAGES)
       await push(newAddress())
       const claimed = (await claim()).filter(({ recipient }) => recipient !== to)
       await harness.alter([to], { nextMs: 0, holder: 'worker' })
@@ -229,7 +229,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       const first = await claimOne()
       await lanes.release(turnOf(first, { delay: 60_000 }))
       await push(taken)
-      const [second] = await lanes.claim('worker', 0, ROOM, TURN_MESSAGES)
+      const [second] = await lanes.claim('worker', 0, QUOTA, TURN_MESSAGES)
       await claimOne('another')
       expect(await lanes.renew('worker', [first, second as ClaimedLane], LEASE_MS)).toEqual(new Set())
       expect(await lanes.due()).toBeLessThanOrEqual(LEASE_MS)
@@ -242,14 +242,14 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
         fc.asyncProperty(
           ahead,
           ahead,
-          fc.constantFrom('unknown' as const, 'prompt' as const, 'doubtful' as const, 'open' as const),
+          fc.constantFrom('unknown' as const, 'fast' as const, 'slow' as const, 'open' as const),
           fc.constantFrom(null, 'a worker'),
           async (nextMs, restMs, standing, holder) => {
             await harness.clear()
             const to = newAddress()
             await push(to)
             await harness.alter([to], { standing, holder, nextMs, restMs })
-            const claimed = await harness.open().claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
+            const claimed = await harness.open().claim('worker', LEASE_MS, QUOTA, TURN_MESSAGES)
             const { nextMs: next, restMs: rest } = (await harness.stored())[0] as { nextMs: number; restMs: number }
             if (claimed.length === 0) {
               expect(nextMs).toBeGreaterThan(0)
@@ -271,11 +271,11 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       const REST_MS = 6 * 3_600_000
       await push(newAddress())
       const resting = harness.open({ circuitMs: REST_MS })
-      const [lane] = await resting.claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
+      const [lane] = await resting.claim('worker', LEASE_MS, QUOTA, TURN_MESSAGES)
       const openUntil = (lane?.now ?? 0) + REST_MS
       await resting.release(turnOf(lane as ClaimedLane, { standing: 'open', openUntil }))
       const again = harness.open({ circuitMs: REST_MS })
-      const [claimed] = await again.claim('worker', LEASE_MS, ROOM, TURN_MESSAGES)
+      const [claimed] = await again.claim('worker', LEASE_MS, QUOTA, TURN_MESSAGES)
       expect(claimed?.openUntil).toBeCloseTo(openUntil, -1)
     })
 
@@ -284,15 +284,15 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       const first = await claimOne()
       expect(first.wasHeld).toBe(false)
       await lanes.release(turnOf(first))
-      expect((await lanes.claim('killed', 0, ROOM, TURN_MESSAGES)).map(({ wasHeld }) => wasHeld)).toEqual([false])
+      expect((await lanes.claim('killed', 0, QUOTA, TURN_MESSAGES)).map(({ wasHeld }) => wasHeld)).toEqual([false])
       const last = await claimOne()
       expect(last.wasHeld).toBe(true)
       await lanes.release(turnOf(last))
       expect((await claimOne()).wasHeld).toBe(false)
     })
 
-    it('are given in kinds only as there is room', async () => {
-      const standings = ['unknown', 'prompt', 'doubtful', 'open'] as const
+    it('are given in kinds only as there is quota', async () => {
+      const standings = ['unknown', 'fast', 'slow', 'open'] as const
       const kinds: { [recipient: string]: string } = {}
       for (const standing of standings) {
         for (let index = 0; index < 4; index++) await push(newAddress())
@@ -305,33 +305,33 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
           await lanes.release(turnOf(lane, { standing, openUntil, delay: 100_000 }))
         }
       }
-      // A doubtful one first, then a probe, and so on by turns.
+      // A slow one first, then a probe, and so on by turns.
       for (const [index, recipient] of Object.entries(Object.keys(kinds))) {
         const waiting = kinds[recipient] === 'probe' ? 59 - 2 * (Number(index) % 2) : 60 - 2 * (Number(index) % 4)
         await harness.alter([recipient], { nextMs: -1_000 * waiting })
       }
-      const claimedKinds = async (room: Partial<Room>) =>
+      const claimedKinds = async (quota: Partial<Quota>) =>
         Object.entries(
           Object.groupBy(
-            (await claim(room)).map(({ recipient }) => kinds[recipient] ?? ''),
+            (await claim(quota)).map(({ recipient }) => kinds[recipient] ?? ''),
             (kind) => kind,
           ),
         )
           .map(([kind, all]) => `${all?.length} ${kind}`)
           .toSorted()
-      expect(await claimedKinds({ total: 8, unproven: 3, doubtful: 2 })).toEqual([
-        '1 doubtful',
+      expect(await claimedKinds({ total: 8, unproven: 3, slow: 2 })).toEqual([
+        '1 slow',
         '1 probe',
         '1 unknown',
         '2 resting',
-        '3 prompt',
+        '3 fast',
       ])
-      expect(await claimedKinds({ unproven: 0, doubtful: 0 })).toEqual(['1 prompt'])
-      expect(await claimedKinds({})).toEqual(['1 probe', '3 doubtful', '3 unknown'])
+      expect(await claimedKinds({ unproven: 0, slow: 0 })).toEqual(['1 fast'])
+      expect(await claimedKinds({})).toEqual(['1 probe', '3 slow', '3 unknown'])
     })
 
-    it('share what room there is for those that may take long by how long they have waited', async () => {
-      const standings = ['doubtful', 'open', 'open', 'doubtful'] as const
+    it('share what quota there is for those that may take long by how long they have waited', async () => {
+      const standings = ['slow', 'open', 'open', 'slow'] as const
       const waiting: string[] = []
       for (const standing of standings) {
         const to = newAddress()
@@ -345,7 +345,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
         await harness.alter([to], { nextMs: -1_000 * (10 - index) })
       }
       const claimed: string[] = []
-      for (const _ of waiting) claimed.push(...(await claim({ doubtful: 1 })).map(({ recipient }) => recipient))
+      for (const _ of waiting) claimed.push(...(await claim({ slow: 1 })).map(({ recipient }) => recipient))
       expect(claimed).toEqual(waiting)
     })
 
@@ -381,27 +381,27 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
 
     it('that have yet to be tried are no more of one operator than it may have, until it gives some back', async () => {
       const many = await dueOf(randomUUID(), 10)
-      const room = { ofOneOperator: 4 }
-      const claimed = await claim(room)
+      const quota = { ofOneOperator: 4 }
+      const claimed = await claim(quota)
       expect(of(many, claimed)).toBe(4)
-      expect(await claim(room)).toEqual([])
+      expect(await claim(quota)).toEqual([])
       // Another worker has slots of its own.
-      expect(await claim(room, 'another')).toHaveLength(4)
-      await lanes.release(turnOf(claimed[0] as ClaimedLane, { standing: 'doubtful', delay: 60_000 }))
-      expect(await claim(room)).toHaveLength(1)
+      expect(await claim(quota, 'another')).toHaveLength(4)
+      await lanes.release(turnOf(claimed[0] as ClaimedLane, { standing: 'slow', delay: 60_000 }))
+      expect(await claim(quota)).toHaveLength(1)
     })
 
     it('that take long do not keep the only slot from those that have yet to be tried, nor these from them', async () => {
       await dueOf(randomUUID(), 40)
-      for (const lane of await claim({ unproven: 20 })) await lanes.release(turnOf(lane, { standing: 'doubtful' }))
+      for (const lane of await claim({ unproven: 20 })) await lanes.release(turnOf(lane, { standing: 'slow' }))
       const kinds = new Set<string>()
       while (kinds.size < 2) {
-        const [lane] = await claim({ unproven: 1, doubtful: 1 })
+        const [lane] = await claim({ unproven: 1, slow: 1 })
         if (lane === undefined) continue
         kinds.add(lane.standing)
         await lanes.release(turnOf(lane))
       }
-      expect([...kinds].toSorted()).toEqual(['doubtful', 'unknown'])
+      expect([...kinds].toSorted()).toEqual(['slow', 'unknown'])
     })
 
     it('that have yet to be tried are found among many operators, wherever the search begins', async () => {
@@ -410,7 +410,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       const claimed: string[] = []
       for (let round = 0; round < 24; round++)
         claimed.push(
-          ...(await claim({ unproven: 1, doubtful: 1 }, `worker ${round % 2}`)).map(({ recipient }) => recipient),
+          ...(await claim({ unproven: 1, slow: 1 }, `worker ${round % 2}`)).map(({ recipient }) => recipient),
         )
       // A claim may leave the only slot to one that took long.
       while (claimed.length < agents.length)
@@ -437,7 +437,7 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       expect(await claimOne()).toMatchObject({ url: null, sealedSecret: null })
     })
 
-    it('whatever waits and whatever room there is: no more of a kind than fits, and no fewer', async () => {
+    it('whatever waits and whatever quota there is: no more of a kind than fits, and no fewer', async () => {
       const operators = Array.from({ length: 3 }, () => randomUUID())
       const agents = Array.from({ length: 14 }, (_, index) => ({
         address: newAddress(),
@@ -445,19 +445,19 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       }))
       for (const agent of agents) await harness.register({ ...agent, url: '', sealedSecret: '' })
       const operatorOf = (address: string) => agents.find((agent) => agent.address === address)?.operatorId ?? ''
-      const kind = fc.constantFrom('unknown', 'prompt', 'doubtful', 'probe', 'resting')
-      const room = fc.record({
+      const kind = fc.constantFrom('unknown', 'fast', 'slow', 'probe', 'resting')
+      const quota = fc.record({
         total: fc.integer({ min: 0, max: 12 }),
         // With one slot for two kinds, chance decides.
         unproven: fc.integer({ min: 0, max: 10 }).filter((slots) => slots !== 1),
-        doubtful: fc.integer({ min: 0, max: 8 }),
+        slow: fc.integer({ min: 0, max: 8 }),
         ofOneOperator: fc.integer({ min: 1, max: 6 }),
       })
       await fc.assert(
         fc.asyncProperty(
           fc.array(fc.record({ kind, isReady: fc.boolean() }), { maxLength: agents.length }),
-          room,
-          async (kinds, room) => {
+          quota,
+          async (kinds, quota) => {
             await harness.clear()
             const waiting = kinds.map((lane, index) => ({ ...lane, address: agents[index]?.address ?? '' }))
             await harness.append(waiting.map(({ address }) => ({ via: 'webhook' as const, ...sent(address, 'x') })))
@@ -466,28 +466,28 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
               const restMs = lane.kind === 'resting' ? 60_000 : -60_000
               await harness.alter([lane.address], { standing, restMs, nextMs: lane.isReady ? -1_000 : 60_000 })
             }
-            const claimed = new Set((await claim(room)).map(({ recipient }) => recipient))
+            const claimed = new Set((await claim(quota)).map(({ recipient }) => recipient))
             expect(waiting.filter(({ address, isReady }) => claimed.has(address) && !isReady)).toEqual([])
             const ready = (...wanted: string[]) => waiting.filter((lane) => lane.isReady && wanted.includes(lane.kind))
             const taken = (...wanted: string[]) => ready(...wanted).filter(({ address }) => claimed.has(address)).length
             const ofOperator = (id: string) => ready('unknown').filter(({ address }) => operatorOf(address) === id)
-            const untried = operators.map((id) => Math.min(room.ofOneOperator, ofOperator(id).length))
-            let left = room.total
+            const untried = operators.map((id) => Math.min(quota.ofOneOperator, ofOperator(id).length))
+            let left = quota.total
             const expected = (most: number) => {
               const count = Math.min(most, left)
               left -= count
               return count
             }
             expect(taken('resting')).toBe(expected(ready('resting').length))
-            const slow = expected(Math.min(room.doubtful, room.unproven, ready('doubtful', 'probe').length))
-            expect(taken('doubtful', 'probe')).toBe(slow)
+            const slow = expected(Math.min(quota.slow, quota.unproven, ready('slow', 'probe').length))
+            expect(taken('slow', 'probe')).toBe(slow)
             const all = untried.reduce((sum, count) => sum + count, 0)
-            expect(taken('unknown')).toBe(expected(Math.min(room.unproven - slow, all)))
+            expect(taken('unknown')).toBe(expected(Math.min(quota.unproven - slow, all)))
             for (const id of operators) {
               const had = ofOperator(id).filter(({ address }) => claimed.has(address)).length
-              expect(had).toBeLessThanOrEqual(room.ofOneOperator)
+              expect(had).toBeLessThanOrEqual(quota.ofOneOperator)
             }
-            expect(taken('prompt')).toBe(expected(ready('prompt').length))
+            expect(taken('fast')).toBe(expected(ready('fast').length))
           },
         ),
         { numRuns: 60 },

@@ -114,9 +114,9 @@ describe('what is wrong is said in one message, without a stack trace, with exit
       'PROT is not a setting, and changes nothing: is PORT meant?\nRATE_LIMIT_MESSAGES_PER_MIN is not',
     ],
     [
-      ['maintain', 'idempotency', 'rooms'],
+      ['maintain', 'idempotency', 'allotments'],
       {},
-      'embedded storage has no job "rooms": there are challenges, idempotency',
+      'embedded storage has no job "allotments": there are challenges, idempotency',
     ],
     [['serve'], { DATABASE_URL: 'postgres://localhost/x' }, 'REDIS_URL and NATS_URL missing'],
     [

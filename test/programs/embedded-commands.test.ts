@@ -155,7 +155,7 @@ describe('verify', () => {
     }
     const clean = await runCommand(dataDir, 'verify')
     expect(clean.out).toMatch(NOTHING_WRONG)
-    const pull = 'select seq from queued_messages where pushed = 0 order by seq limit 1'
+    const pull = 'select seq from queued_messages where via_webhook = 0 order by seq limit 1'
     for (const [change, told] of [
       [`update state set value = x'33' where key = x'61'`, 'state: key a has another value than the log'],
       [`update state set modified_by = 'tab_x' where key = x'61'`, 'state: key a has another value than the log'],
@@ -183,10 +183,13 @@ describe('verify', () => {
       ['delete from queues', 'has length 0, there are 1'],
       [`delete from queued_messages where seq = (${pull})`, 'are missing, of which 0 were dropped'],
       [`update queued_messages set message_id = 'x' where seq = (${pull})`, 'message x to tab_'],
-      [`update queued_messages set recipient = 'tab_x' where seq = (${pull})`, 'has another place or recipient'],
-      [`update queued_messages set seq = seq + 1000 where seq = (${pull})`, 'has another place or recipient'],
-      [`update queued_messages set pushed = 1 where seq = (${pull})`, 'is to be pushed, but the log says'],
-      ['update queued_messages set pushed = 0 where pushed = 1', 'is in the pull queue, but the log says'],
+      [
+        `update queued_messages set recipient = 'tab_x' where seq = (${pull})`,
+        'has another sequence number or recipient',
+      ],
+      [`update queued_messages set seq = seq + 1000 where seq = (${pull})`, 'has another sequence number or recipient'],
+      [`update queued_messages set via_webhook = 1 where seq = (${pull})`, 'is to be pushed, but the log says'],
+      ['update queued_messages set via_webhook = 0 where via_webhook = 1', 'is in the pull queue, but the log says'],
       ['update webhook_lanes set pending = 3', 'counts 3, there are 1'],
       ['delete from webhook_lanes', 'counts 0, there are 1'],
       ['update webhook_lanes set next_at = null', 'waits in a lane that has been worked off'],
@@ -337,7 +340,7 @@ describe('maintain', () => {
     const { code, out } = await runCommand(dataDir, 'maintain')
     expect({ code, out }).toEqual({ code: 0, out: expect.stringMatching(done) })
     expect((await runCommand(dataDir, 'maintain', 'challenges')).out).toMatch(/^challenges: done \(0 rows.*\n$/)
-    expectRefusal(await runCommand(dataDir, 'maintain', 'rooms'), 'embedded storage has no job "rooms"')
+    expectRefusal(await runCommand(dataDir, 'maintain', 'allotments'), 'embedded storage has no job "allotments"')
   })
 })
 

@@ -2,7 +2,7 @@ import { availableParallelism } from 'node:os'
 import { queueOptionsSymbol } from 'piscina'
 import { afterEach, describe, expect, it } from 'vitest'
 import { Credentials, VerifierBusy } from '../../src/access/credentials.ts'
-import { FairQueue, type Place } from '../../src/access/fair-queue.ts'
+import { FairQueue, type Owned } from '../../src/access/fair-queue.ts'
 
 const THREADS = availableParallelism()
 const MAX_WAIT_MS = 1_000
@@ -80,7 +80,7 @@ describe('many tokens at once', () => {
 describe('the queue of the threads', () => {
   it('gives checks before hashes, and of each kind one operator after the other', () => {
     const queue = new FairQueue()
-    const push = (kind: Place['kind'], owner: string, name: string) => {
+    const push = (kind: Owned['kind'], owner: string, name: string) => {
       const task = { name, [queueOptionsSymbol]: { kind, owner } }
       queue.push(task)
       return task
@@ -102,7 +102,7 @@ describe('the queue of the threads', () => {
 
 it('those who log in all the time do not keep others from registering', () => {
   const queue = new FairQueue()
-  const push = (kind: Place['kind'], owner: string) =>
+  const push = (kind: Owned['kind'], owner: string) =>
     queue.push({ kind, [queueOptionsSymbol]: { kind, owner } } as never)
   for (let count = 0; count < 3; count++) push('hash', 'new')
   const order: unknown[] = []

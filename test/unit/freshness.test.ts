@@ -2,10 +2,10 @@ import { expect, it } from 'vitest'
 import { BeingBuilt, Freshness } from '../../src/observe/freshness.ts'
 
 /** A log that ends at `end`, of which `applied` has been applied by another process. */
-function start(patience = { ms: 1, firstMs: 1 }) {
+function start(waits = { ms: 1, firstMs: 1 }) {
   const log = { end: 0, applied: 0 }
   const parts = { lastSeq: async () => log.end, position: async () => log.applied }
-  return { log, freshness: new Freshness(parts, patience) }
+  return { log, freshness: new Freshness(parts, waits) }
 }
 const LONG = { ms: 60_000, firstMs: 60_000 }
 

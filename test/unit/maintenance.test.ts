@@ -105,7 +105,7 @@ describe('the jobs', () => {
             challenges: rows,
             registrations: rows,
             reservations: rows,
-            rooms: rows,
+            allotments: rows,
             generations: async function* () {
               yield await rows()
             },

@@ -85,9 +85,11 @@ it('whatever comes: queues and lanes hold what was not delivered, and count it',
         expect(result.dropped).toBe(dropped)
       }
       const inOrder = waiting.toSorted((a, b) => a.seq - b.seq)
-      expect(rows('select seq, message_id as id, recipient as "to", pushed from queued_messages order by seq')).toEqual(
-        inOrder.map((message) => ({ ...message, pushed: Number(message.pushed) })),
-      )
+      expect(
+        rows(
+          'select seq, message_id as id, recipient as "to", via_webhook as pushed from queued_messages order by seq',
+        ),
+      ).toEqual(inOrder.map((message) => ({ ...message, pushed: Number(message.pushed) })))
       for (const { recipient, length, dropped } of rows('select * from queues')) {
         expect(length).toBe(inOrder.filter(({ to, pushed }) => to === recipient && !pushed).length)
         expect(dropped).toBe(droppedOf[String(recipient)])

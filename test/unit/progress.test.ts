@@ -74,7 +74,7 @@ describe('Progress', () => {
     expect(vi.getTimerCount()).toBe(0)
   })
 
-  it('gives up after the patience that was asked for', async () => {
+  it('gives up after the time that was asked for', async () => {
     const progress = new Progress()
     const watched = watch(progress.reached(1, 100))
     await vi.advanceTimersByTimeAsync(99)

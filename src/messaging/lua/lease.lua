@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Leases the oldest messages of a queue to a response that is about to carry them.
 --
--- KEYS[1] the queue: a stream whose entry ids are places in the event log, read by the consumer group `agents`
+-- KEYS[1] the queue: a stream whose entry ids are sequence numbers of the event log, read by the consumer group `agents`
 -- ARGV[1] messages at most   ARGV[2] length of a lease, ms   ARGV[3] time by the clock here after which nobody waits for the answer, ms
 --
 -- A server that was frozen, or behind a network that held back what was sent, runs what nobody waits for any more: such a lease would keep

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Ends a lease before its time: its messages are back in their places, and the next one to ask claims them.
+-- Ends a lease before its time: its messages are back where they were, and the next one to ask claims them.
 --
 -- KEYS[1] the queue   ARGV[1] when the lease ends by itself, by the clock here, ms   ARGV[2] length of a lease, ms   ARGV[3…] entry ids
 --

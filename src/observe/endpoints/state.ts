@@ -96,7 +96,7 @@ export function stateEndpoints({
     return removal && { key, value: REDACTED, redacted: true, reason: removal.reason }
   }
 
-  /** The same as of a place of the log. */
+  /** The same as of a sequence number. */
   const valueAt = async (key: string, at: number): Promise<object | undefined> => {
     await freshness.wait()
     const [version] = await tables.versions(key, at + 1, 1)

@@ -53,11 +53,11 @@ export interface Sink {
 
 export interface WatchOptions {
   readonly filter: EventFilter
-  /** The place to begin after. Default: the end of the log. */
+  /** The sequence number to begin after. Default: the end of the log. */
   readonly since?: number | undefined
 }
 
-/** A place among the watchers, held until `leave`. */
+/** One watcher, counted until it leaves with `leave`. */
 export interface Watcher {
   /** All events up to here that pass the filter have been written. */
   readonly position: number
@@ -111,7 +111,7 @@ interface Watch {
   historyBytes: number
 }
 
-/** What those who stand at the same place get, within one round. */
+/** What those who are at the same position get, within one round. */
 type Round = Map<string, { pieces: readonly Buffer[]; through: number }>
 
 export class LiveFeed {
@@ -119,13 +119,13 @@ export class LiveFeed {
   readonly #failures: Failures
   readonly #watches = new Set<Watch>()
   /** Those that have joined or are about to. */
-  #places = 0
+  #size = 0
   #isClosed = false
   #follower: LogFollower | undefined
   #linger: NodeJS.Timeout | undefined
   #flush: NodeJS.Timeout | undefined
   #flushedAt = 0
-  /** What is in the log up to this place has been offered to everybody who was not busy. */
+  /** What is in the log up to this sequence number has been offered to everybody who was not busy. */
   #flushedThrough = 0
   /** Those that wait for their turn to read history; all of them watchers. */
   readonly #readersWaiting = new Set<Watch>()
@@ -140,15 +140,15 @@ export class LiveFeed {
 
   /** Watchers now. */
   get size(): number {
-    return this.#places
+    return this.#size
   }
 
-  /** Takes a place among the watchers. Throws `TooManyWatchers` and `Unavailable`. */
+  /** Counts one more watcher. Throws `TooManyWatchers` and `Unavailable`. */
   async join({ filter, since }: WatchOptions): Promise<Watcher> {
     const { source, maxWatchers } = this.#options
     if (this.#isClosed) throw new FeedClosed('the live streams are being stopped')
-    if (this.#places >= maxWatchers) throw new TooManyWatchers(maxWatchers)
-    this.#setPlaces(this.#places + 1)
+    if (this.#size >= maxWatchers) throw new TooManyWatchers(maxWatchers)
+    this.#setSize(this.#size + 1)
     try {
       const follower = this.#follower
       const last = since === undefined || follower === undefined ? await source.lastSeq() : follower.ring.through
@@ -156,7 +156,7 @@ export class LiveFeed {
       this.#follow(last)
       return this.#admit(filter, since ?? last)
     } catch (error) {
-      this.#setPlaces(this.#places - 1)
+      this.#setSize(this.#size - 1)
       throw error
     }
   }
@@ -165,7 +165,7 @@ export class LiveFeed {
   async close(): Promise<void> {
     this.#isClosed = true
     for (const watch of this.#watches) watch.sink?.end(ENDINGS.stopping)
-    this.#setPlaces(this.#places)
+    this.#setSize(this.#size)
     await this.#empty.promise
   }
 
@@ -203,14 +203,14 @@ export class LiveFeed {
     this.#watches.delete(watch)
     this.#readersWaiting.delete(watch)
     this.#releaseHistory(watch)
-    this.#setPlaces(this.#places - 1)
+    this.#setSize(this.#size - 1)
   }
 
-  #setPlaces(places: number): void {
-    this.#places = places
-    watchers.set(places)
+  #setSize(size: number): void {
+    this.#size = size
+    watchers.set(size)
     clearTimeout(this.#linger)
-    if (places > 0) return
+    if (size > 0) return
     if (!this.#isClosed) {
       this.#linger = setTimeout(() => this.#stop(), this.#options.lingerMs ?? LINGER_MS).unref()
       return

@@ -12,7 +12,7 @@ const MAX_WAITING_CHARACTERS = 16 * 1_048_576
 
 export interface LogFollowerOptions {
   readonly source: EventSource
-  /** The place to begin after. */
+  /** The sequence number to begin after. */
   readonly since: number
   readonly limits: RingLimits
   readonly failures: Failures

@@ -37,19 +37,19 @@ export class Ring {
   #floor: number
   #through: number
 
-  /** @param since the place that it begins after */
+  /** @param since the sequence number that it begins after */
   constructor(since: number, limits: RingLimits) {
     this.#limits = limits
     this.#floor = since
     this.#through = since
   }
 
-  /** Events up to this place are not in it, or not any more. */
+  /** Events up to this sequence number are not in it, or not any more. */
   get floor(): number {
     return this.#floor
   }
 
-  /** The place of the last event. */
+  /** The sequence number of the last event. */
   get through(): number {
     return this.#through
   }
@@ -114,7 +114,7 @@ export class Ring {
     return { events, through: Math.max(position, this.#through) }
   }
 
-  /** Where the first event after a place is. */
+  /** The index of the first event after a sequence number. */
   #indexAfter(seq: number): number {
     let low = 0
     let high = this.#entries.length

@@ -1,4 +1,4 @@
-/** Events as Server-Sent Events: `id` is the place, from which a browser goes on by itself. */
+/** Events as Server-Sent Events: `id` is the sequence number, from which a browser goes on by itself. */
 import type { ServerResponse } from 'node:http'
 import { SERVER_SENT_EVENTS } from './encoding.ts'
 import { countEnding, ENDINGS, type Ending, type LiveFeed, type WatchOptions } from './live-feed.ts'
@@ -39,7 +39,7 @@ export async function openEventStream(
   }
   outgoing.on('timeout', () => end(ENDINGS.slow))
   outgoing.writeHead(200, SSE_HEADERS)
-  // With its place from the start, a client that loses the connection before the first event goes on from there all the same.
+  // With its position from the start, a client that loses the connection before the first event goes on from there all the same.
   let told = watcher.position
   write(`retry: ${RETRY_MS}\nid: ${told}\n\n`)
 
@@ -52,7 +52,7 @@ export async function openEventStream(
     if (ending === ENDINGS.slow) outgoing.destroy()
     else outgoing.end()
   }
-  // Where only events pass that others have to do with, the place moves on all the same: it is told without an event.
+  // Where only events pass that others have to do with, the position moves on all the same: it is told without an event.
   const comment = setInterval(() => {
     if (closing || pending > 0) return
     write(watcher.position === told ? ':\n\n' : `:\nid: ${watcher.position}\n\n`)

@@ -23,7 +23,7 @@ export interface EventSource {
 
   /**
    * History: the events after `since` that pass the filter, in order, with what was removed replaced; at most `limit`, and fewer where they are
-   * large, so that a page has a bound in bytes. `through`: every event up to that place has been looked at, so that a filter that matches
+   * large, so that a page has a bound in bytes. `through`: every event up to that sequence number has been looked at, so that a filter that matches
    * nothing moves on. Throws `Unavailable`.
    */
   read(
@@ -38,7 +38,7 @@ export interface EventSource {
    */
   redact(events: readonly LoggedEvent[]): Promise<readonly LoggedEvent[]>
 
-  /** The place of the last event, 0 in an empty log. Throws `Unavailable`. */
+  /** The sequence number of the last event, 0 in an empty log. Throws `Unavailable`. */
   lastSeq(): Promise<number>
 }
 

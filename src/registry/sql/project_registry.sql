@@ -1,4 +1,4 @@
--- Activates what a batch registers: a staged row gets its event's place in the log. `changes`:
+-- Activates what a batch registers: a staged row gets its event's sequence number. `changes`:
 -- "operators" [{"seq","id"}…] and "agents" [{"seq","ts","address"}…].
 create or replace function project_registry(changes json) returns bigint language plpgsql as $$
 begin

@@ -4,19 +4,19 @@
 -- that a healthy one waits for. Locked rows are another worker's business. `wasHeld`: the worker
 -- that had the lane last did not give it back, so that what it delivered last may still be in it.
 create or replace function claim_webhook_lanes(
-  worker text, lease_ms double precision, total integer, unproven_room integer,
-  doubtful_room integer, operator_room integer, turn_messages integer
+  worker text, lease_ms double precision, total integer, unproven_quota integer,
+  slow_quota integer, operator_quota integer, turn_messages integer
 ) returns table (lane json) language plpgsql as $$
 declare
   now_at  timestamptz := clock_timestamp();
   claimed text[];
   found   text[];
   -- How many more of each kind.
-  doubtful integer := least(doubtful_room, unproven_room);
-  unproven integer := unproven_room;
+  slow integer := least(slow_quota, unproven_quota);
+  unproven integer := unproven_quota;
 begin
   -- Where there is but one slot for both, neither is always first.
-  if unproven_room = 1 and random() < 0.5 then doubtful := 0; end if;
+  if unproven_quota = 1 and random() < 0.5 then slow := 0; end if;
   -- Their circuit is open: their messages go to the pull queue without an attempt.
   claimed := array(select recipient from webhook_lanes
                    where standing = 'open' and next_at <= now_at and open_until > now_at
@@ -30,26 +30,26 @@ begin
       select * from (
         select recipient, next_at from webhook_lanes
         where standing = 'open' and next_at <= now_at and open_until <= now_at
-        order by next_at limit least(doubtful, total) for update skip locked) as probes
+        order by next_at limit least(slow, total) for update skip locked) as probes
       union all
       select * from (
         select recipient, next_at from webhook_lanes
-        where standing = 'doubtful' and next_at <= now_at
-        order by next_at limit least(doubtful, total) for update skip locked) as retries
-    ) as doubtful_lanes order by next_at limit least(doubtful, total));
+        where standing = 'slow' and next_at <= now_at
+        order by next_at limit least(slow, total) for update skip locked) as retries
+    ) as slow_lanes order by next_at limit least(slow, total));
   claimed := claimed || found;
   total := total - cardinality(found);
   unproven := unproven - cardinality(found);
   if least(unproven, total) > 0 then
     found := array(
-      select untried_webhook_lanes(worker, now_at, least(unproven, total), operator_room));
+      select untried_webhook_lanes(worker, now_at, least(unproven, total), operator_quota));
   else
     found := '{}';
   end if;
   claimed := claimed || found;
   total := total - cardinality(found);
   claimed := claimed || array(select recipient from webhook_lanes
-                              where standing = 'prompt' and next_at <= now_at
+                              where standing = 'fast' and next_at <= now_at
                               order by next_at limit total for update skip locked);
   return query
   with before as (
@@ -75,7 +75,7 @@ begin
       select coalesce(json_agg(
         json_build_object('seq', message.seq, 'id', message.message_id) order by message.seq), '[]')
       from (select m.seq, m.message_id from queued_messages m
-            where m.recipient = held.recipient and m.pushed and m.seq > held.done_seq
+            where m.recipient = held.recipient and m.via_webhook and m.seq > held.done_seq
             order by m.seq limit turn_messages) as message))
   from held join before using (recipient)
   left join agents on agents.address = held.recipient;

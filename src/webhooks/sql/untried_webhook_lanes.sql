@@ -1,16 +1,16 @@
--- Locks at most `room` lanes that have yet to be tried, of operators by turns: those first of whose
--- lanes the worker has the fewest. It has no more than `operator_room` of one operator at a time.
+-- Locks at most `quota` lanes that have yet to be tried, of operators by turns: those first of whose
+-- lanes the worker has the fewest. It has no more than `operator_quota` of one operator at a time.
 -- Looks at as many operators as there may be ones that hold a slot already, and as many more as
 -- there is room for, from a random one on: it costs in proportion to the worker's slots, however
 -- many lanes and operators wait, and none is passed over for ever.
 create or replace function untried_webhook_lanes(
-  worker text, now_at timestamptz, room integer, operator_room integer
+  worker text, now_at timestamptz, quota integer, operator_quota integer
 ) returns setof text language sql as $$
   with recursive held as materialized (
     select operator_id, count(*)::integer as lanes from webhook_lanes
     where holder = worker and standing = 'unknown' and next_at > now_at group by operator_id
   ), places as materialized (
-    select gen_random_uuid() as first, room + (select count(*) from held) as most
+    select gen_random_uuid() as first, quota + (select count(*) from held) as most
   ), after_first (operator_id, place) as (
     (select l.operator_id, 1 from webhook_lanes l, places
      where l.standing = 'unknown' and l.next_at <= now_at and l.operator_id >= places.first
@@ -49,8 +49,8 @@ create or replace function untried_webhook_lanes(
         where l.standing = 'unknown' and l.next_at <= now_at
           and l.operator_id = operators.operator_id
         order by l.operator_id, l.next_at
-        limit least(room, greatest(0, operator_room - lanes))) as due) as ready
-    order by turn, random() limit room
+        limit least(quota, greatest(0, operator_quota - lanes))) as due) as ready
+    order by turn, random() limit quota
   ), shares as materialized (
     select operator_id, count(*) as lanes from turns group by operator_id
   )

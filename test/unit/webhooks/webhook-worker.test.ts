@@ -82,7 +82,7 @@ function lane(messages: number, changes: Partial<ClaimedLane> = {}): ClaimedLane
   return {
     recipient,
     claim: 1,
-    standing: 'prompt',
+    standing: 'fast',
     pending: messages,
     lastSeq: stored.length,
     doneSeq: 0,
@@ -121,7 +121,7 @@ function start(lanes: readonly ClaimedLane[], { perMinute = 1_000, maxBacklog = 
   running = runWebhookWorker(
     {
       lanes: {
-        claim: async (_holder, _leaseMs, room) => toClaim.splice(0, room.total),
+        claim: async (_holder, _leaseMs, quota) => toClaim.splice(0, quota.total),
         due: async () => 100,
         renew: (_holder, claimed) => renew(claimed.map((each) => each.recipient)),
         release: async (turn) => void released.push({ ...turn }),
@@ -176,7 +176,7 @@ describe('a webhook worker', () => {
       event: { agent: recipient, data: { to: recipient, delivery_method: 'push' } },
       options: { about: 1 },
     })
-    expect(turn).toMatchObject({ doneSeq: 3, standing: 'prompt', failures: 0, attempts: 0, delay: 0 })
+    expect(turn).toMatchObject({ doneSeq: 3, standing: 'fast', failures: 0, attempts: 0, delay: 0 })
   })
 
   it('gives the lane back for the time of the back-off, with the attempts so far', async () => {
@@ -210,11 +210,11 @@ describe('a webhook worker', () => {
       return DELIVERED
     })
     const [failed] = await work([lane(1, { standing: 'unknown' })])
-    expect(failed).toMatchObject({ attempts: 1, standing: 'prompt' })
+    expect(failed).toMatchObject({ attempts: 1, standing: 'fast' })
     toClaim = [lane(1)]
     pushes.ring()
     await vi.waitFor(() => expect(released).toHaveLength(2), { timeout: 20_000 })
-    expect(released[1]).toMatchObject({ attempts: 0, standing: 'doubtful' })
+    expect(released[1]).toMatchObject({ attempts: 0, standing: 'slow' })
   })
 
   it('counts on where another worker left off', async () => {
@@ -254,7 +254,7 @@ describe('a webhook worker', () => {
   it('closes the circuit when the probe arrives', async () => {
     const [turn] = await work([lane(2, { standing: 'open', failures: 2, openUntil: Date.now() - 1 })])
     expect(post).toHaveBeenCalledTimes(2)
-    expect(turn).toMatchObject({ doneSeq: 2, failures: 0, openUntil: 0, standing: 'prompt' })
+    expect(turn).toMatchObject({ doneSeq: 2, failures: 0, openUntil: 0, standing: 'fast' })
   })
 
   it('holds back what is over the limit of outbound deliveries, without a slot and without giving up', async () => {

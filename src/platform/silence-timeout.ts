@@ -5,7 +5,7 @@ const BUSY_MS = 5_000
  * How long to wait for the answers of one backing part. One that is silent is out, and who waits for it is told soon. One that answers others is
  * busy: giving up on it and asking again would only make it busier.
  */
-export class Patience {
+export class SilenceTimeout {
   readonly #busyMs: number
   #answeredAt = Number.NEGATIVE_INFINITY
 
