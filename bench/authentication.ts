@@ -1,6 +1,7 @@
 /**
- * What it takes to know who asks: with a session, without one, what 50 requests a second without one do to everybody else, and what one operator's
- * registrations do to the log-ins of another's agents.
+ * What it takes to know who asks: with a session, without one, what 50 requests a second without
+ * one do to everybody else, and what one operator's registrations do to the log-ins of another's
+ * agents.
  */
 import { randomBytes } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -15,7 +16,9 @@ const COLD_PER_SECOND = 50
 const SECONDS = 8
 const REGISTRATIONS = 1_000
 const LOG_INS = 120
-/** One operator's, beside the registrations: as many as two processors verify with time to spare. */
+/**
+ * One operator's, beside the registrations: as many as two processors verify with time to spare.
+ */
 const LOG_INS_PER_SECOND = 10
 /** A client has so many connections at most that requests would wait for one. */
 const CLIENTS = 8
@@ -30,7 +33,11 @@ export async function benchAuthentication(
 ): Promise<Record<string, Record<string, number>>> {
   const figures: Record<string, Record<string, number>> = {}
   for (const [name, verifier] of Object.entries(VERIFIERS)) {
-    await using cluster = await startCluster({ nodes: 1, workers: 1, settings: { ...settings, ...verifier } })
+    await using cluster = await startCluster({
+      nodes: 1,
+      workers: 1,
+      settings: { ...settings, ...verifier },
+    })
     const redis = new Redis(cluster.redis.adminUrl)
     const [node] = cluster.nodes as [ClusterNode]
     try {
@@ -39,7 +46,9 @@ export async function benchAuthentication(
       const agents: Agent[] = []
       while (agents.length < AGENTS) {
         const wanted = Math.min(10, AGENTS - agents.length)
-        agents.push(...(await Promise.all(Array.from({ length: wanted }, () => operator.registerAgent()))))
+        agents.push(
+          ...(await Promise.all(Array.from({ length: wanted }, () => operator.registerAgent()))),
+        )
       }
       const clients = Array.from({ length: CLIENTS }, () => new Client(node.url))
       const spread = agents.map(({ address, token }, index) => {
@@ -66,8 +75,14 @@ async function timed(agent: Agent): Promise<Timed> {
   return { ms: performance.now() - begin, status }
 }
 
-/** One request after the other, so many a second, whether those before have been answered or not. */
-async function timedAtPace(agents: readonly Agent[], count: number, perSecond: number): Promise<Promise<Timed>[]> {
+/**
+ * One request after the other, so many a second, whether those before have been answered or not.
+ */
+async function timedAtPace(
+  agents: readonly Agent[],
+  count: number,
+  perSecond: number,
+): Promise<Promise<Timed>[]> {
   const answers: Promise<Timed>[] = []
   const begin = performance.now()
   for (let index = 0; index < count; index++) {
@@ -99,7 +114,10 @@ async function measureBesideRegistrations(
   const alone = await logIn()
   const { id, token } = await new Client(node.url).registerOperator()
   // One operator, over many connections.
-  const greedy = Array.from({ length: 2 * CLIENTS }, () => new Operator(new Client(node.url), id, token))
+  const greedy = Array.from(
+    { length: 2 * CLIENTS },
+    () => new Operator(new Client(node.url), id, token),
+  )
   const registrations = Array.from({ length: REGISTRATIONS }, (_, index) => {
     return register(greedy[index % greedy.length] as Operator)
   })
@@ -117,11 +135,18 @@ async function measureBesideRegistrations(
 async function register(operator: Operator): Promise<number> {
   const issued = await operator.request('GET', '/v1/agents/verification-challenge')
   if (issued.status !== 200) return issued.status
-  const { challenge_id, challenge_data } = issued.json as { challenge_id: string; challenge_data: unknown }
+  const { challenge_id, challenge_data } = issued.json as {
+    challenge_id: string
+    challenge_data: unknown
+  }
   return (await operator.answerChallenge(challenge_id, solvePipeline(challenge_data))).status
 }
 
-async function measure(node: ClusterNode, redis: Redis, agents: readonly Agent[]): Promise<Record<string, number>> {
+async function measure(
+  node: ClusterNode,
+  redis: Redis,
+  agents: readonly Agent[],
+): Promise<Record<string, number>> {
   const oneByOne = async () => {
     const times: number[] = []
     for (const agent of agents.slice(0, SAMPLES)) times.push((await timed(agent)).ms)

@@ -1,6 +1,6 @@
 /**
- * How many events a second one stream takes and one projector applies, on the servers and settings that we deploy: what the next step of growth
- * has to divide.
+ * How many events a second one stream takes and one projector applies, on the servers and settings
+ * that we deploy: what the next step of growth has to divide.
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -25,9 +25,16 @@ interface Ceiling {
 }
 
 /** @param events that the log is filled with for the projector */
-export async function benchCeiling(seconds: number, events: number): Promise<Record<string, Ceiling>> {
+export async function benchCeiling(
+  seconds: number,
+  events: number,
+): Promise<Record<string, Ceiling>> {
   await using cluster = await startCluster({ nodes: 0, workers: 0 })
-  const connection = await connectNats(cluster.nats.url.split(','), 'bench', createLogger('warn', 'bench'))
+  const connection = await connectNats(
+    cluster.nats.url.split(','),
+    'bench',
+    createLogger('warn', 'bench'),
+  )
   const log = await JetStreamEventLog.open(connection, 3)
   const pids: Pids = { writer: () => [process.pid], ...serverPids(cluster) }
   const figures: Record<string, Ceiling> = {}
@@ -74,13 +81,14 @@ async function project(cluster: Cluster, last: number, events: number): Promise<
     let begun: number | undefined
     for (;;) {
       const metrics = await (await fetch(`${worker.internalUrl}/metrics`)).text()
-      const applied = [...metrics.matchAll(/^tabulum_projection_applied_seq\{.*\} (\d+)$/gm)].map(([, seq]) =>
-        Number(seq),
+      const applied = [...metrics.matchAll(/^tabulum_projection_applied_seq\{.*\} (\d+)$/gm)].map(
+        ([, seq]) => Number(seq),
       )
       // What it had applied before it was looked at does not count.
       begun ??= Math.min(...applied, last) / last
       if (applied.length === 2 && applied.every((seq) => seq >= last)) return events * (1 - begun)
-      if (performance.now() > deadline) throw new Error(`the projections are at ${applied}, not at ${last}`)
+      if (performance.now() > deadline)
+        throw new Error(`the projections are at ${applied}, not at ${last}`)
       await sleep(POLL_MS)
     }
   })
@@ -111,7 +119,12 @@ function message(): EventOf<'message_sent'> {
 }
 
 function deliveryOf({ ts, data: { message_id, to } }: EventOf<'message_sent'>): NewEvent {
-  return { ts, type: 'message_delivered', agent: to, data: { message_id, to, delivery_method: 'pull' } }
+  return {
+    ts,
+    type: 'message_delivered',
+    agent: to,
+    data: { message_id, to, delivery_method: 'pull' },
+  }
 }
 
 function written(key: number): NewEvent {

@@ -1,4 +1,6 @@
-/** What one call to each server costs, with the drivers that the kernel uses: alone, and 32 at once. */
+/**
+ * What one call to each server costs, with the drivers that the kernel uses: alone, and 32 at once.
+ */
 import { randomBytes, randomUUID } from 'node:crypto'
 import bcrypt from 'bcryptjs'
 import { Redis } from 'ioredis'
@@ -37,7 +39,8 @@ export async function benchCosts(seconds: number): Promise<Record<string, UnitCo
     await redis.set('costs', CONTENT)
     const calls: Record<string, () => Promise<unknown>> = {
       'Redis GET': () => redis.get('costs'),
-      'Redis XADD': () => redis.xadd('costs:stream', 'MAXLEN', '~', 10_000, '*', 'message', CONTENT),
+      'Redis XADD': () =>
+        redis.xadd('costs:stream', 'MAXLEN', '~', 10_000, '*', 'message', CONTENT),
       'Postgres select by key': () => sql`select value from costs where id = ${id}`,
       'Postgres insert': () => sql`insert into costs values (${randomUUID()}, ${CONTENT})`,
       'NATS publish, not confirmed': async () => nats.publish('elsewhere', CONTENT),
@@ -47,7 +50,10 @@ export async function benchCosts(seconds: number): Promise<Record<string, UnitCo
     for (const [name, call] of Object.entries(calls)) {
       const alone = await timed(seconds, 1, call)
       const together = await timed(seconds, AT_ONCE, call)
-      costs[name] = { ...percentiles(alone.times), 'calls/s': Math.round(together.times.length / together.seconds) }
+      costs[name] = {
+        ...percentiles(alone.times),
+        'calls/s': Math.round(together.times.length / together.seconds),
+      }
     }
     const token = randomBytes(36).toString('hex')
     const times: number[] = []

@@ -1,6 +1,7 @@
 /**
- * The floor of each endpoint on embedded storage: a bare Hono handler that makes only the statements that no correct program on SQLite could do
- * without. What is written in one turn of the event loop is one transaction, flushed before anybody is answered. No credentials, no validation,
+ * The floor of each endpoint on embedded storage: a bare Hono handler that makes only the
+ * statements that no correct program on SQLite could do without. What is written in one turn of the
+ * event loop is one transaction, flushed before anybody is answered. No credentials, no validation,
  * no limits, no metrics, no thread: a flush holds everybody up.
  */
 import { randomBytes, randomUUID } from 'node:crypto'
@@ -32,12 +33,18 @@ const sql = database.createTagStore(100)
 const BCRYPT_COST = Number(process.env.FLOOR_BCRYPT_COST ?? 4)
 const AGENT = 'X-Agent'
 
-let waiting: { work: () => unknown; resolve: (result: unknown) => void; reject: (error: unknown) => void }[] = []
+let waiting: {
+  work: () => unknown
+  resolve: (result: unknown) => void
+  reject: (error: unknown) => void
+}[] = []
 
 /** Does it with all else that this turn writes. Resolves when it is on the disk. */
 function write<T>(work: () => T): Promise<T> {
   if (waiting.length === 0) setImmediate(commit)
-  return new Promise((resolve, reject) => waiting.push({ work, resolve: resolve as (result: unknown) => void, reject }))
+  return new Promise((resolve, reject) =>
+    waiting.push({ work, resolve: resolve as (result: unknown) => void, reject }),
+  )
 }
 
 function commit(): void {
@@ -60,7 +67,8 @@ function append(type: string, agent: string, data: object): number {
   return Number(lastInsertRowid)
 }
 const keyOf = (path: string) => decodeURIComponent(path.slice('/v1/state/'.length))
-const sizeOf = (key: Buffer) => sql.get`select length(value) as size from state where key = ${key}`?.size
+const sizeOf = (key: Buffer) =>
+  sql.get`select length(value) as size from state where key = ${key}`?.size
 
 await write(() => {
   for (let index = 0; index < 64; index++) {
@@ -72,12 +80,18 @@ const app = new Hono()
 app.get('/v1/health', (context) => context.json({ status: 'ok', version: '0.1.0' }))
 app.get('/v1/agents/me', (context) => {
   const agent = context.req.header(AGENT) ?? ''
-  return context.json(sql.get`select address, registered_at from agents where address = ${agent}` ?? {})
+  return context.json(
+    sql.get`select address, registered_at from agents where address = ${agent}` ?? {},
+  )
 })
 app.get('/v1/registry', (context) => {
   const agents = sql.all`
     select address, registered_at from agents order by seq limit ${Number(context.req.query('limit'))}`
-  void write(() => append('registry_read', context.req.header(AGENT) ?? '', { read_by: context.req.header(AGENT) }))
+  void write(() =>
+    append('registry_read', context.req.header(AGENT) ?? '', {
+      read_by: context.req.header(AGENT),
+    }),
+  )
   return context.json({ agents, total: agents.length })
 })
 app.get('/v1/state', (context) => {
@@ -86,11 +100,14 @@ app.get('/v1/state', (context) => {
   const rows = sql.all`
     select key from state where key >= ${prefix} and key < ${end} order by key
     limit ${Number(context.req.query('limit'))}`
-  const total = sql.get`select count(*) as total from state where key >= ${prefix} and key < ${end}`?.total
+  const total = sql.get`select count(*) as total from state where key >= ${prefix} and key < ${end}`
+    ?.total
   const keys = rows.map(({ key }) => Buffer.from(key as Uint8Array))
   return context.json({ keys: keys.map(String), next_cursor: keys.at(-1)?.toString('hex'), total })
 })
-app.get('/v1/state/_capacity', (context) => context.json(sql.get`select used_bytes, key_count from usage`))
+app.get('/v1/state/_capacity', (context) =>
+  context.json(sql.get`select used_bytes, key_count from usage`),
+)
 app.get('/v1/state/*', (context) => {
   const key = keyOf(context.req.path)
   const row = sql.get`select value, modified_by, modified_at from state where key = ${Buffer.from(key)}`
@@ -158,14 +175,17 @@ app.get('/v1/messages', (context) => {
     if (messages.length === limit) break
     if (leased.has(seq)) continue
     leased.add(seq)
-    const { message_id, ...message } = JSON.parse(String(sql.get`select data from events where seq = ${seq}`?.data))
+    const { message_id, ...message } = JSON.parse(
+      String(sql.get`select data from events where seq = ${seq}`?.data),
+    )
     messages.push({ message_id, ...message })
     void write(() => {
       append('message_delivered', recipient, { message_id, to: recipient, delivery_method: 'pull' })
       sql.run`delete from messages where seq = ${seq}`
     }).then(() => leased.delete(seq))
   }
-  const { remaining } = sql.get`select count(*) as remaining from messages where recipient = ${recipient}` ?? {}
+  const { remaining } =
+    sql.get`select count(*) as remaining from messages where recipient = ${recipient}` ?? {}
   return context.json({ messages, remaining })
 })
 app.get('/v1/agents/verification-challenge', async (context) => {
@@ -175,12 +195,18 @@ app.get('/v1/agents/verification-challenge', async (context) => {
     challenge_data: { seed: randomBytes(16).toString('hex') },
   }
   const expires = Date.now() + 300_000
-  await write(() => sql.run`insert into challenges values (${challenge.challenge_id}, ${randomBytes(32)}, ${expires})`)
+  await write(
+    () =>
+      sql.run`insert into challenges values (${challenge.challenge_id}, ${randomBytes(32)}, ${expires})`,
+  )
   return context.json({ ...challenge, expires_at: expires })
 })
 app.post('/v1/agents', async (context) => {
   const { verification_response } = await context.req.json()
-  await write(() => sql.run`delete from challenges where challenge_id = ${verification_response.challenge_id}`)
+  await write(
+    () =>
+      sql.run`delete from challenges where challenge_id = ${verification_response.challenge_id}`,
+  )
   const address = `tab_${randomBytes(10).toString('hex')}`
   const token = `at_live_${randomBytes(32).toString('hex')}`
   const hash = await bcrypt.hash(token, BCRYPT_COST)

@@ -1,7 +1,16 @@
 /** Every endpoint of the agent API under load, one after the other. */
 import { randomUUID } from 'node:crypto'
 import { Client, keyPath, type Operator, solvePipeline } from '../lab/client.ts'
-import { type Ask, CONNECTIONS, type Figures, figuresOf, load, median, type Pids, type Stretch } from './load.ts'
+import {
+  type Ask,
+  CONNECTIONS,
+  type Figures,
+  figuresOf,
+  load,
+  median,
+  type Pids,
+  type Stretch,
+} from './load.ts'
 
 /** Agents that share the load, so that no row of the database and no queue is the bottleneck. */
 const AGENTS = 64
@@ -12,7 +21,10 @@ const CONTENT = 'x'.repeat(200)
 const VALUE = 'x'.repeat(1_000)
 /** Challenges solved ahead for the registering of agents. */
 const CHALLENGES = 3_000
-/** The kernel and its floors take turns, so that all meet the same moods of the machine; of the ratios of each round the median counts. */
+/**
+ * The kernel and its floors take turns, so that all meet the same moods of the machine; of the
+ * ratios of each round the median counts.
+ */
 const ROUNDS = 5
 /** Of each before anything is measured: V8 compiles what has run often enough. */
 const WARM_UP_S = 2
@@ -41,7 +53,10 @@ export interface Floors {
 type Name = 'kernel' | keyof Floors
 type Next = (index: number) => Ask | undefined
 
-/** Of what changes messages or state, or where the same requests cannot be made twice, each is asked for its own. */
+/**
+ * Of what changes messages or state, or where the same requests cannot be made twice, each is asked
+ * for its own.
+ */
 type NextOfEach = Partial<Record<Name, Next>> & { kernel: Next }
 
 interface Comparison {
@@ -57,7 +72,12 @@ function comparison(kernel: Measured, seconds: number, floors?: Floors): Compari
     const subjects = Object.entries({ kernel, ...floors }).flatMap(([subject, { url, pids }]) => {
       const ask = next[subject as Name]
       return ask
-        ? [{ subject, run: (length: number) => load(url, { seconds: length, warmUpSeconds: 0 }, ask, pids) }]
+        ? [
+            {
+              subject,
+              run: (length: number) => load(url, { seconds: length, warmUpSeconds: 0 }, ask, pids),
+            },
+          ]
         : []
     })
     const stretches: Partial<Record<string, Stretch[]>> = {}
@@ -79,10 +99,16 @@ function comparison(kernel: Measured, seconds: number, floors?: Floors): Compari
       },
     }
   }
-  return { figures, measureEach, measure: (name, next) => measureEach(name, { kernel: next, floor: next }) }
+  return {
+    figures,
+    measureEach,
+    measure: (name, next) => measureEach(name, { kernel: next, floor: next }),
+  }
 }
 
-/** Of the rates of two, round by round. A round in which one had nothing left to ask is left out. */
+/**
+ * Of the rates of two, round by round. A round in which one had nothing left to ask is left out.
+ */
 function medianRatio(ours: readonly Stretch[], theirs: readonly Stretch[]): number {
   const rate = (stretch?: Stretch) => (stretch ? stretch.latencies.length / stretch.seconds : 0)
   const ratios = ours.map((stretch, round) => rate(stretch) / rate(theirs[round]))
@@ -112,7 +138,10 @@ export async function measureEndpoints(
   const measureChange = async (name: string, next: Next) =>
     measureEach(name, { kernel: next, floor: next, orderedFloor: next })
   /** The floor checks no token, so it is told who asks. */
-  const as = (index: number) => ({ token: agentOf(index).token, headers: { 'X-Agent': agentOf(index).address } })
+  const as = (index: number) => ({
+    token: agentOf(index).token,
+    headers: { 'X-Agent': agentOf(index).address },
+  })
   const get = (path: string) => (index: number) => ({ method: 'GET', path, ...as(index) }) as const
 
   await measure('GET /v1/health', () => ({ method: 'GET', path: '/v1/health' }))
@@ -159,13 +188,25 @@ export async function measureEndpoints(
     await eachOf(DELETED_KEYS, async (index) => {
       const { headers } = as(index)
       const body = JSON.stringify({ value: VALUE })
-      const answer = await fetch(`${url}${keyPath(doomed(index))}`, { method: 'PUT', headers, body })
+      const answer = await fetch(`${url}${keyPath(doomed(index))}`, {
+        method: 'PUT',
+        headers,
+        body,
+      })
       await answer.arrayBuffer()
     })
   }
   const removal = () =>
-    only(DELETED_KEYS, (index) => ({ method: 'DELETE', path: keyPath(doomed(index)), ...as(index) }))
-  await measureEach('DELETE /v1/state/{key}', { kernel: removal(), floor: removal(), orderedFloor: removal() })
+    only(DELETED_KEYS, (index) => ({
+      method: 'DELETE',
+      path: keyPath(doomed(index)),
+      ...as(index),
+    }))
+  await measureEach('DELETE /v1/state/{key}', {
+    kernel: removal(),
+    floor: removal(),
+    orderedFloor: removal(),
+  })
   await measure('GET …/verification-challenge', () => ({
     method: 'GET',
     path: '/v1/agents/verification-challenge',
@@ -178,7 +219,9 @@ export async function measureEndpoints(
   async function drain({ url }: Measured): Promise<void> {
     for (const { address } of agents) {
       for (let remaining = 1; remaining > 0; ) {
-        const answer = await fetch(`${url}/v1/messages?limit=1000`, { headers: { 'X-Agent': address } })
+        const answer = await fetch(`${url}/v1/messages?limit=1000`, {
+          headers: { 'X-Agent': address },
+        })
         remaining = ((await answer.json()) as { remaining: number }).remaining
       }
     }
@@ -196,14 +239,24 @@ export async function measureRegistering(
   return compared.figures
 }
 
-async function measureRegistrations(operator: Operator, { measure, measureEach }: Comparison): Promise<void> {
+async function measureRegistrations(
+  operator: Operator,
+  { measure, measureEach }: Comparison,
+): Promise<void> {
   const solved: object[] = []
   await eachOf(CHALLENGES, async () => {
     const { challenge_id, challenge_data } = await operator.challenge()
-    solved.push({ verification_response: { challenge_id, response: solvePipeline(challenge_data) } })
+    solved.push({
+      verification_response: { challenge_id, response: solvePipeline(challenge_data) },
+    })
   })
   const registration = () =>
-    only(CHALLENGES, (index) => ({ method: 'POST', path: '/v1/agents', token: operator.token, json: solved[index] }))
+    only(CHALLENGES, (index) => ({
+      method: 'POST',
+      path: '/v1/agents',
+      token: operator.token,
+      json: solved[index],
+    }))
   await measureEach('POST /v1/agents', { kernel: registration(), floor: registration() })
   await measure('POST /v1/operators', () => ({
     method: 'POST',

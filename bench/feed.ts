@@ -1,4 +1,7 @@
-/** The live streams alone: how late events are on the wire, with a thousand made-up events a second and so many watchers of one process. */
+/**
+ * The live streams alone: how late events are on the wire, with a thousand made-up events a second
+ * and so many watchers of one process.
+ */
 import { fork } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
@@ -82,8 +85,19 @@ class MadeUpSource implements EventSource {
   }
 
   #event(): LoggedEvent {
-    const data = { key: `k/${this.#seq % 100}`, value: VALUE, value_length: VALUE.length, written_by: WRITER }
-    return { seq: ++this.#seq, ts: new Date().toISOString(), type: 'state_written', agent: WRITER, data }
+    const data = {
+      key: `k/${this.#seq % 100}`,
+      value: VALUE,
+      value_length: VALUE.length,
+      written_by: WRITER,
+    }
+    return {
+      seq: ++this.#seq,
+      ts: new Date().toISOString(),
+      type: 'state_written',
+      agent: WRITER,
+      data,
+    }
   }
 
   async read(since: number) {
@@ -113,7 +127,13 @@ export function takeOnly(host: string, onBytes: (count: number) => void) {
 }
 
 /** Opens them, tells that it has, and then what it saw. */
-export async function watch(host: string, number: number, timed: number, warmUpMs: number, ms: number): Promise<void> {
+export async function watch(
+  host: string,
+  number: number,
+  timed: number,
+  warmUpMs: number,
+  ms: number,
+): Promise<void> {
   const tell = (what: 'open' | Watched) => process.send?.(what)
   const late: number[] = []
   let bytes = 0
@@ -128,7 +148,10 @@ export async function watch(host: string, number: number, timed: number, warmUpM
   const takers = Array.from({ length: number - timed }, () =>
     takeOnly(host, (count) => (bytes += isMeasured ? count : 0)),
   )
-  await Promise.all([...sockets.map((socket) => once(socket, 'open')), ...takers.map((socket) => once(socket, 'data'))])
+  await Promise.all([
+    ...sockets.map((socket) => once(socket, 'open')),
+    ...takers.map((socket) => once(socket, 'data')),
+  ])
   tell('open')
   await sleep(warmUpMs)
   isMeasured = true

@@ -1,15 +1,18 @@
 /**
- * The floor of each endpoint: a bare Hono handler that makes only the calls to the same servers that no correct program could do without, with
- * the same payloads, one call at a time for each request. No credentials, no validation, no metrics, no recovery.
+ * The floor of each endpoint: a bare Hono handler that makes only the calls to the same servers
+ * that no correct program could do without, with the same payloads, one call at a time for each
+ * request. No credentials, no validation, no metrics, no recovery.
  *
- * What cannot be done without: one round trip to Redis for a session and a limit that the whole cluster shares; for a write, room reserved
- * before it and settled after it; for a deletion, whether the key is there; for messages, that two who ask at once get different ones; for what
- * changes something, a confirmed append to a replicated stream that remembers its id, so that what has to be sent again is stored once, in a batch
- * with what came meanwhile, and the change in the store that others read; for reads that are logged, an append that nobody waits for.
+ * What cannot be done without: one round trip to Redis for a session and a limit that the whole
+ * cluster shares; for a write, room reserved before it and settled after it; for a deletion,
+ * whether the key is there; for messages, that two who ask at once get different ones; for what
+ * changes something, a confirmed append to a replicated stream that remembers its id, so that what
+ * has to be sent again is stored once, in a batch with what came meanwhile, and the change in the
+ * store that others read; for reads that are logged, an append that nobody waits for.
  *
- * With FLOOR_IN_LOG_ORDER the handlers of messages and state do not apply what they have appended: one consumer of the stream does, in the
- * stream's order and as much at once as there is, and they wait for it. Only so do log and stores agree whoever writes at the same time or dies
- * in between.
+ * With FLOOR_IN_LOG_ORDER the handlers of messages and state do not apply what they have appended:
+ * one consumer of the stream does, in the stream's order and as much at once as there is, and they
+ * wait for it. Only so do log and stores agree whoever writes at the same time or dies in between.
  */
 import { randomBytes, randomUUID } from 'node:crypto'
 import { serve } from '@hono/node-server'
@@ -22,7 +25,13 @@ import { z } from 'zod'
 import { natsOptions } from '../lab/servers.ts'
 import { batched } from '../src/platform/batch.ts'
 
-const { FLOOR_DATABASE_URL, FLOOR_REDIS_URL, FLOOR_NATS_URL, FLOOR_BCRYPT_COST, FLOOR_IN_LOG_ORDER } = z
+const {
+  FLOOR_DATABASE_URL,
+  FLOOR_REDIS_URL,
+  FLOOR_NATS_URL,
+  FLOOR_BCRYPT_COST,
+  FLOOR_IN_LOG_ORDER,
+} = z
   .object({
     FLOOR_DATABASE_URL: z.string(),
     FLOOR_REDIS_URL: z.string(),
@@ -56,7 +65,10 @@ const stream = nats.jetstream()
 const STATE = sql(`${NAME}_state`)
 const AGENTS = sql(`${NAME}_agents`)
 const CHALLENGES = sql(`${NAME}_challenges`)
-await redis.set(SESSION, JSON.stringify({ address: 'tab_'.padEnd(24, '0'), digest: 'x'.repeat(64) }))
+await redis.set(
+  SESSION,
+  JSON.stringify({ address: 'tab_'.padEnd(24, '0'), digest: 'x'.repeat(64) }),
+)
 await sql`create table ${STATE} (key bytea primary key, value bytea not null, modified_by text, modified_at timestamptz)`
 await sql`create table ${AGENTS} (address text primary key, token_hash text not null, registered_at timestamptz)`
 await sql`create table ${CHALLENGES} (challenge_id uuid primary key, answer bytea, expires_at timestamptz)`
@@ -64,16 +76,24 @@ await sql`create table ${CHALLENGES} (challenge_id uuid primary key, answer byte
 /** A session, and one request less in a bucket. */
 const admit = () => redis.pipeline().get(SESSION).incrby(BUCKET, 1).exec()
 const reserve = (bytes: number) => redis.incrby(RESERVED, bytes)
-const eventOf = (type: string, data: object) => JSON.stringify({ ts: new Date().toISOString(), type, data })
-/** Puts what comes while a batch is under way into the next one, a message of the stream, as anybody would today. */
+const eventOf = (type: string, data: object) =>
+  JSON.stringify({ ts: new Date().toISOString(), type, data })
+/**
+ * Puts what comes while a batch is under way into the next one, a message of the stream, as anybody
+ * would today.
+ */
 const storeBatch = batched(
   async (lines: string[]) => {
-    const { seq } = await stream.publish(`${NAME}.change`, lines.join('\n'), { msgID: randomUUID() })
+    const { seq } = await stream.publish(`${NAME}.change`, lines.join('\n'), {
+      msgID: randomUUID(),
+    })
     return lines.map((_, index) => seq * BATCH + index)
   },
   { maxItems: BATCH, maxWaiting: MAX_WAITING },
 )
-const append = async (type: string, data: object) => ({ seq: await storeBatch(eventOf(type, data)) })
+const append = async (type: string, data: object) => ({
+  seq: await storeBatch(eventOf(type, data)),
+})
 /** What nobody waits for goes together a few times a second. */
 const noted: string[] = []
 setInterval(() => {
@@ -92,7 +112,10 @@ async function ensureQueue(recipient: string): Promise<void> {
 /** Sends who asks without a token's check: the bench names the agent in a header. */
 const AGENT = 'X-Agent'
 
-/** What changes messages or state, as this program has appended it; of the fields each type has some. */
+/**
+ * What changes messages or state, as this program has appended it; of the fields each type has
+ * some.
+ */
 interface Change {
   readonly type: string
   readonly ts: string
@@ -209,7 +232,8 @@ app.get('/v1/state/_capacity', async (context) => {
 app.get('/v1/state/*', async (context) => {
   await admit()
   const key = keyOf(context.req.path)
-  const [row] = await sql`select value, modified_by, modified_at from state where key = ${Buffer.from(key)}`
+  const [row] =
+    await sql`select value, modified_by, modified_at from state where key = ${Buffer.from(key)}`
   note('state_read', { key, read_by: context.req.header(AGENT), found: row !== undefined })
   return context.json({
     key,
@@ -251,7 +275,12 @@ app.delete('/v1/state/*', async (context) => {
 app.post('/v1/messages', async (context) => {
   await admit()
   const { to, content } = await context.req.json()
-  const message = { message_id: randomUUID(), from: context.req.header(AGENT), to, timestamp: new Date() }
+  const message = {
+    message_id: randomUUID(),
+    from: context.req.header(AGENT),
+    to,
+    timestamp: new Date(),
+  }
   await ensureQueue(to)
   await change('message_sent', { ...message, content }, () =>
     redis.xadd(queueOf(to), '*', 'message', JSON.stringify({ ...message, content })),
@@ -278,7 +307,11 @@ app.get('/v1/messages', async (context) => {
   const entries = read?.[0]?.[1] ?? []
   const messages = entries.map(([, [, text = '{}']]) => JSON.parse(text))
   for (const [index, [entry]] of entries.entries()) {
-    const delivery = { message_id: messages[index].message_id, to: recipient, delivery_method: 'pull' }
+    const delivery = {
+      message_id: messages[index].message_id,
+      to: recipient,
+      delivery_method: 'pull',
+    }
     void change('message_delivered', FLOOR_IN_LOG_ORDER ? { ...delivery, entry } : delivery, () =>
       takeOut(redis.pipeline(), recipient, entry).exec(),
     )

@@ -1,6 +1,7 @@
 /**
- * What pages and receiving cost as the kernel fills: the same requests at each size, on a cluster with one api node. Agents, keys and queued
- * messages go straight into Postgres and Redis, as registering a million agents would take hours of bcrypt.
+ * What pages and receiving cost as the kernel fills: the same requests at each size, on a cluster
+ * with one api node. Agents, keys and queued messages go straight into Postgres and Redis, as
+ * registering a million agents would take hours of bcrypt.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
@@ -18,12 +19,21 @@ import { cpuTimes, median, type Pids, serverPids } from './load.ts'
 const FIRST_PLACE = 1_000_000_000
 const BATCH = 5_000
 /** A short message as the queue keeps it. */
-const PAYLOAD = JSON.stringify(['3f6c1e9e-7d7b-4d0c-9d42-5a4a0f5f3b11', '', '', 'x'.repeat(100), ''])
+const PAYLOAD = JSON.stringify([
+  '3f6c1e9e-7d7b-4d0c-9d42-5a4a0f5f3b11',
+  '',
+  '',
+  'x'.repeat(100),
+  '',
+])
 const PAGE = 50
 /** Rounds of measuring; the median counts. */
 const ROUNDS = 8
 const PAUSE_MS = 200
-/** Of a round: first some that count for nothing, as they are slower after another cluster was asked. Few, as receiving takes messages out. */
+/**
+ * Of a round: first some that count for nothing, as they are slower after another cluster was
+ * asked. Few, as receiving takes messages out.
+ */
 const WARM_UP_REQUESTS = 40
 const REQUESTS = 80
 const SETTLE_MS = 5_000
@@ -39,7 +49,10 @@ interface Filled extends AsyncDisposable {
   readonly pids: Pids
 }
 
-/** Median of each request in ms, and its CPU time in all processes, by size. The sizes take turns, so that all meet the same moods of the machine. */
+/**
+ * Median of each request in ms, and its CPU time in all processes, by size. The sizes take turns,
+ * so that all meet the same moods of the machine.
+ */
 export async function benchGrowth(
   sizes: readonly number[],
   settings: Readonly<Record<string, string>>,
@@ -82,14 +95,25 @@ export async function benchGrowth(
   return figures
 }
 
-async function startFilled(size: number, settings: Readonly<Record<string, string>>): Promise<Filled> {
+async function startFilled(
+  size: number,
+  settings: Readonly<Record<string, string>>,
+): Promise<Filled> {
   await using stack = new AsyncDisposableStack()
   const cluster = stack.use(await startCluster({ nodes: 1, workers: 1, settings }))
   const [node] = cluster.nodes
   const [agent] = await new Client(cluster.baseUrl).registerAgents(1)
   if (!node || !agent) throw new Error('a node and an agent were asked for')
-  const database = openPostgres({ url: cluster.postgres.superuserUrl, poolMode: 'session', maxConnections: 1 })
-  const redis = await RedisClient.open(cluster.redis.adminUrl, 'single', createLogger('silent', 'bench'))
+  const database = openPostgres({
+    url: cluster.postgres.superuserUrl,
+    poolMode: 'session',
+    maxConnections: 1,
+  })
+  const redis = await RedisClient.open(
+    cluster.redis.adminUrl,
+    'single',
+    createLogger('silent', 'bench'),
+  )
   try {
     for (const [name, value] of Object.entries(FILL_TIMEOUT))
       await sql`select set_config(${name}, ${value}, false)`.execute(database)
@@ -126,7 +150,12 @@ async function startFilled(size: number, settings: Readonly<Record<string, strin
 }
 
 /** Of requests one after the other, each in ms. */
-async function times(client: Client, path: string, token: string, count: number): Promise<number[]> {
+async function times(
+  client: Client,
+  path: string,
+  token: string,
+  count: number,
+): Promise<number[]> {
   const times: number[] = []
   for (let index = 0; index < count; index++) {
     const begin = performance.now()
@@ -165,11 +194,16 @@ async function fillState(database: Database, size: number): Promise<void> {
         select json_build_object('reservations', '[]'::json, 'finals', json_agg(json_build_object('key', encode(('growth/' || lpad(n::text, 8, '0'))::bytea, 'base64'),
           'value', encode(repeat('x', 100)::bytea, 'base64'), 'deleted', false,
           'seq', ${FIRST_PLACE}::bigint + n, 'by', 'bench', 'at', now())))
-        from generate_series(${first}::integer + 1, ${Math.min(size, first + BATCH)}::integer) n))`.execute(database)
+        from generate_series(${first}::integer + 1, ${Math.min(size, first + BATCH)}::integer) n))`.execute(
+      database,
+    )
   }
 }
 
-/** Waits until what the filling left to do in the background is done, which would be measured with the rest. */
+/**
+ * Waits until what the filling left to do in the background is done, which would be measured with
+ * the rest.
+ */
 async function settle(database: Database, redis: RedisClient): Promise<void> {
   await sql`vacuum analyze`.execute(database)
   await sql`checkpoint`.execute(database)
@@ -182,13 +216,15 @@ async function settle(database: Database, redis: RedisClient): Promise<void> {
 }
 
 async function fillQueue(redis: RedisClient, recipient: string, size: number): Promise<void> {
-  const generation = await redis.run('generation', (connection) => connection.hget('{queues}:position', 'generation'))
+  const generation = await redis.run('generation', (connection) =>
+    connection.hget('{queues}:position', 'generation'),
+  )
   if (generation === null) throw new Error('there are no queues')
   for (let first = 0; first < size; first += BATCH) {
-    const added: QueueChange['added'] = Array.from({ length: Math.min(BATCH, size - first) }, (_, index) => [
-      FIRST_PLACE + first + index,
-      PAYLOAD,
-    ])
+    const added: QueueChange['added'] = Array.from(
+      { length: Math.min(BATCH, size - first) },
+      (_, index) => [FIRST_PLACE + first + index, PAYLOAD],
+    )
     await changeQueues(redis, generation, [{ recipient, added, removed: [] }])
   }
 }

@@ -1,6 +1,7 @@
 /**
- * Embedded storage as it fills: what starting, checking and copying take, and the same requests beside a data directory that holds little. Keys and
- * agents are written through the log, by what writes it in `serve`, as registering a million agents would take hours of bcrypt.
+ * Embedded storage as it fills: what starting, checking and copying take, and the same requests
+ * beside a data directory that holds little. Keys and agents are written through the log, by what
+ * writes it in `serve`, as registering a million agents would take hours of bcrypt.
  */
 import { spawn } from 'node:child_process'
 import { randomBytes, randomUUID } from 'node:crypto'
@@ -42,7 +43,10 @@ interface Filled extends AsyncDisposable {
   readonly took: Readonly<Record<string, number>>
 }
 
-/** By what was done or asked, for each size: seconds and megabytes, then median ms and CPU ms of requests, which take turns. */
+/**
+ * By what was done or asked, for each size: seconds and megabytes, then median ms and CPU ms of
+ * requests, which take turns.
+ */
 export async function benchLarge(
   sizes: readonly number[],
   settings: Settings,
@@ -53,7 +57,9 @@ export async function benchLarge(
   const rows: Record<string, Record<string, number>> = {}
   const row = (name: string, values: readonly number[]) => {
     rows[name] = {
-      ...Object.fromEntries(filled.map(({ size }, index) => [size, Number((values[index] ?? 0).toFixed(3))])),
+      ...Object.fromEntries(
+        filled.map(({ size }, index) => [size, Number((values[index] ?? 0).toFixed(3))]),
+      ),
       'last to first': Number(((values.at(-1) ?? 0) / (values[0] ?? 1)).toFixed(2)),
     }
   }
@@ -68,7 +74,9 @@ export async function benchLarge(
     const cpu = filled.map(() => 0)
     for (let round = 0; round < ROUNDS; round++) {
       const forth = [...filled.entries()]
-      for (const [index, { kernel, token, requests }] of round % 2 === 0 ? forth : forth.toReversed()) {
+      for (const [index, { kernel, token, requests }] of round % 2 === 0
+        ? forth
+        : forth.toReversed()) {
         const url = requests[name] ?? ''
         await times(url, token, WARM_UP_REQUESTS)
         const pids = { kernel: () => [kernel.pid] }
@@ -100,7 +108,9 @@ async function startFilled(size: number, settings: Settings): Promise<Filled> {
     String(sqlite.sql.get`select seq from agents order by seq limit 1 offset ${place}`?.seq)
   const [middle, end] = [Math.floor(size / 2), size - PAGE]
   const registry = [middle, end].map((place) => cursors.seal('registry', Buffer.from(seqOf(place))))
-  const state = [middle, end].map((place) => cursors.seal('state large/', Buffer.from(keyOf(place))))
+  const state = [middle, end].map((place) =>
+    cursors.seal('state large/', Buffer.from(keyOf(place))),
+  )
   sqlite.connection.close()
 
   const begin = performance.now()
@@ -172,8 +182,16 @@ function fill(sqlite: Sqlite, size: number): void {
           insert into operators (seq, operator_id, token_lookup, token_hash) values (${seq}, ${operator_id}, x'', '')`
       }
       for (let number = first; number < Math.min(size, first + BATCH); number++) {
-        registerAgent({ event: agent(), secrets: { lookup: randomBytes(8), tokenHash: '', webhook: undefined } })
-        const data = { key: keyOf(number), value: VALUE, value_length: VALUE.length, written_by: by }
+        registerAgent({
+          event: agent(),
+          secrets: { lookup: randomBytes(8), tokenHash: '', webhook: undefined },
+        })
+        const data = {
+          key: keyOf(number),
+          value: VALUE,
+          value_length: VALUE.length,
+          written_by: by,
+        }
         append({ ts: new Date().toISOString(), type: 'state_written', agent: by, data })
       }
     })
@@ -192,7 +210,10 @@ async function seconds(work: () => Promise<unknown>): Promise<number> {
 
 async function command(dataDir: string, ...args: readonly string[]): Promise<void> {
   const environment = { PATH: process.env.PATH, DATA_DIR: dataDir, LOG_LEVEL: 'warn' }
-  const child = spawn(process.execPath, [MAIN, ...args], { env: environment, stdio: ['ignore', 'ignore', 'inherit'] })
+  const child = spawn(process.execPath, [MAIN, ...args], {
+    env: environment,
+    stdio: ['ignore', 'ignore', 'inherit'],
+  })
   const [code] = await once(child, 'close')
   if (code !== 0) throw new Error(`${args[0]} ended with ${code}`)
 }
@@ -211,7 +232,10 @@ async function times(url: string, token: string, count: number): Promise<number[
   return times
 }
 
-/** In the kernel's main thread; it prints the delay of its event loop, in ms, when it is sent a signal, and begins anew. */
+/**
+ * In the kernel's main thread; it prints the delay of its event loop, in ms, when it is sent a
+ * signal, and begins anew.
+ */
 const PROBE = `data:text/javascript,${encodeURIComponent(`
   import { monitorEventLoopDelay } from 'node:perf_hooks'
   import { isMainThread } from 'node:worker_threads'
@@ -224,13 +248,24 @@ const PROBE = `data:text/javascript,${encodeURIComponent(`
     })
   }`)}`
 
-/** The delay of the event loop while all connections write, in ms; 1 ms of it is what it is measured by. */
-export async function measureLoopDelay(seconds: number, settings: Settings): Promise<Record<string, number>> {
+/**
+ * The delay of the event loop while all connections write, in ms; 1 ms of it is what it is measured
+ * by.
+ */
+export async function measureLoopDelay(
+  seconds: number,
+  settings: Settings,
+): Promise<Record<string, number>> {
   await using kernel = await startKernel({ ...settings, NODE_OPTIONS: `--import=${PROBE}` })
   const agents = await new Client(kernel.baseUrl).registerAgents(CONNECTIONS)
   const write = (index: number) => {
     const path = keyPath(`delay/${index % 1_000}`)
-    return { method: 'PUT', path, token: agents[index % CONNECTIONS]?.token ?? '', json: { value: VALUE } } as const
+    return {
+      method: 'PUT',
+      path,
+      token: agents[index % CONNECTIONS]?.token ?? '',
+      json: { value: VALUE },
+    } as const
   }
   const said = () => [...kernel.output().matchAll(/^delay (\S+) (\S+) (\S+)$/gm)]
   const ask = async () => {

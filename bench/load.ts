@@ -1,15 +1,24 @@
-/** A closed loop of requests against one server: so many connections, each asking again as soon as it is answered. */
+/**
+ * A closed loop of requests against one server: so many connections, each asking again as soon as
+ * it is answered.
+ */
 import { readFileSync } from 'node:fs'
 import { Pool } from 'undici'
 import type { Cluster } from '../lab/cluster.ts'
 
-/** Connections, and so requests under way. More than one process has threads for, few enough that latency is not all queueing. */
+/**
+ * Connections, and so requests under way. More than one process has threads for, few enough that
+ * latency is not all queueing.
+ */
 export const CONNECTIONS = 32
 const DEADLINE_MS = 30_000
 /** Of Linux, in which /proc counts CPU time; 100 on every platform that Node runs on. */
 const TICKS_PER_S = 100
 
-/** Processes whose CPU time is counted, by what to call them together. A function where they come and go. */
+/**
+ * Processes whose CPU time is counted, by what to call them together. A function where they come
+ * and go.
+ */
 export type Pids = Readonly<Record<string, () => readonly number[]>>
 
 export interface Ask {
@@ -43,8 +52,9 @@ export interface Figures {
 }
 
 /**
- * Sends what `next` gives, for so many seconds after a warm-up, or until it gives undefined, and waits for the answers, which count as well. `next`
- * is called with the number of the request, from 0. `pids` names the processes whose CPU time is counted.
+ * Sends what `next` gives, for so many seconds after a warm-up, or until it gives undefined, and
+ * waits for the answers, which count as well. `next` is called with the number of the request, from
+ * 0. `pids` names the processes whose CPU time is counted.
  */
 export async function load(
   baseUrl: string,
@@ -52,7 +62,11 @@ export async function load(
   next: (index: number) => Ask | undefined,
   pids: Pids = {},
 ): Promise<Stretch> {
-  const pool = new Pool(baseUrl, { connections: CONNECTIONS, headersTimeout: DEADLINE_MS, bodyTimeout: DEADLINE_MS })
+  const pool = new Pool(baseUrl, {
+    connections: CONNECTIONS,
+    headersTimeout: DEADLINE_MS,
+    bodyTimeout: DEADLINE_MS,
+  })
   const latencies: number[] = []
   let failed = 0
   let index = 0
@@ -103,9 +117,13 @@ export async function load(
 
 /** Of stretches of the same load, together. */
 export function figuresOf(stretches: readonly Stretch[]): Figures {
-  const latencies = stretches.flatMap((stretch) => stretch.latencies).sort((one, other) => one - other)
-  const at = (share: number) => latencies[Math.min(latencies.length - 1, Math.floor(latencies.length * share))] ?? 0
-  const sum = (value: (stretch: Stretch) => number) => stretches.reduce((total, stretch) => total + value(stretch), 0)
+  const latencies = stretches
+    .flatMap((stretch) => stretch.latencies)
+    .sort((one, other) => one - other)
+  const at = (share: number) =>
+    latencies[Math.min(latencies.length - 1, Math.floor(latencies.length * share))] ?? 0
+  const sum = (value: (stretch: Stretch) => number) =>
+    stretches.reduce((total, stretch) => total + value(stretch), 0)
   return {
     requests: latencies.length,
     failed: sum(({ failed }) => failed),
@@ -138,12 +156,16 @@ export function median(values: readonly number[]): number {
 /** CPU milliseconds that each process has used, user and system. */
 export function cpuTimes(pids: Pids): Record<string, number> {
   return Object.fromEntries(
-    Object.entries(pids).map(([name, members]) => [name, members().reduce((sum, pid) => sum + cpuTime(pid), 0)]),
+    Object.entries(pids).map(([name, members]) => [
+      name,
+      members().reduce((sum, pid) => sum + cpuTime(pid), 0),
+    ]),
   )
 }
 
 function cpuTime(pid: number): number {
-  // The name of the program, in brackets, may hold blanks; the fields that follow do not. See proc_pid_stat(5).
+  // The name of the program, in brackets, may hold blanks; the fields that follow do not. See
+  // proc_pid_stat(5).
   const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)?.split(' ') ?? []
   return ((Number(fields[11]) + Number(fields[12])) * 1_000) / TICKS_PER_S
 }

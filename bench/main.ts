@@ -1,10 +1,13 @@
 /**
- * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication] [growth] [large] [webhooks] [ceiling] [observation] [page]
- * [--seconds 3] [--agents 10000] [--sizes 1000,100000,1000000] [--events 200000] [--json file]`; all if none is named.
+ * `npm run bench -- [embedded] [cluster] [registration] [costs] [nodes] [sizes] [authentication]
+ * [growth] [large] [webhooks] [ceiling] [observation] [page] [--seconds 3] [--agents 10000]
+ * [--sizes 1000,100000,1000000] [--events 200000] [--json file]`; all if none is named.
  *
- * Starts what it needs and prints tables for people; `--json` writes the same for scripts. What compares between machines is ratios within one
- * run: of each endpoint to a bare Hono route, and on the cluster to its floor, the smallest program that makes only the unavoidable calls to the
- * same servers (`floor-program.ts`), also with changes applied in the order of the log. docs/performance.md has one run, and what limits each row.
+ * Starts what it needs and prints tables for people; `--json` writes the same for scripts. What
+ * compares between machines is ratios within one run: of each endpoint to a bare Hono route, and on
+ * the cluster to its floor, the smallest program that makes only the unavoidable calls to the same
+ * servers (`floor-program.ts`), also with changes applied in the order of the log.
+ * docs/performance.md has one run, and what limits each row.
  */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { cpus, tmpdir, totalmem } from 'node:os'
@@ -17,7 +20,13 @@ import { loadConfig } from '../src/config.ts'
 import { benchAuthentication } from './authentication.ts'
 import { benchCeiling } from './ceiling.ts'
 import { benchCosts } from './costs.ts'
-import { type EndpointFigures, type Floors, type Measured, measureEndpoints, measureRegistering } from './endpoints.ts'
+import {
+  type EndpointFigures,
+  type Floors,
+  type Measured,
+  measureEndpoints,
+  measureRegistering,
+} from './endpoints.ts'
 import { benchFeed } from './feed.ts'
 import { benchGrowth } from './growth.ts'
 import { benchLarge, measureLoopDelay } from './large.ts'
@@ -78,13 +87,17 @@ console.log(`NATS ${nats.version}, which flushes ${nats.flushes}`)
 const START_PROMISED_MS = { fresh: 6_000, again: 2_000 }
 /** What limits is not the limits. */
 const UNLIMITED = Object.fromEntries(
-  ['MESSAGE', 'STATE_READ', 'STATE_WRITE', 'REGISTRY_READ'].map((name) => [`RATE_LIMIT_${name}_PER_MIN`, '100000000']),
+  ['MESSAGE', 'STATE_READ', 'STATE_WRITE', 'REGISTRY_READ'].map((name) => [
+    `RATE_LIMIT_${name}_PER_MIN`,
+    '100000000',
+  ]),
 )
 const SETTINGS = {
   ...UNLIMITED,
   RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP: '100000000',
   MESSAGE_MAX_QUEUE_PER_AGENT: '1000000',
-  // A session ends after 30 s, and all the agents of a bench are cold at once: it would measure bcrypt now and then.
+  // A session ends after 30 s, and all the agents of a bench are cold at once: it would measure
+  // bcrypt now and then.
   BCRYPT_COST: '4',
 }
 
@@ -101,28 +114,43 @@ const report: Record<string, unknown> = {
 
 const bare = await measureBareRoute()
 report.bareRoute = bare
-console.log(`bare Hono route: ${bare.perSecond.toFixed(0)} requests a second, p50 ${bare.p50Ms.toFixed(2)} ms\n`)
+console.log(
+  `bare Hono route: ${bare.perSecond.toFixed(0)} requests a second, p50 ${bare.p50Ms.toFixed(2)} ms\n`,
+)
 
 if (wanted('embedded')) {
   report.start = await startUpTimes()
   report.memory = await measureMemory(agents, SETTINGS)
   console.table(report.memory)
   await using kernel = await startKernel(SETTINGS)
-  await using floor = await startProgram('embedded-floor-program.ts', { FLOOR_BCRYPT_COST: SETTINGS.BCRYPT_COST })
+  await using floor = await startProgram('embedded-floor-program.ts', {
+    FLOOR_BCRYPT_COST: SETTINGS.BCRYPT_COST,
+  })
   const measured = { url: kernel.baseUrl, pids: { kernel: () => [kernel.pid] } }
   const floors = { floor: { url: floor.url, pids: { floor: () => [floor.pid] } } }
   report.embedded = print('embedded', await measureEndpoints(measured, seconds, floors))
 }
-if (wanted('cluster')) report.cluster = await compare('cluster, one api node', SETTINGS.BCRYPT_COST, measureEndpoints)
+if (wanted('cluster'))
+  report.cluster = await compare('cluster, one api node', SETTINGS.BCRYPT_COST, measureEndpoints)
 if (wanted('registration')) {
   const defaultCost = String(loadConfig({}).BCRYPT_COST)
-  report.registration = await compare('registration at the default cost of bcrypt', defaultCost, measureRegistering)
+  report.registration = await compare(
+    'registration at the default cost of bcrypt',
+    defaultCost,
+    measureRegistering,
+  )
 }
-if (wanted('costs')) table('costs', 'unit costs, one call at a time and 32 at once', await benchCosts(seconds))
+if (wanted('costs'))
+  table('costs', 'unit costs, one call at a time and 32 at once', await benchCosts(seconds))
 if (wanted('nodes'))
-  table('nodes', 'CPU ms a request of all kernel processes, by api nodes and load', await benchNodes(seconds, SETTINGS))
+  table(
+    'nodes',
+    'CPU ms a request of all kernel processes, by api nodes and load',
+    await benchNodes(seconds, SETTINGS),
+  )
 if (wanted('sizes')) table('sizes', 'bytes', await benchSizes(SETTINGS))
-if (wanted('authentication')) table('authentication', 'authentication, ms', await benchAuthentication(SETTINGS))
+if (wanted('authentication'))
+  table('authentication', 'authentication, ms', await benchAuthentication(SETTINGS))
 if (wanted('growth')) {
   const title =
     'growth: ms (median), and CPU ms a request, at so many agents, keys and messages in one queue, and the greatest to the least'
@@ -133,16 +161,33 @@ if (wanted('ceiling')) {
   table('ceiling', title, await benchCeiling(seconds, positive('events', values.events)))
 }
 if (wanted('large')) {
-  const title = 'embedded storage with so many keys and so many agents, and the greatest to the least'
+  const title =
+    'embedded storage with so many keys and so many agents, and the greatest to the least'
   table('large', title, await benchLarge(sizes, SETTINGS))
-  table('loopDelay', 'delay of the event loop while 32 connections write', await measureLoopDelay(seconds, SETTINGS))
+  table(
+    'loopDelay',
+    'delay of the event loop while 32 connections write',
+    await measureLoopDelay(seconds, SETTINGS),
+  )
 }
 if (wanted('observation')) {
   const title = 'a log of so many events, observed'
   table('observation', title, await benchObservation([100_000, positive('events', values.events)]))
-  table('watchers', 'watchers on `serve` beside 1,000 writes a second', await benchWatchers([0, 100, 1_000], seconds))
-  table('feed', 'live streams alone, of 1,000 made-up events a second', await benchFeed([1, 100, 1_000], seconds))
-  table('watched', 'one agent that writes, beside others on the machine', await benchWatched(seconds))
+  table(
+    'watchers',
+    'watchers on `serve` beside 1,000 writes a second',
+    await benchWatchers([0, 100, 1_000], seconds),
+  )
+  table(
+    'feed',
+    'live streams alone, of 1,000 made-up events a second',
+    await benchFeed([1, 100, 1_000], seconds),
+  )
+  table(
+    'watched',
+    'one agent that writes, beside others on the machine',
+    await benchWatched(seconds),
+  )
 }
 if (wanted('page')) {
   const live = { ...(await benchVisible(10 * seconds)), ...(await benchFlood(10 * seconds)) }
@@ -163,7 +208,11 @@ function table(name: string, title: string, rows: object): void {
 async function compare(
   title: string,
   bcryptCost: string,
-  measure: (kernel: Measured, seconds: number, floors: Floors) => Promise<Record<string, EndpointFigures>>,
+  measure: (
+    kernel: Measured,
+    seconds: number,
+    floors: Floors,
+  ) => Promise<Record<string, EndpointFigures>>,
 ): Promise<Record<string, EndpointFigures>> {
   await using cluster = await startCluster({
     nodes: 1,
@@ -177,21 +226,34 @@ async function compare(
     FLOOR_BCRYPT_COST: bcryptCost,
   }
   await using floor = await startProgram('floor-program.ts', environment)
-  await using orderedFloor = await startProgram('floor-program.ts', { ...environment, FLOOR_IN_LOG_ORDER: 'yes' })
+  await using orderedFloor = await startProgram('floor-program.ts', {
+    ...environment,
+    FLOOR_IN_LOG_ORDER: 'yes',
+  })
   const [node] = cluster.nodes
   const [worker] = cluster.workers
   if (!node || !worker) throw new Error('the cluster has no node or no worker')
   const servers = serverPids(cluster)
   return print(
     title,
-    await measure({ url: node.url, pids: { api: () => [node.pid], worker: () => [worker.pid], ...servers } }, seconds, {
-      floor: { url: floor.url, pids: { floor: () => [floor.pid], ...servers } },
-      orderedFloor: { url: orderedFloor.url, pids: { floor: () => [orderedFloor.pid], ...servers } },
-    }),
+    await measure(
+      { url: node.url, pids: { api: () => [node.pid], worker: () => [worker.pid], ...servers } },
+      seconds,
+      {
+        floor: { url: floor.url, pids: { floor: () => [floor.pid], ...servers } },
+        orderedFloor: {
+          url: orderedFloor.url,
+          pids: { floor: () => [orderedFloor.pid], ...servers },
+        },
+      },
+    ),
   )
 }
 
-function print(title: string, figures: Record<string, EndpointFigures>): Record<string, EndpointFigures> {
+function print(
+  title: string,
+  figures: Record<string, EndpointFigures>,
+): Record<string, EndpointFigures> {
   console.log(`\n${title}`)
   console.table(
     Object.fromEntries(
@@ -207,7 +269,10 @@ function print(title: string, figures: Record<string, EndpointFigures>): Record<
           }),
           'p50 ms': Number(kernel.p50Ms.toFixed(2)),
           'p99 ms': Number(kernel.p99Ms.toFixed(2)),
-          ...(floor && { 'floor p50': Number(floor.p50Ms.toFixed(2)), 'floor p99': Number(floor.p99Ms.toFixed(2)) }),
+          ...(floor && {
+            'floor p50': Number(floor.p50Ms.toFixed(2)),
+            'floor p99': Number(floor.p99Ms.toFixed(2)),
+          }),
           ...cpuColumns(kernel),
           ...(floor && {
             'CPU ms all': Number(allCpu(kernel).toFixed(3)),
@@ -224,7 +289,10 @@ function print(title: string, figures: Record<string, EndpointFigures>): Record<
 
 function cpuColumns({ cpuMsPerRequest }: Figures): Record<string, number> {
   return Object.fromEntries(
-    Object.entries(cpuMsPerRequest).map(([process, ms]) => [`CPU ms ${process}`, Number(ms.toFixed(3))]),
+    Object.entries(cpuMsPerRequest).map(([process, ms]) => [
+      `CPU ms ${process}`,
+      Number(ms.toFixed(3)),
+    ]),
   )
 }
 
@@ -236,13 +304,15 @@ function allCpu({ cpuMsPerRequest }: Figures): number {
 async function measureBareRoute(): Promise<Figures> {
   await using program = await startProgram('bare-route.ts')
   const length = { seconds, warmUpSeconds: 1 }
-  const stretch = await load(program.url, length, () => ({ method: 'GET', path: '/' }), { bare: () => [program.pid] })
+  const stretch = await load(program.url, length, () => ({ method: 'GET', path: '/' }), {
+    bare: () => [program.pid],
+  })
   return figuresOf([stretch])
 }
 
 /**
- * Milliseconds from the start of the process to its first answer, on a fresh directory and on the same one again. The bench fails where they are
- * more than is promised.
+ * Milliseconds from the start of the process to its first answer, on a fresh directory and on the
+ * same one again. The bench fails where they are more than is promised.
  */
 async function startUpTimes(): Promise<Record<string, number>> {
   const dataDir = await mkdtemp(join(tmpdir(), 'tabulum-bench-'))

@@ -23,7 +23,9 @@ export async function measureMemory(
   return {
     'idle MiB': idle,
     [`after ${agents} agents MiB`]: await residentMiB(kernel.pid),
-    'agents registered a second (bcrypt cost 4)': Math.round(agents / ((performance.now() - begin) / 1_000)),
+    'agents registered a second (bcrypt cost 4)': Math.round(
+      agents / ((performance.now() - begin) / 1_000),
+    ),
   }
 }
 

@@ -1,4 +1,7 @@
-/** The page's picture of a large network, in headless Chromium without a graphics processor: until it is there, and how smoothly it is moved. */
+/**
+ * The page's picture of a large network, in headless Chromium without a graphics processor: until
+ * it is there, and how smoothly it is moved.
+ */
 import { randomBytes, randomUUID } from 'node:crypto'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -18,7 +21,11 @@ const BEGINNING = Date.UTC(2026, 0, 1)
 const DEADLINE_MS = 120_000
 
 /** By what was measured: milliseconds, or frames a second. @param pairs from whom to whom */
-export async function benchNetwork(agents: number, pairs: number, seconds: number): Promise<Record<string, number>> {
+export async function benchNetwork(
+  agents: number,
+  pairs: number,
+  seconds: number,
+): Promise<Record<string, number>> {
   const dataDir = await mkdtemp(join(tmpdir(), 'tabulum-page-'))
   try {
     const settings = { RATE_LIMIT_OBSERVE_PER_MIN: '1000000' }
@@ -26,12 +33,18 @@ export async function benchNetwork(agents: number, pairs: number, seconds: numbe
     await empty.stop()
     fill(join(dataDir, 'tabulum.db'), agents, pairs)
     await using kernel = await startKernel(settings, { dataDir })
-    const answerMs = await answered(`${kernel.observeUrl}/observe/network?limit=50000`, Math.min(pairs, 50_000))
+    const answerMs = await answered(
+      `${kernel.observeUrl}/observe/network?limit=50000`,
+      Math.min(pairs, 50_000),
+    )
     await using browser = await openBrowser()
     const page = await browser.context.newPage()
     await page.setViewportSize({ width: 1280, height: 900 })
     page.setDefaultTimeout(DEADLINE_MS)
-    return { "the service's answer, ms": answerMs, ...(await watched(page, kernel.observeUrl, seconds)) }
+    return {
+      "the service's answer, ms": answerMs,
+      ...(await watched(page, kernel.observeUrl, seconds)),
+    }
   } finally {
     await rm(dataDir, { recursive: true, force: true })
   }
@@ -42,15 +55,23 @@ function fill(file: string, many: number, pairs: number): void {
   const random = seededRandom(1)
   const below = (bound: number) => Math.floor(random() * bound)
   const sqlite = openSqlite(file)
-  const insert = sqlite.connection.prepare('insert into events (ts, type, agent, data) values (?, ?, ?, ?)')
+  const insert = sqlite.connection.prepare(
+    'insert into events (ts, type, agent, data) values (?, ?, ?, ?)',
+  )
   const agents = Array.from({ length: many }, () => `tab_${randomBytes(10).toString('hex')}`)
   const written = new Set<number>()
   let second = 0
   const add = (type: string, agent: string | null, data: object) =>
-    insert.run(new Date(BEGINNING + second++ * 1_000).toISOString(), type, agent, JSON.stringify(data))
+    insert.run(
+      new Date(BEGINNING + second++ * 1_000).toISOString(),
+      type,
+      agent,
+      JSON.stringify(data),
+    )
   transaction(sqlite.connection, () => {
     add('operator_created', null, { operator_id: 'o', contact_hash: '', accepted_terms: true })
-    for (const address of agents) add('agent_registered', address, { address, operator_id: 'o', has_webhook: false })
+    for (const address of agents)
+      add('agent_registered', address, { address, operator_id: 'o', has_webhook: false })
     while (written.size < pairs) {
       const one = Math.floor(random() ** 1.5 * many)
       const neighbour = Math.min(many - 1, one - (one % GROUP) + below(GROUP))
@@ -59,7 +80,13 @@ function fill(file: string, many: number, pairs: number): void {
       written.add(one * many + other)
       const [from = '', to = ''] = [agents[one], agents[other]]
       for (let times = 0; times <= 12 * random() ** 6; times++)
-        add('message_sent', from, { message_id: randomUUID(), from, to, content: 'hello', content_length: 5 })
+        add('message_sent', from, {
+          message_id: randomUUID(),
+          from,
+          to,
+          content: 'hello',
+          content_length: 5,
+        })
     }
   })
   sqlite.connection.close()
@@ -105,7 +132,10 @@ async function watched(page: Page, url: string, seconds: number): Promise<Record
 }
 
 /** Drags the picture about, as a hand would. */
-async function framesWhilePanning(page: Page, seconds: number): Promise<{ perSecond: number; longestMs: number }> {
+async function framesWhilePanning(
+  page: Page,
+  seconds: number,
+): Promise<{ perSecond: number; longestMs: number }> {
   const box = await page.locator('.stage').boundingBox()
   if (!box) throw new Error('there is no picture')
   const [x, y] = [box.x + box.width / 2, box.y + box.height / 2]
@@ -125,5 +155,8 @@ async function framesWhilePanning(page: Page, seconds: number): Promise<{ perSec
   const frames = (await page.evaluate('onFrame = () => {}; frames')) as number[]
   const lengths = frames.slice(1).map((frame, index) => frame - (frames[index] ?? frame))
   const total = lengths.reduce((sum, length) => sum + length, 0)
-  return { perSecond: Math.round((1_000 * lengths.length) / total), longestMs: Math.round(Math.max(...lengths)) }
+  return {
+    perSecond: Math.round((1_000 * lengths.length) / total),
+    longestMs: Math.round(Math.max(...lengths)),
+  }
 }

@@ -1,6 +1,7 @@
 /**
- * What a request costs in CPU as nodes are added: the same requests on one, two and four api nodes, once in the same number for each node, and once
- * in the same number for all nodes together. (The more a process has to do at once, the less each thing costs: it reads and writes once for all.)
+ * What a request costs in CPU as nodes are added: the same requests on one, two and four api nodes,
+ * once in the same number for each node, and once in the same number for all nodes together. (The
+ * more a process has to do at once, the less each thing costs: it reads and writes once for all.)
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Agent, Client } from '../lab/client.ts'
@@ -21,11 +22,17 @@ const AGENTS = 32
 /** The loads take turns, so that all meet the same moods of the machine. */
 const ROUNDS = 3
 const WARM_UP_S = 1
-/** Of each node before anything is measured: V8 compiles what has run often enough, and a node among four runs everything a quarter as often. */
+/**
+ * Of each node before anything is measured: V8 compiles what has run often enough, and a node among
+ * four runs everything a quarter as often.
+ */
 const WARM_UP_REQUESTS = 8_000
 const WARM_UP_AT_ONCE = 32
 
-/** By the load: CPU ms a request, of the api nodes and of nodes and worker together, less what they use idle. */
+/**
+ * By the load: CPU ms a request, of the api nodes and of nodes and worker together, less what they
+ * use idle.
+ */
 export async function benchNodes(
   seconds: number,
   settings: Readonly<Record<string, string>>,
@@ -44,7 +51,12 @@ export async function benchNodes(
     const requests = await run()
     const after = cpuTimes(pids)
     const used = (name: string) => (after[name] ?? 0) - (before[name] ?? 0)
-    return { requests, api: used('api'), all: used('api') + used('worker'), ms: performance.now() - begin }
+    return {
+      requests,
+      api: used('api'),
+      all: used('api') + used('worker'),
+      ms: performance.now() - begin,
+    }
   }
   const idle = await spent(async () => {
     await sleep(seconds * 1_000)
@@ -55,7 +67,9 @@ export async function benchNodes(
     for (const load of round % 2 === 0 ? LOADS : LOADS.toReversed()) {
       const clients = urls.slice(0, load.nodes).map((url) => new Client(url))
       await mixedLoad(clients, agents, load.perSecond, WARM_UP_S)
-      const { requests, api, all, ms } = await spent(() => mixedLoad(clients, agents, load.perSecond, seconds))
+      const { requests, api, all, ms } = await spent(() =>
+        mixedLoad(clients, agents, load.perSecond, seconds),
+      )
       const sum = sumOf(load)
       sum.requests += requests
       sum.api += api - (idle.api * ms) / idle.ms
@@ -124,12 +138,17 @@ async function ask(client: Client, agents: readonly Agent[], index: number): Pro
   const answer = await [
     () => client.request('GET', '/v1/messages?limit=20', { token }),
     () => client.request('GET', key, { token }),
-    () => client.request('POST', '/v1/messages', { token, json: { to: address, content: 'x'.repeat(200) } }),
+    () =>
+      client.request('POST', '/v1/messages', {
+        token,
+        json: { to: address, content: 'x'.repeat(200) },
+      }),
     () => client.request('GET', key, { token }),
     () => client.request('PUT', key, { token, json: { value: 'x'.repeat(500) } }),
     () => client.request('GET', '/v1/messages?limit=20', { token }),
     () => client.request('GET', key, { token }),
     () => client.request('GET', '/v1/registry?limit=20', { token }),
   ][index % 8]?.()
-  if (answer === undefined || (answer.status >= 300 && answer.status !== 404)) throw new Error(`${answer}`)
+  if (answer === undefined || (answer.status >= 300 && answer.status !== 404))
+    throw new Error(`${answer}`)
 }

@@ -1,6 +1,7 @@
 /**
- * The observation of a log that was filled beforehand: building its read models, and pages of it however long it is; watchers; and what agents notice
- * of a service that is asked for as much as it can give.
+ * The observation of a log that was filled beforehand: building its read models, and pages of it
+ * however long it is; watchers; and what agents notice of a service that is asked for as much as it
+ * can give.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes, randomUUID } from 'node:crypto'
@@ -56,7 +57,11 @@ async function observed(size: number): Promise<Record<string, number>> {
     const { size: modelBytes } = await stat(join(dataDir, 'observation-2.db')).catch(() =>
       stat(join(dataDir, 'observation-1.db')),
     )
-    const took = { 'log, MB': logBytes / 1_000_000, 'read models, MB': modelBytes / 1_000_000, ...build }
+    const took = {
+      'log, MB': logBytes / 1_000_000,
+      'read models, MB': modelBytes / 1_000_000,
+      ...build,
+    }
     console.log(`${size.toLocaleString('en')} events:`, took)
     const asked = await askAll(dataDir, agents, size)
     console.log(asked)
@@ -66,7 +71,10 @@ async function observed(size: number): Promise<Record<string, number>> {
   }
 }
 
-/** Starts the service on a log that was filled, and asks it for pages of all kinds. Median ms. @param agents the busiest first */
+/**
+ * Starts the service on a log that was filled, and asks it for pages of all kinds. Median ms.
+ * @param agents the busiest first
+ */
 export async function askAll(
   dataDir: string,
   agents: readonly string[],
@@ -100,26 +108,44 @@ export async function askAll(
     'search of 2,000 events': `/observe/events?text=nowhere&before=${middle}`,
   }
   const took: Record<string, number> = {}
-  for (const [name, path] of Object.entries(pages)) took[`${name}, ms`] = median(await times(`${url}${path}`, REQUESTS))
+  for (const [name, path] of Object.entries(pages))
+    took[`${name}, ms`] = median(await times(`${url}${path}`, REQUESTS))
   took['resident of the service, MiB'] = await memory(service.pid, 'VmRSS')
   // In a log of one process each number is an event's.
-  const jumps = Array.from({ length: 1_000 }, (_, index) => AGENTS + 2 + Math.floor((index / 1_000) * size))
+  const jumps = Array.from(
+    { length: 1_000 },
+    (_, index) => AGENTS + 2 + Math.floor((index / 1_000) * size),
+  )
   return { ...took, ...(await benchPage(url, jumps)) }
 }
 
-/** Writes a lifelike log: few agents do most, one does hardly anything. Returns the agents, the busiest first. */
+/**
+ * Writes a lifelike log: few agents do most, one does hardly anything. Returns the agents, the
+ * busiest first.
+ */
 function fill({ connection }: Sqlite, size: number): string[] {
   const random = seededRandom(1)
-  const insert = connection.prepare('insert into events (ts, type, agent, data, about) values (?, ?, ?, ?, ?)')
+  const insert = connection.prepare(
+    'insert into events (ts, type, agent, data, about) values (?, ?, ?, ?, ?)',
+  )
   const agents = Array.from({ length: AGENTS }, () => `tab_${randomBytes(10).toString('hex')}`)
   const rare = agents.at(-1) as string
   const pick = () => agents[Math.floor(random() ** 3 * (AGENTS - 1))] as string
   const rareEvery = Math.floor(size / RARE)
-  const add = (ts: string, type: string, agent: string | null, data: object, about: number | null = null) =>
-    insert.run(ts, type, agent, JSON.stringify(data), about)
+  const add = (
+    ts: string,
+    type: string,
+    agent: string | null,
+    data: object,
+    about: number | null = null,
+  ) => insert.run(ts, type, agent, JSON.stringify(data), about)
   const begun = new Date(BEGINNING).toISOString()
   transaction(connection, () => {
-    add(begun, 'operator_created', null, { operator_id: 'o', contact_hash: '', accepted_terms: true })
+    add(begun, 'operator_created', null, {
+      operator_id: 'o',
+      contact_hash: '',
+      accepted_terms: true,
+    })
     for (const address of agents)
       add(begun, 'agent_registered', address, { address, operator_id: 'o', has_webhook: false })
   })
@@ -132,11 +158,23 @@ function fill({ connection }: Sqlite, size: number): string[] {
         const chance = random()
         const key = `key/${Math.floor(random() * 10_000)}`
         const message_id = randomUUID()
-        if (isRare && chance < 0.5) add(ts, 'push_failed', agent, { message_id, to: agent, reason: 'undeliverable' })
+        if (isRare && chance < 0.5)
+          add(ts, 'push_failed', agent, { message_id, to: agent, reason: 'undeliverable' })
         else if (isRare || chance < 0.2)
-          add(ts, 'state_written', agent, { key, value: CONTENT, value_length: CONTENT.length, written_by: agent })
+          add(ts, 'state_written', agent, {
+            key,
+            value: CONTENT,
+            value_length: CONTENT.length,
+            written_by: agent,
+          })
         else if (chance < 0.45) {
-          const data = { message_id, from: agent, to: pick(), content: CONTENT, content_length: CONTENT.length }
+          const data = {
+            message_id,
+            from: agent,
+            to: pick(),
+            content: CONTENT,
+            content_length: CONTENT.length,
+          }
           add(ts, 'message_sent', agent, data)
         } else if (chance < 0.65)
           add(ts, 'message_delivered', agent, { message_id, to: agent, delivery_method: 'pull' })
@@ -147,7 +185,9 @@ function fill({ connection }: Sqlite, size: number): string[] {
   return agents
 }
 
-/** Builds the read models by the command, and says how fast, and how much memory it took at most. */
+/**
+ * Builds the read models by the command, and says how fast, and how much memory it took at most.
+ */
 async function rebuild(dataDir: string): Promise<Record<string, number>> {
   const begin = performance.now()
   const child = start(dataDir, 'observe', '--rebuild')
@@ -167,10 +207,17 @@ async function rebuild(dataDir: string): Promise<Record<string, number>> {
   if (code !== 0) throw new Error(`observe --rebuild ended with ${code}`)
   const events = Number(/^([\d,]+) events/m.exec(said)?.[1]?.replaceAll(',', ''))
   const seconds = (performance.now() - begin) / 1_000
-  return { 'building, s': seconds, 'events built a second': events / seconds, 'peak of building, MiB': peak }
+  return {
+    'building, s': seconds,
+    'events built a second': events / seconds,
+    'peak of building, MiB': peak,
+  }
 }
 
-/** The whole command: the log is made up, so it tells of differences from what the kernel keeps, and of none from the read models. */
+/**
+ * The whole command: the log is made up, so it tells of differences from what the kernel keeps, and
+ * of none from the read models.
+ */
 async function verifySeconds(dataDir: string): Promise<number> {
   const begin = performance.now()
   const child = start(dataDir, 'verify')
@@ -183,7 +230,12 @@ async function verifySeconds(dataDir: string): Promise<number> {
 
 function start(dataDir: string, command: string, ...args: string[]): ChildProcess {
   return spawn(process.execPath, [MAIN, command, ...args], {
-    env: { PATH: process.env.PATH, DATA_DIR: dataDir, LOG_LEVEL: 'warn', RATE_LIMIT_OBSERVE_PER_MIN: '1000000' },
+    env: {
+      PATH: process.env.PATH,
+      DATA_DIR: dataDir,
+      LOG_LEVEL: 'warn',
+      RATE_LIMIT_OBSERVE_PER_MIN: '1000000',
+    },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
 }
@@ -193,7 +245,12 @@ async function startService(dataDir: string) {
   const [port, internal] = ports
   const child = spawn(process.execPath, [MAIN, 'observe'], {
     env: {
-      ...{ PATH: process.env.PATH, DATA_DIR: dataDir, LOG_LEVEL: 'warn', RATE_LIMIT_OBSERVE_PER_MIN: '1000000' },
+      ...{
+        PATH: process.env.PATH,
+        DATA_DIR: dataDir,
+        LOG_LEVEL: 'warn',
+        RATE_LIMIT_OBSERVE_PER_MIN: '1000000',
+      },
       ...{ HOST: '127.0.0.1', OBSERVE_PORT: String(port), INTERNAL_PORT: String(internal) },
     },
     stdio: ['ignore', 'inherit', 'inherit'],
@@ -229,7 +286,9 @@ async function times(url: string, count: number): Promise<number[]> {
 }
 
 async function memory(pid: number, what: 'VmRSS' | 'VmHWM'): Promise<number> {
-  const line = new RegExp(`^${what}:\\s+(\\d+) kB$`, 'm').exec(await readFile(`/proc/${pid}/status`, 'utf8'))
+  const line = new RegExp(`^${what}:\\s+(\\d+) kB$`, 'm').exec(
+    await readFile(`/proc/${pid}/status`, 'utf8'),
+  )
   return Number(line?.[1]) / 1_024
 }
 
@@ -242,7 +301,10 @@ const LIFTED = {
 const TIMED = 5
 const RATE = 1_000
 
-/** By the number of watchers on one process: how late events are on the wire, and the CPU of the whole kernel. */
+/**
+ * By the number of watchers on one process: how late events are on the wire, and the CPU of the
+ * whole kernel.
+ */
 export async function benchWatchers(numbers: readonly number[], seconds: number): Promise<Rows> {
   const rows: Rows = {}
   for (const number of numbers) {
@@ -302,14 +364,19 @@ export async function benchWatchers(numbers: readonly number[], seconds: number)
   return rows
 }
 
-/** Threads that ask the service for all they can get, or that spin: as busy as the machine can be. */
+/**
+ * Threads that ask the service for all they can get, or that spin: as busy as the machine can be.
+ */
 const BUSY = 2
 const SPIN = 'for (;;) Math.sqrt(2)'
 const ASK = `const [url] = process.argv.slice(1); const paths = ['network', 'agents', 'events?limit=1000', 'activity?buckets=200']
 const ask = async () => { for (let turn = 0; ; turn++) await fetch(url + '/observe/' + paths[turn % 4]).then((a) => a.arrayBuffer()).catch(() => {}) }
 for (let count = 0; count < 16; count++) ask()`
 
-/** What one agent that writes notices: of nothing else, of processes that only spin, and of as many that ask the service without end. */
+/**
+ * What one agent that writes notices: of nothing else, of processes that only spin, and of as many
+ * that ask the service without end.
+ */
 export async function benchWatched(seconds: number): Promise<Rows> {
   await using kernel = await startKernel(LIFTED)
   const [agent] = await new Client(kernel.baseUrl).registerAgents(1)
@@ -318,7 +385,9 @@ export async function benchWatched(seconds: number): Promise<Rows> {
   const rows: Rows = {}
   const measure = async (name: string, code?: string) => {
     const children = Array.from({ length: code === undefined ? 0 : BUSY }, () =>
-      spawn(process.execPath, ['--input-type=module', '-e', code ?? '', kernel.observeUrl], { stdio: 'ignore' }),
+      spawn(process.execPath, ['--input-type=module', '-e', code ?? '', kernel.observeUrl], {
+        stdio: 'ignore',
+      }),
     )
     await sleep(1_000)
     const all: number[] = []

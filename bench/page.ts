@@ -1,4 +1,7 @@
-/** The page on which one watches, in a real browser: how soon it is usable, how quickly it gets anywhere, and what it bears. */
+/**
+ * The page on which one watches, in a real browser: how soon it is usable, how quickly it gets
+ * anywhere, and what it bears.
+ */
 import { once } from 'node:events'
 import { createServer, type IncomingMessage, request, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
@@ -17,8 +20,14 @@ const FLOOD_RATE = 5_000
 const FLOOD_EVERY_MS = 20
 const CLICK_EVERY_MS = 2_000
 
-/** Of a service that has a log: how long until the first view is usable, without anything in the cache, and until a jump to any event is shown. */
-export async function benchPage(url: string, seqs: readonly number[]): Promise<Record<string, number>> {
+/**
+ * Of a service that has a log: how long until the first view is usable, without anything in the
+ * cache, and until a jump to any event is shown.
+ */
+export async function benchPage(
+  url: string,
+  seqs: readonly number[],
+): Promise<Record<string, number>> {
   const random = seededRandom(3)
   const cold: number[] = []
   for (let run = 0; run < COLD_STARTS; run++) {
@@ -62,7 +71,10 @@ const jumpTo = (seq: number) => `new Promise((resolve) => {
 
 /** How late an event of a live kernel is seen, at 100 events a second. */
 export async function benchVisible(seconds: number): Promise<Record<string, number>> {
-  await using kernel = await startKernel({ RATE_LIMIT_STATE_WRITE_PER_MIN: '1000000', LOG_LEVEL: 'error' })
+  await using kernel = await startKernel({
+    RATE_LIMIT_STATE_WRITE_PER_MIN: '1000000',
+    LOG_LEVEL: 'error',
+  })
   const [agent] = await new Client(kernel.baseUrl).registerAgents(1)
   if (agent === undefined) throw new Error('an agent was asked for')
   await using browser = await openBrowser()
@@ -101,9 +113,15 @@ const WATCH_TIMES = `{
   }).observe(document.querySelector('.events'), { childList: true })
 }`
 
-/** What the tab bears: a stream of 5,000 events a second, made up, before a service that answers the rest. */
+/**
+ * What the tab bears: a stream of 5,000 events a second, made up, before a service that answers the
+ * rest.
+ */
 export async function benchFlood(seconds: number): Promise<Record<string, number>> {
-  await using kernel = await startKernel({ RATE_LIMIT_OBSERVE_PER_MIN: '1000000', LOG_LEVEL: 'error' })
+  await using kernel = await startKernel({
+    RATE_LIMIT_OBSERVE_PER_MIN: '1000000',
+    LOG_LEVEL: 'error',
+  })
   await using flood = await startFlood(kernel.observeUrl)
   await using browser = await openBrowser()
   const page = await browser.context.newPage()
@@ -161,10 +179,14 @@ async function startFlood(target: string) {
   const server = createServer((incoming: IncomingMessage, answer: ServerResponse) => {
     if (!incoming.url?.startsWith('/observe/events/stream')) {
       const { pathname, search } = new URL(incoming.url ?? '/', target)
-      const forwarded = request(`${target}${pathname}${search}`, { headers: incoming.headers }, (response) => {
-        answer.writeHead(response.statusCode ?? 502, response.headers)
-        response.pipe(answer)
-      })
+      const forwarded = request(
+        `${target}${pathname}${search}`,
+        { headers: incoming.headers },
+        (response) => {
+          answer.writeHead(response.statusCode ?? 502, response.headers)
+          response.pipe(answer)
+        },
+      )
       forwarded.on('error', () => answer.destroy()).end()
       return
     }
@@ -195,6 +217,11 @@ async function startFlood(target: string) {
 
 function floodEvent(seq: number): object {
   const agent = `tab_${String(seq % 1_000).padStart(20, '0')}`
-  const data = { key: `flood/${seq % 100}`, value: 'x'.repeat(100), value_length: 100, written_by: agent }
+  const data = {
+    key: `flood/${seq % 100}`,
+    value: 'x'.repeat(100),
+    value_length: 100,
+    written_by: agent,
+  }
   return { seq, ts: new Date().toISOString(), type: 'state_written', agent, data }
 }

@@ -8,8 +8,14 @@ export interface Program extends AsyncDisposable {
   readonly pid: number
 }
 
-/** Starts a file of this directory, which prints its port on 127.0.0.1 when it listens. Throws when it ends before. */
-export async function startProgram(file: string, environment: Readonly<Record<string, string>> = {}): Promise<Program> {
+/**
+ * Starts a file of this directory, which prints its port on 127.0.0.1 when it listens. Throws when
+ * it ends before.
+ */
+export async function startProgram(
+  file: string,
+  environment: Readonly<Record<string, string>> = {},
+): Promise<Program> {
   const child = spawn(process.execPath, [join(import.meta.dirname, file)], {
     env: { PATH: process.env.PATH, ...environment },
     stdio: ['ignore', 'pipe', 'inherit'],

@@ -28,9 +28,14 @@ export async function benchSizes(
       return { messages, bytes }
     }
     /** Of the whole server: keys, their tables, and what is allocated and not used. */
-    const redisBytes = async () => Number(/^used_memory_dataset:(\d+)/m.exec(await redis.info('memory'))?.[1])
+    const redisBytes = async () =>
+      Number(/^used_memory_dataset:(\d+)/m.exec(await redis.info('memory'))?.[1])
     const sizes: Record<string, Record<string, number>> = {}
-    const measure = async (name: string, times: number, ask: (index: number) => Promise<unknown>) => {
+    const measure = async (
+      name: string,
+      times: number,
+      ask: (index: number) => Promise<unknown>,
+    ) => {
       const before = { log: await log(), redis: await redisBytes() }
       let next = 0
       await Promise.all(
@@ -50,7 +55,9 @@ export async function benchSizes(
     for (const [name, bytes] of Object.entries(CONTENT_BYTES)) {
       const recipient: Agent = await client.registerAgent()
       const content = 'x'.repeat(bytes)
-      await measure(`message of ${name}, queued`, MESSAGES, () => sender.send(recipient.address, content))
+      await measure(`message of ${name}, queued`, MESSAGES, () =>
+        sender.send(recipient.address, content),
+      )
     }
     await measure(`write of ${VALUE_BYTES} bytes`, MESSAGES, (index) =>
       sender.write(`sizes/${index}`, 'x'.repeat(VALUE_BYTES)),

@@ -1,11 +1,14 @@
 /**
- * One worker pushing to HTTPS receivers on loopback: how many messages a second it delivers when a backlog waits for it, and how soon a
- * message arrives under a steady load; all endpoints healthy, and with one in ten a black hole that accepts and never answers. Two clusters,
- * one without black holes and one with, take turns, so that both meet the same moods of the machine; what counts is the ratio. Everything
- * shares the machine's processors: servers, API node, worker, receivers and sender.
+ * One worker pushing to HTTPS receivers on loopback: how many messages a second it delivers when a
+ * backlog waits for it, and how soon a message arrives under a steady load; all endpoints healthy,
+ * and with one in ten a black hole that accepts and never answers. Two clusters, one without black
+ * holes and one with, take turns, so that both meet the same moods of the machine; what counts is
+ * the ratio. Everything shares the machine's processors: servers, API node, worker, receivers and
+ * sender.
  *
- * An endpoint is found to be a black hole when its first time-out is over. The beginning, when nothing is known of any, is measured apart;
- * circuits stay closed throughout, as five messages to the same black hole take minutes to fail. The median over all turns counts.
+ * An endpoint is found to be a black hole when its first time-out is over. The beginning, when
+ * nothing is known of any, is measured apart; circuits stay closed throughout, as five messages to
+ * the same black hole take minutes to fail. The median over all turns counts.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Agent, Client, message } from '../lab/client.ts'
@@ -42,7 +45,10 @@ interface Figures {
 }
 type Latency = Pick<Figures, 'p50 ms' | 'p99 ms'>
 
-/** `kept`: what is left of the throughput and the latency of healthy endpoints where one in ten is a black hole; 1 is all. */
+/**
+ * `kept`: what is left of the throughput and the latency of healthy endpoints where one in ten is a
+ * black hole; 1 is all.
+ */
 export interface WebhookReport {
   newcomer: NewcomerReport
   'first 10 s': Record<'without' | 'with', Latency>
@@ -53,8 +59,14 @@ export async function benchWebhooks(): Promise<WebhookReport> {
   const newcomer = await benchNewcomer()
   await using authority = await createTestAuthority()
   await using without = await Bench.start(authority, { healthy: HEALTHY, blackHoles: 0 })
-  await using withHoles = await Bench.start(authority, { healthy: HEALTHY, blackHoles: BLACK_HOLES })
-  const first = { without: await without.latency(FIRST_SECONDS), with: await withHoles.latency(FIRST_SECONDS) }
+  await using withHoles = await Bench.start(authority, {
+    healthy: HEALTHY,
+    blackHoles: BLACK_HOLES,
+  })
+  const first = {
+    without: await without.latency(FIRST_SECONDS),
+    with: await withHoles.latency(FIRST_SECONDS),
+  }
   await withHoles.untilHolesAreKnown()
 
   const both = [
@@ -66,7 +78,8 @@ export async function benchWebhooks(): Promise<WebhookReport> {
     for (const { bench, backlogs } of inTurn(round)) backlogs.push(await bench.drainBacklog())
     await sleep(SETTLE_MS)
     for (let turn = 0; turn < TURNS; turn++) {
-      for (const { bench, latencies } of inTurn(turn)) latencies.push(await bench.latency(TURN_SECONDS))
+      for (const { bench, latencies } of inTurn(turn))
+        latencies.push(await bench.latency(TURN_SECONDS))
     }
   }
   const [plain, holed] = both.map(
@@ -119,7 +132,9 @@ export async function benchNewcomer(): Promise<NewcomerReport> {
     'alone, ms': rounded(alone),
     'beside the black holes of another, ms': rounded(await bench.firstPush(1)),
   }
-  console.log(`\nwebhooks: the first push to an agent, beside ${NEW_BLACK_HOLES} new black holes of another operator`)
+  console.log(
+    `\nwebhooks: the first push to an agent, beside ${NEW_BLACK_HOLES} new black holes of another operator`,
+  )
   console.table(report)
   return report
 }
@@ -174,7 +189,10 @@ class Bench {
       const operator = await client.registerOperator()
       return eachOf(
         REGISTRATIONS_AT_ONCE,
-        Array.from({ length: count }, (_, index) => () => operator.registerAgent(`${url}/${index}`)),
+        Array.from(
+          { length: count },
+          (_, index) => () => operator.registerAgent(`${url}/${index}`),
+        ),
       )
     }
     const healthy = await register(healthyCount, receiver.url)
@@ -233,7 +251,8 @@ class Bench {
     const sends = Array.from({ length: BACKLOG }, (_, index) =>
       recipients.map((agent) => () => this.#sender.send(agent.address, `backlog ${index}`)),
     ).flat()
-    // A worker that stops claims nothing any more, but finishes what it has begun: with a black hole, its time-out.
+    // A worker that stops claims nothing any more, but finishes what it has begun: with a black
+    // hole, its time-out.
     await sleep(SETTLE_MS)
     await eachOf(SENDERS, sends)
     await stopped
@@ -263,7 +282,9 @@ class Bench {
       sending.push(this.#sender.send((this.#healthy[index % HEALTHY] as Agent).address, content))
     }
     await Promise.all(sending)
-    return percentiles((await arrivals).map(([content, at]) => at - (sentAt.get(content) ?? Number.NaN)))
+    return percentiles(
+      (await arrivals).map(([content, at]) => at - (sentAt.get(content) ?? Number.NaN)),
+    )
   }
 
   get #worker() {

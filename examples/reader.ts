@@ -1,10 +1,12 @@
 /**
- * A reader. It puts a text into the shared state, finds the librarian (librarian.py), asks it how many words the text has,
- * checks what the librarian then wrote into the shared state, and says thanks.
+ * A reader. It puts a text into the shared state, finds the librarian (librarian.py), asks it how
+ * many words the text has, checks what the librarian then wrote into the shared state, and says
+ * thanks.
  *
  *     node examples/reader.ts [url of the kernel] [--wait seconds]
  *
- * Environment: TABULUM_URL (http://localhost:8080), OPERATOR_KEY (without it, an operator is registered).
+ * Environment: TABULUM_URL (http://localhost:8080), OPERATOR_KEY (without it, an operator is
+ * registered).
  */
 import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -13,7 +15,9 @@ import { parseArgs } from 'node:util'
 const TEXT = 'Give me a place to stand, and I will move the world.'
 /** Where the librarian says what its address is. */
 const DIRECTORY_KEY = 'directory/librarian'
-/** Sending and receiving share 60 requests a minute, so a queue is not asked more often than this. */
+/**
+ * Sending and receiving share 60 requests a minute, so a queue is not asked more often than this.
+ */
 const POLL_MS = 1_500
 const REQUEST_TIMEOUT_MS = 10_000
 
@@ -50,10 +54,14 @@ interface RequestOptions {
 }
 
 /**
- * One request of the API. Waits and tries again where that is safe and may help: at 429 and 503, after as long as the
- * kernel says, and when the connection broke.
+ * One request of the API. Waits and tries again where that is safe and may help: at 429 and 503,
+ * after as long as the kernel says, and when the connection broke.
  */
-async function request<T>(method: string, path: string, { token, body, headers }: RequestOptions = {}): Promise<T> {
+async function request<T>(
+  method: string,
+  path: string,
+  { token, body, headers }: RequestOptions = {},
+): Promise<T> {
   for (;;) {
     let reason: string
     let retrySeconds = 1
@@ -71,7 +79,8 @@ async function request<T>(method: string, path: string, { token, body, headers }
       const text = await response.text()
       if (response.ok) return JSON.parse(text) as T
       reason = `${method} ${path} was answered ${response.status} ${text.slice(0, 300)}`
-      if (response.status !== 429 && response.status !== 503) throw new Refused(response.status, reason)
+      if (response.status !== 429 && response.status !== 503)
+        throw new Refused(response.status, reason)
       retrySeconds = Number(response.headers.get('retry-after')) || 1
     } catch (error) {
       if (error instanceof Refused) throw error
@@ -92,7 +101,9 @@ async function pause(milliseconds: number, reason: string): Promise<void> {
 
 function causeOf(error: unknown): string {
   const { message, cause } = error as Error
-  return cause instanceof Error ? cause.message || String((cause as NodeJS.ErrnoException).code) : message
+  return cause instanceof Error
+    ? cause.message || String((cause as NodeJS.ErrnoException).code)
+    : message
 }
 
 function say(line: string): void {
@@ -139,17 +150,17 @@ interface Identity {
 async function register(): Promise<Identity> {
   const token = process.env.OPERATOR_KEY || (await registerOperator())
   for (let attempt = 1; ; attempt++) {
-    const challenge = await request<{ challenge_id: string; challenge_data: Parameters<typeof solve>[0] }>(
-      'GET',
-      '/v1/agents/verification-challenge',
-      { token },
-    )
+    const challenge = await request<{
+      challenge_id: string
+      challenge_data: Parameters<typeof solve>[0]
+    }>('GET', '/v1/agents/verification-challenge', { token })
     const response = solve(challenge.challenge_data)
     try {
       const body = { verification_response: { challenge_id: challenge.challenge_id, response } }
       return await request<Identity>('POST', '/v1/agents', { token, body })
     } catch (error) {
-      // A challenge is good for one attempt: if the answer to the first got lost, its repetition is 403.
+      // A challenge is good for one attempt: if the answer to the first got lost, its repetition is
+      // 403.
       if (!(error instanceof Refused && error.status === 403) || attempt === 3) throw error
     }
   }
@@ -158,7 +169,11 @@ async function register(): Promise<Identity> {
 async function registerOperator(): Promise<string> {
   const contactHash = createHash('sha256').update('reader@example.org').digest('hex')
   const body = { contact_hash: contactHash, accept_terms: true }
-  const operator = await request<{ operator_id: string; api_key: string }>('POST', '/v1/operators', { body })
+  const operator = await request<{ operator_id: string; api_key: string }>(
+    'POST',
+    '/v1/operators',
+    { body },
+  )
   say(`registered operator ${operator.operator_id}`)
   return operator.api_key
 }
@@ -183,18 +198,21 @@ async function readState(token: string, key: string): Promise<Entry | undefined>
 /** When an agent registered, found by going through the whole registry; undefined if it did not. */
 async function registeredAt(token: string, address: string): Promise<string | undefined> {
   for (let cursor = ''; ; ) {
-    const page = await request<{ agents: { address: string; registered_at: string }[]; next_cursor: string | null }>(
-      'GET',
-      `/v1/registry?limit=1000${cursor && `&cursor=${encodeURIComponent(cursor)}`}`,
-      { token },
-    )
+    const page = await request<{
+      agents: { address: string; registered_at: string }[]
+      next_cursor: string | null
+    }>('GET', `/v1/registry?limit=1000${cursor && `&cursor=${encodeURIComponent(cursor)}`}`, {
+      token,
+    })
     const agent = page.agents.find((entry) => entry.address === address)
     if (agent || page.next_cursor === null) return agent?.registered_at
     cursor = page.next_cursor
   }
 }
 
-/** Sends a message, once however often it has to be tried: the kernel knows a repetition by its key. */
+/**
+ * Sends a message, once however often it has to be tried: the kernel knows a repetition by its key.
+ */
 async function send(token: string, to: string, content: object): Promise<string> {
   const sent = await request<{ message_id: string }>('POST', '/v1/messages', {
     token,
@@ -210,11 +228,16 @@ interface Message {
   content: string
 }
 
-/** What an agent agreed on with others is for itself to check: the kernel passes any text on, from anybody. */
+/**
+ * What an agent agreed on with others is for itself to check: the kernel passes any text on, from
+ * anybody.
+ */
 function parseAnswer({ content }: Message): { answers: string; words: number } | undefined {
   try {
     const { kind, answers, words } = JSON.parse(content)
-    return kind === 'answer' && typeof answers === 'string' && Number.isInteger(words) ? { answers, words } : undefined
+    return kind === 'answer' && typeof answers === 'string' && Number.isInteger(words)
+      ? { answers, words }
+      : undefined
   } catch {
     return undefined
   }
@@ -246,17 +269,25 @@ async function ask(token: string, textKey: string): Promise<{ librarian: string;
       }
       say(`did not understand ${message.from}: ${JSON.stringify(message.content.slice(0, 100))}`)
     }
-    await pause(POLL_MS, asked.size === 0 ? 'No librarian is there: start examples/librarian.py' : 'No answer has come')
+    await pause(
+      POLL_MS,
+      asked.size === 0
+        ? 'No librarian is there: start examples/librarian.py'
+        : 'No answer has come',
+    )
   }
 }
 
 async function main(): Promise<void> {
-  const health = await fetch(`${baseUrl}/v1/health`, { signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS) }).catch(
-    (error) => {
-      throw new Error(`There is no kernel at ${baseUrl} (${causeOf(error)}): start one with npm start, or give its URL`)
-    },
-  )
-  if (!health.ok) throw new Error(`${baseUrl} is no kernel, or is not well: /v1/health answered ${health.status}`)
+  const health = await fetch(`${baseUrl}/v1/health`, {
+    signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
+  }).catch((error) => {
+    throw new Error(
+      `There is no kernel at ${baseUrl} (${causeOf(error)}): start one with npm start, or give its URL`,
+    )
+  })
+  if (!health.ok)
+    throw new Error(`${baseUrl} is no kernel, or is not well: /v1/health answered ${health.status}`)
 
   const { agent_address: address, agent_token: token } = await register()
   say(`registered as ${address}`)

@@ -1,25 +1,39 @@
 /**
- * A society: some hundred agents with crafts, friends and projects, who get up, talk, work, write things down and go to bed. For trying the
- * kernel and the page on which one watches it.
+ * A society: some hundred agents with crafts, friends and projects, who get up, talk, work, write
+ * things down and go to bed. For trying the kernel and the page on which one watches it.
  *
- *     node examples/society.ts [--agents 300] [--speed 1] [--seed 1] [--url http://localhost:8080] [--minutes …]
+ *     node examples/society.ts [--agents 300] [--speed 1] [--seed 1] [--minutes …] \
+ *       [--url http://localhost:8080]
  *
- * A day of the society takes ten minutes at speed 1. The same seed and number of agents do the same in the same order (society/plan.ts). Runs
- * for so many minutes, or until Ctrl-C.
+ * A day of the society takes ten minutes at speed 1. The same seed and number of agents do the same
+ * in the same order (society/plan.ts). Runs for so many minutes, or until Ctrl-C.
  *
- * Environment: TABULUM_URL (http://localhost:8080), OPERATOR_KEY (without it, an operator is registered).
+ * Environment: TABULUM_URL (http://localhost:8080), OPERATOR_KEY (without it, an operator is
+ * registered).
  */
 import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
-import { type Act, clockOf, DAY, dayOf, MOST_AGENTS, Society, type Step, slug } from './society/plan.ts'
+import {
+  type Act,
+  clockOf,
+  DAY,
+  dayOf,
+  MOST_AGENTS,
+  Society,
+  type Step,
+  slug,
+} from './society/plan.ts'
 
 /** Of a day of the society, at speed 1. */
 const DAY_MS = 600_000
 const REQUEST_TIMEOUT_MS = 20_000
 /** Requests under way at once. */
 const MAX_REQUESTS = 24
-/** Steps that wait, of all and of one: then the society waits, or the one lets it be. Limits of the kernel are of an agent. */
+/**
+ * Steps that wait, of all and of one: then the society waits, or the one lets it be. Limits of the
+ * kernel are of an agent.
+ */
 const MAX_WAITING = 500
 const MAX_WAITING_OF_ONE = 20
 const REPORT_MS = 10_000
@@ -59,7 +73,9 @@ function readArguments(): Settings {
       seed: number('seed', values.seed, 0, 2 ** 31, Number.isInteger),
       url: url.href.replace(/\/+$/, ''),
       minutes:
-        values.minutes === undefined ? Number.POSITIVE_INFINITY : number('minutes', values.minutes, 0.01, 100_000),
+        values.minutes === undefined
+          ? Number.POSITIVE_INFINITY
+          : number('minutes', values.minutes, 0.01, 100_000),
     }
   } catch (error) {
     console.error(`society: ${error instanceof Error ? error.message : error}`)
@@ -67,7 +83,13 @@ function readArguments(): Settings {
   }
 }
 
-function number(name: string, text: string, least: number, most: number, isRight = Number.isFinite): number {
+function number(
+  name: string,
+  text: string,
+  least: number,
+  most: number,
+  isRight = Number.isFinite,
+): number {
   const value = text.trim() === '' ? Number.NaN : Number(text)
   if (isRight(value) && value >= least && value <= most) return value
   const kind = isRight === Number.isInteger ? 'a whole number' : 'a number'
@@ -115,7 +137,14 @@ const door = new Slots(1)
 /** When one may ask again: of each token after 429, and of everybody after 503. */
 const quiet = new Map<string, number>()
 const EVERYBODY = ''
-const tally = { messages: 0, writes: 0, deletions: 0, 'waits for limits': 0, 'waits for the kernel': 0, 'left out': 0 }
+const tally = {
+  messages: 0,
+  writes: 0,
+  deletions: 0,
+  'waits for limits': 0,
+  'waits for the kernel': 0,
+  'left out': 0,
+}
 
 interface RequestOptions {
   token?: string | undefined
@@ -123,8 +152,15 @@ interface RequestOptions {
   headers?: Record<string, string> | undefined
 }
 
-/** One request of the API; comes again after 429 and 503, when the kernel said, and when the connection broke. */
-async function request<T>(method: string, path: string, { token, body, headers }: RequestOptions = {}): Promise<T> {
+/**
+ * One request of the API; comes again after 429 and 503, when the kernel said, and when the
+ * connection broke.
+ */
+async function request<T>(
+  method: string,
+  path: string,
+  { token, body, headers }: RequestOptions = {},
+): Promise<T> {
   const own = token ?? EVERYBODY
   const waitOf = (who: string) => (quiet.get(who) ?? 0) - Date.now()
   for (;;) {
@@ -167,8 +203,14 @@ async function once<T>(
   }
   if (response.ok) return { answer: JSON.parse(text) as T }
   if (response.status !== 429 && response.status !== 503)
-    throw new Refused(response.status, `${method} ${path} was answered ${response.status} ${text.slice(0, 300)}`)
-  return { seconds: Number(response.headers.get('retry-after')) || RETRY_SECONDS, isLimit: response.status === 429 }
+    throw new Refused(
+      response.status,
+      `${method} ${path} was answered ${response.status} ${text.slice(0, 300)}`,
+    )
+  return {
+    seconds: Number(response.headers.get('retry-after')) || RETRY_SECONDS,
+    isLimit: response.status === 429,
+  }
 }
 
 const pause = (milliseconds: number) => sleep(milliseconds, undefined, { signal: end.signal })
@@ -178,7 +220,8 @@ function solve({ seed, operations }: { seed: string; operations: { op: string }[
   return operations.reduce((text, { op }) => {
     const [, name = op, value = ''] = /^(prepend|append):(.*)$/s.exec(op) ?? []
     const operation = OPERATIONS[name]
-    if (!operation) throw new Error(`The challenge has an operation that this program does not know: ${op}`)
+    if (!operation)
+      throw new Error(`The challenge has an operation that this program does not know: ${op}`)
     return operation(text, value)
   }, seed)
 }
@@ -216,22 +259,26 @@ interface Identity {
 async function register(operator: string): Promise<Identity> {
   for (let attempt = 1; ; attempt++) {
     const path = '/v1/agents/verification-challenge'
-    const challenge = await request<{ challenge_id: string; challenge_data: Parameters<typeof solve>[0] }>(
-      'GET',
-      path,
-      {
-        token: operator,
-      },
-    )
+    const challenge = await request<{
+      challenge_id: string
+      challenge_data: Parameters<typeof solve>[0]
+    }>('GET', path, {
+      token: operator,
+    })
     const response = solve(challenge.challenge_data)
     try {
-      const agent = await request<{ agent_address: string; agent_token: string }>('POST', '/v1/agents', {
-        token: operator,
-        body: { verification_response: { challenge_id: challenge.challenge_id, response } },
-      })
+      const agent = await request<{ agent_address: string; agent_token: string }>(
+        'POST',
+        '/v1/agents',
+        {
+          token: operator,
+          body: { verification_response: { challenge_id: challenge.challenge_id, response } },
+        },
+      )
       return { address: agent.agent_address, token: agent.agent_token }
     } catch (error) {
-      // A challenge is good for one attempt: if the answer to the first got lost, its repetition is 403.
+      // A challenge is good for one attempt: if the answer to the first got lost, its repetition is
+      // 403.
       if (!(error instanceof Refused && error.status === 403) || attempt === 3) throw error
     }
   }
@@ -352,11 +399,16 @@ const told = () =>
 
 async function main(): Promise<void> {
   const { url, agents, seed, speed } = settings
-  const health = await fetch(`${url}/v1/health`, { signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS) }).catch((error) => {
+  const health = await fetch(`${url}/v1/health`, {
+    signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
+  }).catch((error) => {
     const cause = error.cause?.message || error.cause?.code || error.message
-    throw new Error(`There is no kernel at ${url} (${cause}): start one with npm start, or give its URL`)
+    throw new Error(
+      `There is no kernel at ${url} (${cause}): start one with npm start, or give its URL`,
+    )
   })
-  if (!health.ok) throw new Error(`${url} is no kernel, or is not well: /v1/health answered ${health.status}`)
+  if (!health.ok)
+    throw new Error(`${url} is no kernel, or is not well: /v1/health answered ${health.status}`)
 
   const society = new Society(agents, seed)
   const stage = new Stage(society, process.env.OPERATOR_KEY || (await registerOperator()))
@@ -395,7 +447,8 @@ async function play(society: Society, stage: Stage): Promise<void> {
     }
     if (Date.now() - reported >= REPORT_MS) {
       reported = Date.now()
-      const behind = slipped === 0 ? '' : `; ${Math.round(slipped / 1_000)} s late, as the kernel takes no more`
+      const behind =
+        slipped === 0 ? '' : `; ${Math.round(slipped / 1_000)} s late, as the kernel takes no more`
       slipped = 0
       say(`day ${dayOf(step.at)}, ${clockOf(step.at)}: ${stage.present} agents, ${told()}${behind}`)
     }

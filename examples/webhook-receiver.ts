@@ -1,17 +1,24 @@
 /**
  * A receiver for webhooks: takes only what was signed with its secret, and each message once.
  *
- *     node examples/webhook-receiver.ts --secret-file webhook-secret.txt --key tls.key --cert tls.pem --port 8443
+ *     node examples/webhook-receiver.ts --secret-file webhook-secret.txt \
+ *       --key tls.key --cert tls.pem --port 8443
  *
- * The file holds the `webhook_secret` of the answer to the agent's registration. Without `--key` and `--cert` it speaks
- * plain HTTP, for a place behind a proxy that ends TLS: the kernel delivers to https URLs only.
+ * The file holds the `webhook_secret` of the answer to the agent's registration. Without `--key`
+ * and `--cert` it speaks plain HTTP, for a place behind a proxy that ends TLS: the kernel delivers
+ * to https URLs only.
  *
- * What to take from here: verify the bytes as they came, before parsing them; keep the ids of what was handled, for a
- * delivery whose answer got lost comes again; answer 2xx only when the message is safe, for then it is yours alone.
+ * What to take from here: verify the bytes as they came, before parsing them; keep the ids of what
+ * was handled, for a delivery whose answer got lost comes again; answer 2xx only when the message
+ * is safe, for then it is yours alone.
  */
 
 import { readFileSync } from 'node:fs'
-import { createServer as createHttpServer, type IncomingMessage, type RequestListener } from 'node:http'
+import {
+  createServer as createHttpServer,
+  type IncomingMessage,
+  type RequestListener,
+} from 'node:http'
 import { createServer as createHttpsServer } from 'node:https'
 import { parseArgs } from 'node:util'
 import { Webhook, WebhookVerificationError } from 'standardwebhooks'
@@ -28,19 +35,34 @@ export interface Message {
 export interface WebhookReceiverOptions {
   /** `whsec_…` */
   readonly secret: string
-  /** Called once for each message. If it throws, the delivery is answered 500 and will be tried again. */
+  /**
+   * Called once for each message. If it throws, the delivery is answered 500 and will be tried
+   * again.
+   */
   readonly onMessage: (message: Message) => void | Promise<void>
 }
 
-/** The largest delivery, in bytes: 64 KiB of content, of which JSON may make six times as much, and the rest. */
+/**
+ * The largest delivery, in bytes: 64 KiB of content, of which JSON may make six times as much, and
+ * the rest.
+ */
 const MAX_BODY_BYTES = 512 * 1024
 
-/** How many ids of handled messages are kept. Beyond that the oldest are forgotten; a real receiver has a table. */
+/**
+ * How many ids of handled messages are kept. Beyond that the oldest are forgotten; a real receiver
+ * has a table.
+ */
 const MAX_KNOWN_IDS = 100_000
 
-export function createWebhookReceiver({ secret, onMessage }: WebhookReceiverOptions): RequestListener {
+export function createWebhookReceiver({
+  secret,
+  onMessage,
+}: WebhookReceiverOptions): RequestListener {
   const webhook = new Webhook(secret)
-  /** What each message came to, by id: a repeat that comes while the first is being handled waits for it. */
+  /**
+   * What each message came to, by id: a repeat that comes while the first is being handled waits
+   * for it.
+   */
   const handled = new Map<string, Promise<void>>()
 
   async function handleOnce(id: string, message: Message): Promise<void> {
@@ -96,7 +118,10 @@ function header(request: IncomingMessage, name: string): string {
   return typeof value === 'string' ? value : ''
 }
 
-/** The body; undefined if it is too large. It is read to its end all the same, or the answer would not be heard. */
+/**
+ * The body; undefined if it is too large. It is read to its end all the same, or the answer would
+ * not be heard.
+ */
 async function read(request: IncomingMessage): Promise<Buffer | undefined> {
   let chunks: Buffer[] = []
   let length = 0
@@ -120,11 +145,15 @@ if (import.meta.main) {
   if (values['secret-file'] === undefined) throw new Error('--secret-file is missing')
   const receiver = createWebhookReceiver({
     secret: readFileSync(values['secret-file'], 'utf8').trim(),
-    onMessage: ({ message_id, from, content }) => console.log(`${message_id} from ${from}: ${content}`),
+    onMessage: ({ message_id, from, content }) =>
+      console.log(`${message_id} from ${from}: ${content}`),
   })
   const server =
     values.key !== undefined && values.cert !== undefined
-      ? createHttpsServer({ key: readFileSync(values.key), cert: readFileSync(values.cert) }, receiver)
+      ? createHttpsServer(
+          { key: readFileSync(values.key), cert: readFileSync(values.cert) },
+          receiver,
+        )
       : createHttpServer(receiver)
   server.listen(Number(values.port), () => console.log(`listening on port ${values.port}`))
 }

@@ -1,9 +1,12 @@
 /**
- * `npm run faults -- [--seed 1] [--minutes 10] [--faults "redis wiped,nats"] [--pace 60] [--history file]`
+ * `npm run faults -- [--seed 1] [--minutes 10] [--faults "redis wiped,nats"] [--pace 60] [--history
+ * file]`
  *
- * Breaks a cluster of real processes while agents work on it, and checks from their histories what the kernel promises (docs/guarantees.md).
- * `--faults` takes names, or beginnings of them; all unless given. `--pace` is ms between the requests of a loop. Exit code 1 means that
- * a promise was broken: it prints the history around each case, and how to make the run again. A seed repeats the choices of a run, not its timing.
+ * Breaks a cluster of real processes while agents work on it, and checks from their histories what
+ * the kernel promises (docs/guarantees.md). `--faults` takes names, or beginnings of them; all
+ * unless given. `--pace` is ms between the requests of a loop. Exit code 1 means that a promise was
+ * broken: it prints the history around each case, and how to make the run again. A seed repeats the
+ * choices of a run, not its timing.
  */
 import { randomInt } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
@@ -33,9 +36,13 @@ const seed = positive('seed', values.seed)
 const minutes = positive('minutes', values.minutes)
 const paceMs = positive('pace', values.pace)
 const wanted = values.faults.split(',').map((name) => name.trim())
-const names = FAULTS.map(({ name }) => name).filter((name) => wanted.some((beginning) => name.startsWith(beginning)))
+const names = FAULTS.map(({ name }) => name).filter((name) =>
+  wanted.some((beginning) => name.startsWith(beginning)),
+)
 if (names.length === 0) {
-  console.error(`--faults: there is none of these; there are ${FAULTS.map(({ name }) => name).join(', ')}`)
+  console.error(
+    `--faults: there is none of these; there are ${FAULTS.map(({ name }) => name).join(', ')}`,
+  )
   process.exit(2)
 }
 
@@ -55,18 +62,21 @@ const { history, output } = await run({
   say: console.log,
 }).catch(async (error: unknown) => {
   if (!(error instanceof RunFailed)) throw error
-  if (values.history !== undefined) await writeFile(values.history, JSON.stringify({ seed, output: error.output }))
+  if (values.history !== undefined)
+    await writeFile(values.history, JSON.stringify({ seed, output: error.output }))
   console.log(`${error.stack}\n\nThe run could not be brought to its end. ${again}`)
   process.exit(1)
 })
 const violations = check(history)
 console.log(summaryOf(history))
 console.log(reportOf(history))
-if (values.history !== undefined) await writeFile(values.history, JSON.stringify({ seed, history, violations, output }))
+if (values.history !== undefined)
+  await writeFile(values.history, JSON.stringify({ seed, history, violations, output }))
 if (violations.length === 0) {
   console.log('No promise was broken.')
 } else {
-  for (const violation of violations.slice(0, SHOWN_VIOLATIONS)) console.log(`\n${describe(violation, history)}`)
+  for (const violation of violations.slice(0, SHOWN_VIOLATIONS))
+    console.log(`\n${describe(violation, history)}`)
   console.log(`
 ${violations.length} violations, of ${[...new Set(violations.map(({ rule }) => rule))].join(', ')}. ${again}`)
 }
@@ -75,11 +85,14 @@ process.exit(violations.length === 0 ? 0 : 1)
 
 function summaryOf({ operations, pushes, faults, events, watches }: History): string {
   const counts = [...Map.groupBy(operations, ({ kind }) => kind)].map(([kind, all]) => {
-    const statuses = [...Map.groupBy(all, ({ status }) => status)].map(([status, some]) => `${status}: ${some.length}`)
+    const statuses = [...Map.groupBy(all, ({ status }) => status)].map(
+      ([status, some]) => `${status}: ${some.length}`,
+    )
     return `  ${kind} ${statuses.join(', ')}`
   })
   const seen = watches.map(
-    ({ name, seen, connections }) => `  ${name} saw ${seen.length} events over ${connections} connections`,
+    ({ name, seen, connections }) =>
+      `  ${name} saw ${seen.length} events over ${connections} connections`,
   )
   return [
     `${faults.length} faults, ${operations.length} requests, ${pushes.length} pushes, ${events.length} events`,
@@ -101,7 +114,10 @@ function describe({ rule, what, at, subject }: Violation, { operations, faults }
     })),
     ...faults
       .filter(({ began, repaired }) => began - 10_000 < at && repaired + 10_000 > at)
-      .map(({ name, began, repaired }) => ({ at: began, text: `${time(began)} to ${time(repaired)} BROKEN: ${name}` })),
+      .map(({ name, began, repaired }) => ({
+        at: began,
+        text: `${time(began)} to ${time(repaired)} BROKEN: ${name}`,
+      })),
   ]
   const around = lines.toSorted((one, other) => one.at - other.at).map(({ text }) => `    ${text}`)
   return `${rule} at ${time(at)}: ${what}\n${around.join('\n')}`

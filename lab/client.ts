@@ -1,16 +1,23 @@
 /**
- * A client of the agent API for tests. Paths, headers and bodies go out byte for byte as given (`fetch` and `URL` would tidy
- * them up), and every helper checks the shape of what it gets.
+ * A client of the agent API for tests. Paths, headers and bodies go out byte for byte as given
+ * (`fetch` and `URL` would tidy them up), and every helper checks the shape of what it gets.
  */
 import { createHash } from 'node:crypto'
-import { Agent as ConnectionPool, request as httpRequest, type IncomingHttpHeaders } from 'node:http'
+import {
+  Agent as ConnectionPool,
+  request as httpRequest,
+  type IncomingHttpHeaders,
+} from 'node:http'
 import type { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
 
 const REQUEST_TIMEOUT_MS = 60_000
 
-/** How often an operator or an agent is registered anew, where the kernel says that it cannot do so now. */
+/**
+ * How often an operator or an agent is registered anew, where the kernel says that it cannot do so
+ * now.
+ */
 const MAX_REPEATS = 5
 
 /** RFC 3339 in UTC, ending in `Z`. */
@@ -42,8 +49,17 @@ export const agentCreated = z.object({
     .optional(),
 })
 export const me = z.object({ address, registered_at: timestamp })
-export const registryPage = z.object({ agents: z.array(me), next_cursor: z.string().nullable(), total: z.int() })
-export const messageAccepted = z.object({ message_id: z.uuid(), from: address, to: address, timestamp })
+export const registryPage = z.object({
+  agents: z.array(me),
+  next_cursor: z.string().nullable(),
+  total: z.int(),
+})
+export const messageAccepted = z.object({
+  message_id: z.uuid(),
+  from: address,
+  to: address,
+  timestamp,
+})
 export const message = messageAccepted.extend({ content: z.string() })
 export const messagesPage = z.object({ messages: z.array(message), remaining: z.int().min(0) })
 export const stateValue = z.object({
@@ -52,9 +68,21 @@ export const stateValue = z.object({
   last_modified_by: address,
   last_modified_at: timestamp,
 })
-export const stateWritten = z.object({ key: z.string(), written_by: address, written_at: timestamp })
-export const stateDeleted = z.object({ key: z.string(), deleted_by: address, deleted_at: timestamp })
-export const statePage = z.object({ keys: z.array(z.string()), next_cursor: z.string().nullable(), total: z.int() })
+export const stateWritten = z.object({
+  key: z.string(),
+  written_by: address,
+  written_at: timestamp,
+})
+export const stateDeleted = z.object({
+  key: z.string(),
+  deleted_by: address,
+  deleted_at: timestamp,
+})
+export const statePage = z.object({
+  keys: z.array(z.string()),
+  next_cursor: z.string().nullable(),
+  total: z.int(),
+})
 export const capacity = z.object({ used_bytes: z.int(), total_bytes: z.int(), key_count: z.int() })
 
 export type Challenge = z.infer<typeof challengeIssued>
@@ -118,7 +146,9 @@ export class Client {
   readonly #host: string
   readonly #port: string
   readonly #pool = new ConnectionPool({ keepAlive: true, maxSockets: 64 })
-  /** The last request on each connection: what a server leaves behind shows in the request after it. */
+  /**
+   * The last request on each connection: what a server leaves behind shows in the request after it.
+   */
   readonly #lastRequests = new WeakMap<Duplex, string>()
   #operator: Promise<Operator> | undefined
 
@@ -133,7 +163,9 @@ export class Client {
     const headers: Record<string, string | string[]> = {
       ...(options.json === undefined ? {} : { 'Content-Type': 'application/json' }),
       ...(options.token === undefined ? {} : { Authorization: `Bearer ${options.token}` }),
-      ...(body === undefined || options.chunked ? {} : { 'Content-Length': String(Buffer.byteLength(body)) }),
+      ...(body === undefined || options.chunked
+        ? {}
+        : { 'Content-Length': String(Buffer.byteLength(body)) }),
       ...(options.chunked ? { 'Transfer-Encoding': 'chunked' } : {}),
       ...options.headers,
     }
@@ -165,10 +197,13 @@ export class Client {
       response.on('data', (chunk: Buffer) => chunks.push(chunk))
       response.once('error', fail)
       response.once('end', () =>
-        resolve(new Answer(name, response.statusCode ?? 0, response.headers, Buffer.concat(chunks))),
+        resolve(
+          new Answer(name, response.statusCode ?? 0, response.headers, Buffer.concat(chunks)),
+        ),
       )
     })
-    // An answer may come before the whole body is sent; that the rest cannot be sent then is no failure.
+    // An answer may come before the whole body is sent; that the rest cannot be sent then is no
+    // failure.
     request.on('error', (error) => {
       if (!answering) fail(error)
     })
@@ -184,7 +219,13 @@ export class Client {
   }
 
   /** Registers an agent, under the operator given or one that all agents of this client share. */
-  async registerAgent({ operator, webhookUrl }: { operator?: Operator; webhookUrl?: string } = {}): Promise<Agent> {
+  async registerAgent({
+    operator,
+    webhookUrl,
+  }: {
+    operator?: Operator
+    webhookUrl?: string
+  } = {}): Promise<Agent> {
     this.#operator ??= this.registerOperator().catch((error: unknown) => {
       // Not kept, so that the next agent does not fail for it too.
       this.#operator = undefined
@@ -232,7 +273,11 @@ export class Operator {
     return (await this.#askForChallenge()).as(200, challengeIssued)
   }
 
-  answerChallenge(challengeId: unknown, response: unknown, more: Record<string, unknown> = {}): Promise<Answer> {
+  answerChallenge(
+    challengeId: unknown,
+    response: unknown,
+    more: Record<string, unknown> = {},
+  ): Promise<Answer> {
     const json = { verification_response: { challenge_id: challengeId, response }, ...more }
     return this.request('POST', '/v1/agents', { json })
   }
@@ -350,7 +395,9 @@ export function percentEncode(text: string): string {
   let encoded = ''
   for (const byte of Buffer.from(text)) {
     const character = String.fromCharCode(byte)
-    encoded += /[A-Za-z0-9._~-]/.test(character) ? character : `%${byte.toString(16).toUpperCase().padStart(2, '0')}`
+    encoded += /[A-Za-z0-9._~-]/.test(character)
+      ? character
+      : `%${byte.toString(16).toUpperCase().padStart(2, '0')}`
   }
   return encoded
 }
@@ -359,7 +406,10 @@ export function keyPath(key: string): string {
   return `/v1/state/${percentEncode(key)}`
 }
 
-/** Answers a `pipeline` challenge. Written from the contract's text alone, so that it checks the kernel's own notion. */
+/**
+ * Answers a `pipeline` challenge. Written from the contract's text alone, so that it checks the
+ * kernel's own notion.
+ */
 export function solvePipeline(data: unknown): string {
   const { seed, operations } = pipelineData.parse(data)
   return operations.reduce((text, { op }) => applyOperation(op, text), seed)
@@ -393,7 +443,10 @@ function applyOperation(op: string, text: string): string {
   }
 }
 
-/** Strict: a text that is not base64 of UTF-8 has no answer, and the contract says that there always is one. */
+/**
+ * Strict: a text that is not base64 of UTF-8 has no answer, and the contract says that there always
+ * is one.
+ */
 function decodeBase64(text: string): string {
   const bytes = Buffer.from(text, 'base64')
   if (bytes.toString('base64') !== text) throw new Error(`not base64: ${text}`)

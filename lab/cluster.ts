@@ -1,6 +1,7 @@
 /**
- * A whole cluster for tests: private servers, api nodes and workers as processes of their own, HAProxy in front. Everything is
- * gone after `await using`, and also when the test process is killed.
+ * A whole cluster for tests: private servers, api nodes and workers as processes of their own,
+ * HAProxy in front. Everything is gone after `await using`, and also when the test process is
+ * killed.
  */
 import { get } from 'node:http'
 import { join } from 'node:path'
@@ -31,7 +32,10 @@ const MAIN = join(import.meta.dirname, '..', 'src', 'main.ts')
 const START_DEADLINE_MS = 180_000
 const COMMAND_DEADLINE_MS = 120_000
 const BALANCED_DEADLINE_MS = 60_000
-/** The exit code of a process that could not use one of its servers, which answer too late on a machine that is very busy. */
+/**
+ * The exit code of a process that could not use one of its servers, which answer too late on a
+ * machine that is very busy.
+ */
 const CANNOT_START = 2
 const STARTS = 5
 
@@ -51,7 +55,10 @@ export interface ClusterProcess {
   kill(): Promise<void>
   freeze(): Promise<void>
   thaw(): Promise<void>
-  /** Stops it if it runs, starts it on the same ports, and waits until it is ready. Settings are those it had, and these. */
+  /**
+   * Stops it if it runs, starts it on the same ports, and waits until it is ready. Settings are
+   * those it had, and these.
+   */
   restart(settings?: Settings): Promise<void>
 }
 
@@ -87,7 +94,10 @@ export interface Cluster<S extends Places = Servers> extends AsyncDisposable {
   startObserver(settings?: Settings): Promise<ClusterNode>
   /** Runs a command such as `verify` to its end. */
   run(command: string, args?: readonly string[], settings?: Settings): Promise<CommandResult>
-  /** The event log after `since` (exclusive), read through the first node that runs and is not frozen. */
+  /**
+   * The event log after `since` (exclusive), read through the first node that runs and is not
+   * frozen.
+   */
   events(since?: number): Promise<Event[]>
   /** What all kernel processes have printed. */
   output(): string
@@ -98,7 +108,10 @@ export interface ClusterOptions<S extends Places = Servers> {
   readonly workers?: number
   /** For all kernel processes, over the defaults: warnings only, the cheapest bcrypt. */
   readonly settings?: Settings
-  /** Where they reach the servers instead of directly, such as through a TCP proxy: what to set, by the servers' urls. The stack ends with the cluster. */
+  /**
+   * Where they reach the servers instead of directly, such as through a TCP proxy: what to set, by
+   * the servers' urls. The stack ends with the cluster.
+   */
   readonly route?: (servers: S, stack: AsyncDisposableStack) => Promise<Settings>
 }
 
@@ -115,8 +128,8 @@ export interface Servers extends Places {
 }
 
 /**
- * Starts a cluster with servers of its own, for those who stop, break or configure them, and waits until every node is in use. `natsDiskMiB`: of a
- * disk for each NATS server, see `startNats`.
+ * Starts a cluster with servers of its own, for those who stop, break or configure them, and waits
+ * until every node is in use. `natsDiskMiB`: of a disk for each NATS server, see `startNats`.
  */
 export function startCluster({
   natsDiskMiB,
@@ -132,14 +145,22 @@ export function startCluster({
   )
 }
 
-/** The same on the servers that several share, where it has a database, a Redis and a log of its own. */
+/**
+ * The same on the servers that several share, where it has a database, a Redis and a log of its
+ * own.
+ */
 export function startSharedCluster(options: ClusterOptions<Places> = {}): Promise<Cluster<Places>> {
   return startOn({ postgres: sharedPostgres, redis: sharedRedis, nats: sharedNats }, options)
 }
 
 async function startOn<S extends Places>(
   opening: { readonly [K in keyof S]: () => Promise<S[K]> },
-  { nodes: nodeCount = 3, workers: workerCount = 1, settings = {}, route = async () => ({}) }: ClusterOptions<S>,
+  {
+    nodes: nodeCount = 3,
+    workers: workerCount = 1,
+    settings = {},
+    route = async () => ({}),
+  }: ClusterOptions<S>,
 ): Promise<Cluster<S>> {
   await using stack = new AsyncDisposableStack()
   let owner = stack
@@ -188,7 +209,8 @@ async function startOn<S extends Places>(
   }
   if (!postgres.isMigrated) {
     const migrated = await run('migrate', [], { DATABASE_URL: postgres.ownerUrl })
-    if (migrated.code !== 0) throw new Error(`migrate ended with ${migrated.code}. It printed:\n${migrated.output}`)
+    if (migrated.code !== 0)
+      throw new Error(`migrate ended with ${migrated.code}. It printed:\n${migrated.output}`)
   }
 
   const start = async (command: 'api' | 'worker' | 'observe', number: number, own: Settings) => {
@@ -196,21 +218,37 @@ async function startOn<S extends Places>(
     const [port, internalPort] = ports as [number, number]
     const name = `${command}-${number}`
     const directory = makeDirectory(name)
-    const addresses = { PORT: String(port), OBSERVE_PORT: String(port), INTERNAL_PORT: String(internalPort) }
+    const addresses = {
+      PORT: String(port),
+      OBSERVE_PORT: String(port),
+      INTERNAL_PORT: String(internalPort),
+    }
     owner.defer(async () => {
       await removeDirectory(directory)
       releasePorts(ports)
     })
-    const started = kernelProcess(name, command, directory, { ...environment, ...addresses, ...own })
+    const started = kernelProcess(name, command, directory, {
+      ...environment,
+      ...addresses,
+      ...own,
+    })
     starting.add(started)
     await started.restart().finally(() => starting.delete(started))
-    return Object.assign(started, { url: `http://127.0.0.1:${port}`, internalUrl: `http://127.0.0.1:${internalPort}` })
+    return Object.assign(started, {
+      url: `http://127.0.0.1:${port}`,
+      internalUrl: `http://127.0.0.1:${internalPort}`,
+    })
   }
   const counted = (count: number) => Array.from({ length: count }, (_, index) => index + 1)
-  // Two at a time: a start is mostly the loading of code, and more at once than there are processors only wait for each other.
+  // Two at a time: a start is mostly the loading of code, and more at once than there are
+  // processors only wait for each other.
   await eachOf(2, [
-    ...counted(workerCount).map((number) => async () => void workers.push(await start('worker', number, {}))),
-    ...counted(nodeCount).map((number) => async () => void nodes.push(await start('api', number, {}))),
+    ...counted(workerCount).map(
+      (number) => async () => void workers.push(await start('worker', number, {})),
+    ),
+    ...counted(nodeCount).map(
+      (number) => async () => void nodes.push(await start('api', number, {})),
+    ),
   ])
   nodes.sort((one, other) => one.name.localeCompare(other.name, 'en', { numeric: true }))
   const haproxy = stack.use(await startHaproxy({ nodes: nodes.map(backendOf) }))
@@ -240,7 +278,11 @@ async function startOn<S extends Places>(
       return worker
     },
     async startObserver(own = {}) {
-      const rights = { DATABASE_URL: postgres.observerUrl, NATS_URL: nats.observerUrl, REDIS_URL: '' }
+      const rights = {
+        DATABASE_URL: postgres.observerUrl,
+        NATS_URL: nats.observerUrl,
+        REDIS_URL: '',
+      }
       const observer = await start('observe', observers.length + 1, { ...rights, ...own })
       observers.push(observer)
       return observer
@@ -266,7 +308,8 @@ function kernelProcess(
   first: Settings,
 ): Omit<ClusterProcess, 'internalUrl'> {
   let settings = first
-  const create = () => new Process({ name, file: process.execPath, args: [MAIN, command], env: settings, directory })
+  const create = () =>
+    new Process({ name, file: process.execPath, args: [MAIN, command], env: settings, directory })
   let child = create()
   let earlier = ''
   return {
@@ -295,7 +338,8 @@ function kernelProcess(
           await child.ready(ready, START_DEADLINE_MS)
           return
         } catch (error) {
-          if (child.running || (await child.exited()) !== CANNOT_START || starts === STARTS) throw error
+          if (child.running || (await child.exited()) !== CANNOT_START || starts === STARTS)
+            throw error
           earlier += child.output()
         }
       }
@@ -314,24 +358,35 @@ function backendOf(node: ClusterNode): BackendNode {
 /** Resolves when the load balancer uses all its nodes, or the one that is given. */
 export async function balanced(haproxy: HaproxyServer, wanted?: BackendNode): Promise<void> {
   await haproxy.process.ready(async () => {
-    const nodes = (await haproxy.nodes()).filter((node) => wanted === undefined || node.port === wanted.port)
+    const nodes = (await haproxy.nodes()).filter(
+      (node) => wanted === undefined || node.port === wanted.port,
+    )
     return nodes.every((node) => node.status === 'UP') || undefined
   }, BALANCED_DEADLINE_MS)
 }
 
 async function isReady(url: string): Promise<true | undefined> {
   const { promise, resolve, reject } = Promise.withResolvers<true | undefined>()
-  const request = get(url, { agent: false, signal: AbortSignal.timeout(2_000) }, async (response) => {
-    const body = await text(response)
-    if (response.statusCode === 200) resolve(true)
-    else reject(new Error(body))
-  })
+  const request = get(
+    url,
+    { agent: false, signal: AbortSignal.timeout(2_000) },
+    async (response) => {
+      const body = await text(response)
+      if (response.statusCode === 200) resolve(true)
+      else reject(new Error(body))
+    },
+  )
   request.on('error', reject)
   return await promise
 }
 
-/** Like Promise.all, but resolves or rejects only when every one is over, so that none goes on behind the back of a clean-up. */
-async function allOver<T extends readonly unknown[]>(promises: { [K in keyof T]: Promise<T[K]> }): Promise<T> {
+/**
+ * Like Promise.all, but resolves or rejects only when every one is over, so that none goes on
+ * behind the back of a clean-up.
+ */
+async function allOver<T extends readonly unknown[]>(
+  promises: { [K in keyof T]: Promise<T[K]> },
+): Promise<T> {
   await Promise.allSettled(promises)
   return (await Promise.all(promises)) as unknown as T
 }

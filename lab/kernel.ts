@@ -1,6 +1,6 @@
 /**
- * Starts the program as users do, `serve` in a process of its own on fresh embedded storage, for tests that speak to it
- * over HTTP.
+ * Starts the program as users do, `serve` in a process of its own on fresh embedded storage, for
+ * tests that speak to it over HTTP.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { get } from 'node:http'
@@ -47,9 +47,10 @@ export interface Kernel extends AsyncDisposable {
 }
 
 /**
- * Starts a kernel and waits until it answers. `settings` become its environment, over these defaults: free ports on
- * 127.0.0.1, a fresh data directory, warnings only, the cheapest bcrypt. A data directory that is passed in is left alone
- * at the end; one made here is removed. `under`: a program, with its arguments, that runs it.
+ * Starts a kernel and waits until it answers. `settings` become its environment, over these
+ * defaults: free ports on 127.0.0.1, a fresh data directory, warnings only, the cheapest bcrypt. A
+ * data directory that is passed in is left alone at the end; one made here is removed. `under`: a
+ * program, with its arguments, that runs it.
  */
 export async function startKernel(
   settings: Readonly<Record<string, string>> = {},
@@ -119,7 +120,10 @@ export async function freshDataDirectory(): Promise<string> {
 interface Running {
   output(): string
   hasExited(): boolean
-  /** Sends the signal, unless the process is gone already, and resolves to its exit code (null when a signal ended it). */
+  /**
+   * Sends the signal, unless the process is gone already, and resolves to its exit code (null when
+   * a signal ended it).
+   */
   end(signal: 'SIGTERM' | 'SIGKILL'): Promise<number | null>
 }
 
@@ -139,17 +143,23 @@ function track(child: ChildProcess): Running {
     })
     child.once('close', (code) => resolve(code))
   }).finally(() => process.off('exit', killWithTests))
-  const hasExited = () => child.pid === undefined || child.exitCode !== null || child.signalCode !== null
+  const hasExited = () =>
+    child.pid === undefined || child.exitCode !== null || child.signalCode !== null
   return {
     output: () => printed,
     hasExited,
     async end(signal) {
       if (!hasExited()) child.kill(signal)
-      const code = await Promise.race([gone, sleep(STOP_DEADLINE_MS, 'late' as const, { ref: false })])
+      const code = await Promise.race([
+        gone,
+        sleep(STOP_DEADLINE_MS, 'late' as const, { ref: false }),
+      ])
       if (code !== 'late') return code
       child.kill('SIGKILL')
       await gone
-      throw new Error(`The kernel was still running ${STOP_DEADLINE_MS} ms after ${signal}. It printed:\n${printed}`)
+      throw new Error(
+        `The kernel was still running ${STOP_DEADLINE_MS} ms after ${signal}. It printed:\n${printed}`,
+      )
     },
   }
 }
@@ -165,17 +175,23 @@ async function healthy(baseUrl: string, running: Running): Promise<void> {
     if (answer?.status === 200) return
     await sleep(25)
   }
-  throw new Error(`The kernel was not healthy after ${START_DEADLINE_MS} ms. It printed:\n${running.output()}`)
+  throw new Error(
+    `The kernel was not healthy after ${START_DEADLINE_MS} ms. It printed:\n${running.output()}`,
+  )
 }
 
 /**
- * The event log after `since` (exclusive), read page by page from the internal port of a process. A page may hold fewer
- * events than asked for, as large ones fill it sooner; an empty page is the end.
+ * The event log after `since` (exclusive), read page by page from the internal port of a process. A
+ * page may hold fewer events than asked for, as large ones fill it sooner; an empty page is the
+ * end.
  */
 export async function readEvents(internalUrl: string, since: number): Promise<Event[]> {
   const events: Event[] = []
   for (let last = since; ; ) {
-    const { status, text } = await fetchText(`${internalUrl}/events?since=${last}&limit=${EVENTS_PAGE}`, 20_000)
+    const { status, text } = await fetchText(
+      `${internalUrl}/events?since=${last}&limit=${EVENTS_PAGE}`,
+      20_000,
+    )
     if (status !== 200) throw new Error(`The event log answered ${status}: ${text}`)
     const page = text
       .split('\n')
@@ -192,7 +208,9 @@ function fetchText(url: string, timeoutMs: number): Promise<{ status: number; te
   const request = get(url, { agent: false, signal: AbortSignal.timeout(timeoutMs) }, (response) => {
     const chunks: Buffer[] = []
     response.on('data', (chunk: Buffer) => chunks.push(chunk))
-    response.on('end', () => resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString() }))
+    response.on('end', () =>
+      resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString() }),
+    )
     response.on('error', reject)
   })
   request.on('error', reject)

@@ -1,6 +1,7 @@
 /**
- * Webhook receivers for tests: real HTTPS servers on loopback, with certificates of a private authority made on the
- * spot, that behave well or in one of the ways that receivers misbehave. And a resolver that says what a test wants.
+ * Webhook receivers for tests: real HTTPS servers on loopback, with certificates of a private
+ * authority made on the spot, that behave well or in one of the ways that receivers misbehave. And
+ * a resolver that says what a test wants.
  */
 
 import { execFile } from 'node:child_process'
@@ -27,9 +28,25 @@ export async function createTestAuthority(): Promise<TestAuthority> {
   const caFile = join(directory, 'ca.pem')
   const caKeyFile = join(directory, 'ca.key')
 
-  async function certificate(name: string, key: string, cert: string, extensions: readonly string[], more: string[]) {
+  async function certificate(
+    name: string,
+    key: string,
+    cert: string,
+    extensions: readonly string[],
+    more: string[],
+  ) {
     await openssl([
-      ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '2'],
+      ...[
+        'req',
+        '-x509',
+        '-newkey',
+        'ec',
+        '-pkeyopt',
+        'ec_paramgen_curve:prime256v1',
+        '-nodes',
+        '-days',
+        '2',
+      ],
       ...['-subj', `/CN=${name}`, '-keyout', key, '-out', cert],
       ...extensions.flatMap((extension) => ['-addext', extension]),
       ...more,
@@ -45,7 +62,10 @@ export async function createTestAuthority(): Promise<TestAuthority> {
   /** By what they are for: each takes a process of its own to make. */
   const issued = new Map<string, Promise<{ key: string; cert: string }>>()
   const issueFor = async (subjects: string) => {
-    const [key, cert] = [join(directory, `${issued.size}.key`), join(directory, `${issued.size}.pem`)]
+    const [key, cert] = [
+      join(directory, `${issued.size}.key`),
+      join(directory, `${issued.size}.pem`),
+    ]
     const extensions = ['basicConstraints=critical,CA:FALSE', `subjectAltName=${subjects}`]
     await certificate('Test receiver', key, cert, extensions, ['-CA', caFile, '-CAkey', caKeyFile])
     return { key: await readFile(key, 'utf8'), cert: await readFile(cert, 'utf8') }
@@ -69,7 +89,9 @@ async function openssl(args: readonly string[]): Promise<void> {
     await promisify(execFile)('openssl', args)
   } catch (error) {
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
-      throw new Error('these tests make certificates with openssl 3.0 or later: install it (apt-get install openssl)')
+      throw new Error(
+        'these tests make certificates with openssl 3.0 or later: install it (apt-get install openssl)',
+      )
     }
     throw error
   }
@@ -154,7 +176,10 @@ export interface Delivery {
 
 export interface ReceiverOptions {
   readonly authority: TestAuthority
-  /** Default: 200. A function decides for each delivery, where the behaviour is not one of the connection. */
+  /**
+   * Default: 200. A function decides for each delivery, where the behaviour is not one of the
+   * connection.
+   */
   readonly behaviour?: Behaviour | ((delivery: Delivery) => Behaviour | Promise<Behaviour>)
   /** Where to listen. Default 127.0.0.1, on a port that is free. */
   readonly host?: string
@@ -163,7 +188,9 @@ export interface ReceiverOptions {
   readonly certificateNames?: readonly string[]
   /** Between two bytes or interim answers of a slow behaviour, in ms. Default 1,000. */
   readonly dripMs?: number
-  /** How long an idle connection is kept, in ms; 0 for as long as the client likes. Default 5,000. */
+  /**
+   * How long an idle connection is kept, in ms; 0 for as long as the client likes. Default 5,000.
+   */
   readonly keepAliveMs?: number
 }
 
@@ -210,7 +237,11 @@ export async function startReceiver({
   const changed = () => changes.dispatchEvent(new Event('change'))
 
   const https = createHttpsServer(
-    { ...(await authority.issue(certificateNames)), keepAliveTimeout: keepAliveMs, requestTimeout: 0 },
+    {
+      ...(await authority.issue(certificateNames)),
+      keepAliveTimeout: keepAliveMs,
+      requestTimeout: 0,
+    },
     async (request, response) => {
       const delivery = await readDelivery(request).catch(() => undefined)
       if (delivery === undefined) return
@@ -223,7 +254,11 @@ export async function startReceiver({
       }
       // A TLS socket cannot be reset, but the connection under it can: the one from the same port.
       const below = [...open].find(({ remotePort }) => remotePort === request.socket.remotePort)
-      misbehaviours[wanted]?.({ socket: request.socket, dripMs, reset: () => below?.resetAndDestroy() })
+      misbehaviours[wanted]?.({
+        socket: request.socket,
+        dripMs,
+        reset: () => below?.resetAndDestroy(),
+      })
     },
   )
   https.on('secureConnection', (socket: TLSSocket) => {
@@ -232,7 +267,8 @@ export async function startReceiver({
     socket.once('close', () => secured.delete(socket))
   })
 
-  // TLS is given connections that were accepted here, where every byte can be counted and TLS be withheld.
+  // TLS is given connections that were accepted here, where every byte can be counted and TLS be
+  // withheld.
   const tcp = createTcpServer((socket) => {
     connections += 1
     open.add(socket)
@@ -315,7 +351,10 @@ interface Wire {
   reset(): void
 }
 
-/** The behaviours that begin once a request was taken. Those that are not here are over by then, or do nothing. */
+/**
+ * The behaviours that begin once a request was taken. Those that are not here are over by then, or
+ * do nothing.
+ */
 const misbehaviours: Partial<Record<Extract<Behaviour, string>, (wire: Wire) => void>> = {
   reset: ({ reset }) => reset(),
   close: ({ socket }) => socket.end(),
@@ -341,7 +380,8 @@ const misbehaviours: Partial<Record<Extract<Behaviour, string>, (wire: Wire) => 
     flood(socket, 'x'.repeat(10_000))
   },
   endless_blank_lines: ({ socket }) => flood(socket, '\r\n'.repeat(5_000)),
-  interim_storm: ({ socket }) => flood(socket, 'HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n'.repeat(100)),
+  interim_storm: ({ socket }) =>
+    flood(socket, 'HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n'.repeat(100)),
   interim_drip: ({ socket, dripMs }) => drip(socket, 'HTTP/1.1 102 Processing\r\n\r\n', dripMs),
   interim_then_ok({ socket }) {
     socket.write(CONTINUE)
@@ -353,7 +393,8 @@ const misbehaviours: Partial<Record<Extract<Behaviour, string>, (wire: Wire) => 
   many_interim_then_ok: ({ socket }) => socket.write(CONTINUE.repeat(100) + EMPTY_OK),
   too_many_interim: ({ socket }) => socket.write(CONTINUE.repeat(101) + EMPTY_OK),
   not_http: ({ socket }) => socket.write('220 mail.test ESMTP\r\n'),
-  switch_protocols: ({ socket }) => socket.write('HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n'),
+  switch_protocols: ({ socket }) =>
+    socket.write('HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n'),
   bare_101: ({ socket }) => socket.write('HTTP/1.1 101 Switching\r\n\r\n'),
   two_answers: ({ socket }) => socket.write(EMPTY_OK.repeat(2)),
 }
@@ -381,10 +422,12 @@ export interface ScriptedResolver {
 }
 
 /**
- * A resolver whose n-th look-up of a name finds the n-th of its answers, and from then on the last of them; `never` leaves
- * a look-up without an end. A name that is not listed does not exist.
+ * A resolver whose n-th look-up of a name finds the n-th of its answers, and from then on the last
+ * of them; `never` leaves a look-up without an end. A name that is not listed does not exist.
  */
-export function scriptedResolver(answers: Readonly<Record<string, readonly (LookUp | 'never')[]>>): ScriptedResolver {
+export function scriptedResolver(
+  answers: Readonly<Record<string, readonly (LookUp | 'never')[]>>,
+): ScriptedResolver {
   const lookUps: string[] = []
   const resolve = async (hostname: string): Promise<readonly string[]> => {
     const script = answers[hostname] ?? [notFound(hostname)]

@@ -1,6 +1,6 @@
 /**
- * A network between two parts that tests can break: connections to its port go on to another one, until they are cut or
- * slowed down.
+ * A network between two parts that tests can break: connections to its port go on to another one,
+ * until they are cut or slowed down.
  */
 import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
@@ -12,11 +12,14 @@ export interface TcpProxy extends AsyncDisposable {
   readonly port: number
   /** Resets all connections, and new ones as soon as they are made. */
   cut(): void
-  /** Everything arrives so many milliseconds later, in both directions; also on connections that there are. */
+  /**
+   * Everything arrives so many milliseconds later, in both directions; also on connections that
+   * there are.
+   */
   delay(ms: number): void
   /**
-   * Nothing arrives any more, or nothing that the target answers, and nobody is told; new connections are made and hear
-   * nothing. What was sent meanwhile arrives when it heals.
+   * Nothing arrives any more, or nothing that the target answers, and nobody is told; new
+   * connections are made and hear nothing. What was sent meanwhile arrives when it heals.
    */
   hold(what?: 'everything' | 'answers'): void
   /** Neither cut nor slow nor held. Connections that were cut stay so. */
@@ -33,7 +36,10 @@ export async function startTcpProxy(targetPort: number): Promise<TcpProxy> {
   const requests = gate()
   const answers = gate()
 
-  /** Holds each piece back for the delay that was set when it came. A piece never overtakes the one before. */
+  /**
+   * Holds each piece back for the delay that was set when it came. A piece never overtakes the one
+   * before.
+   */
   const line = ({ opened }: Gate) =>
     new Transform({
       async transform(piece: Buffer, _encoding, done) {

@@ -1,6 +1,7 @@
 /**
- * Somebody who watches the live stream of the observation as clients are told to: whenever the connection ends it makes another, to the next
- * observer, and goes on after the last `seq` that it has.
+ * Somebody who watches the live stream of the observation as clients are told to: whenever the
+ * connection ends it makes another, to the next observer, and goes on after the last `seq` that it
+ * has.
  */
 import { get } from 'node:http'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -35,7 +36,13 @@ const RECONNECT_MS = 100
 const ANSWER_TIMEOUT_MS = 5_000
 
 /** Begins to watch, and goes on until it is stopped. */
-export function startWatcher({ transport, urls, since = 0, types, agent }: WatcherOptions): Watcher {
+export function startWatcher({
+  transport,
+  urls,
+  since = 0,
+  types,
+  agent,
+}: WatcherOptions): Watcher {
   const seen: Event[] = []
   const stop = new AbortController()
   let last = since
@@ -88,9 +95,18 @@ interface Connection {
 const PATH = '/observe/events/stream'
 
 /** Resolves when the connection has ended, however that was. */
-async function overWebSocket({ url, query, last, signal, onOpen, onEvent }: Connection): Promise<void> {
+async function overWebSocket({
+  url,
+  query,
+  last,
+  signal,
+  onOpen,
+  onEvent,
+}: Connection): Promise<void> {
   query.set('since', String(last))
-  const socket = new WebSocket(`${url.replace('http', 'ws')}${PATH}?${query}`, { handshakeTimeout: ANSWER_TIMEOUT_MS })
+  const socket = new WebSocket(`${url.replace('http', 'ws')}${PATH}?${query}`, {
+    handshakeTimeout: ANSWER_TIMEOUT_MS,
+  })
   const { promise, resolve } = Promise.withResolvers<void>()
   const end = () => socket.terminate()
   signal.addEventListener('abort', end, { once: true })
@@ -104,7 +120,14 @@ async function overWebSocket({ url, query, last, signal, onOpen, onEvent }: Conn
 }
 
 /** The same; the place is in `Last-Event-ID`, as browsers have it. */
-async function overServerSentEvents({ url, query, last, signal, onOpen, onEvent }: Connection): Promise<void> {
+async function overServerSentEvents({
+  url,
+  query,
+  last,
+  signal,
+  onOpen,
+  onEvent,
+}: Connection): Promise<void> {
   const headers = { Accept: 'text/event-stream', 'Last-Event-ID': String(last) }
   const { promise, resolve } = Promise.withResolvers<void>()
   const request = get(`${url}${PATH}?${query}`, { headers, agent: false, signal }, (response) => {

@@ -1,4 +1,7 @@
-/** Agents for load tests: registration with the pipeline solved, and messages whose numbers show whether one is lost or repeated. */
+/**
+ * Agents for load tests: registration with the pipeline solved, and messages whose numbers show
+ * whether one is lost or repeated.
+ */
 import { check, fail, sleep } from 'k6'
 import { sha256 } from 'k6/crypto'
 import encoding from 'k6/encoding'
@@ -22,9 +25,15 @@ export interface Society {
   readonly agents: readonly Agent[]
 }
 
-/** Answers that say the kernel failed: 5xx, none at all, or a refusal that the script did not provoke. */
+/**
+ * Answers that say the kernel failed: 5xx, none at all, or a refusal that the script did not
+ * provoke.
+ */
 export const failed = new Rate('failed_requests')
-/** Sent and acknowledged, less received: 0 at the end. More is a loss, less is a message that came twice. */
+/**
+ * Sent and acknowledged, less received: 0 at the end. More is a loss, less is a message that came
+ * twice.
+ */
 const outstanding = new Counter('messages_outstanding')
 const sent = new Counter('messages_sent')
 const received = new Counter('messages_received')
@@ -50,22 +59,38 @@ type Body = string | null
 type Response = RefinedResponse<'text'>
 
 /** One request; `name` groups it in the summary. */
-export function ask(token: string, method: string, path: string, name: string, body: object | null = null): Response {
+export function ask(
+  token: string,
+  method: string,
+  path: string,
+  name: string,
+  body: object | null = null,
+): Response {
   // A key that nobody has written yet is an answer too.
   const expected = name === 'read state' ? [404] : []
-  const response = http.request(method, `${BASE_URL}/v1${path}`, (body && JSON.stringify(body)) as Body, {
-    headers: { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' },
-    tags: { name },
-    timeout: '15s',
-    responseType: 'text',
-    // So that k6's own http_req_failed says the same.
-    responseCallback: http.expectedStatuses({ min: 200, max: 299 }, ...expected),
-  })
-  failed.add((response.status < 200 || response.status > 299) && !expected.includes(response.status))
+  const response = http.request(
+    method,
+    `${BASE_URL}/v1${path}`,
+    (body && JSON.stringify(body)) as Body,
+    {
+      headers: { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' },
+      tags: { name },
+      timeout: '15s',
+      responseType: 'text',
+      // So that k6's own http_req_failed says the same.
+      responseCallback: http.expectedStatuses({ min: 200, max: 299 }, ...expected),
+    },
+  )
+  failed.add(
+    (response.status < 200 || response.status > 299) && !expected.includes(response.status),
+  )
   return response
 }
 
-/** So many agents, of the operator whose key is in OPERATOR_KEY or of a new one: an address may register just a few operators an hour. */
+/**
+ * So many agents, of the operator whose key is in OPERATOR_KEY or of a new one: an address may
+ * register just a few operators an hour.
+ */
 export function registerAgents(count: number, webhookUrl?: (index: number) => string): Society {
   const operator = __ENV.OPERATOR_KEY ?? registerOperator()
   const run = `${Date.now().toString(36)}-${Math.floor(Math.random() * 1e9).toString(36)}`
@@ -86,13 +111,20 @@ export function registerAgents(count: number, webhookUrl?: (index: number) => st
       challenges.map((challenge, index) => {
         const { challenge_id, challenge_data } = challenge.json() as unknown as Challenge
         const webhook = webhookUrl && { webhook_url: webhookUrl(agents.length + index) }
-        const body = { verification_response: { challenge_id, response: solve(challenge_data) }, ...webhook }
+        const body = {
+          verification_response: { challenge_id, response: solve(challenge_data) },
+          ...webhook,
+        }
         return ['POST', `${BASE_URL}/v1/agents`, JSON.stringify(body), params] as const
       }),
     )
     for (const answer of answers) {
-      if (answer.status !== 201) fail(`registering an agent was answered ${answer.status}: ${answer.body}`)
-      const { agent_address, agent_token } = answer.json() as { agent_address: string; agent_token: string }
+      if (answer.status !== 201)
+        fail(`registering an agent was answered ${answer.status}: ${answer.body}`)
+      const { agent_address, agent_token } = answer.json() as {
+        agent_address: string
+        agent_token: string
+      }
       agents.push({ address: agent_address, token: agent_token })
     }
   }
@@ -101,8 +133,11 @@ export function registerAgents(count: number, webhookUrl?: (index: number) => st
 
 function registerOperator(): string {
   const body = JSON.stringify({ contact_hash: 'load test', accept_terms: true })
-  const answer = http.post(`${BASE_URL}/v1/operators`, body, { headers: { 'Content-Type': 'application/json' } })
-  if (answer.status !== 201) fail(`registering an operator was answered ${answer.status}: ${answer.body}`)
+  const answer = http.post(`${BASE_URL}/v1/operators`, body, {
+    headers: { 'Content-Type': 'application/json' },
+  })
+  if (answer.status !== 201)
+    fail(`registering an operator was answered ${answer.status}: ${answer.body}`)
   return (answer.json() as { api_key: string }).api_key
 }
 
@@ -160,12 +195,16 @@ let newest = 0
 const seen = new Set<string>()
 
 /**
- * Sends the next number, again until it is acknowledged: an answer of 5xx leaves open whether the message will arrive. So a number may
- * arrive more than once, each time with another id, without anything being wrong.
+ * Sends the next number, again until it is acknowledged: an answer of 5xx leaves open whether the
+ * message will arrive. So a number may arrive more than once, each time with another id, without
+ * anything being wrong.
  */
 export function sendNumbered({ run }: Society, self: Agent, to: Agent): Response {
   for (let attempt = 1; ; attempt++) {
-    const response = ask(self.token, 'POST', '/messages', 'send', { to: to.address, content: `${run} ${number + 1}` })
+    const response = ask(self.token, 'POST', '/messages', 'send', {
+      to: to.address,
+      content: `${run} ${number + 1}`,
+    })
     if (response.status === 202) {
       number++
       sent.add(1)
@@ -186,7 +225,8 @@ interface Message {
 export function receiveNumbered({ run }: Society, self: Agent): Response {
   const response = ask(self.token, 'GET', '/messages?limit=100', 'poll')
   if (response.status !== 200) return response
-  for (const { message_id, content } of (response.json() as unknown as { messages: Message[] }).messages) {
+  for (const { message_id, content } of (response.json() as unknown as { messages: Message[] })
+    .messages) {
     const [ofRun, text] = content.split(' ')
     if (ofRun !== run) continue
     if (seen.has(message_id)) repeated.add(1)
@@ -209,7 +249,10 @@ export function settle(count: number): void {
   outstanding.add(-count)
 }
 
-/** At the end: takes what is still queued. What its agent never took is missing a number, or is one too many. */
+/**
+ * At the end: takes what is still queued. What its agent never took is missing a number, or is one
+ * too many.
+ */
 export function drain({ run, agents }: Society): void {
   for (const { token } of agents) {
     const ids = new Set<string>()
@@ -220,7 +263,8 @@ export function drain({ run, agents }: Society): void {
         sleep(Number(response.headers['Retry-After'] ?? 1))
         continue
       }
-      if (response.status !== 200) fail(`draining a queue was answered ${response.status}: ${response.body}`)
+      if (response.status !== 200)
+        fail(`draining a queue was answered ${response.status}: ${response.body}`)
       const page = response.json() as unknown as { messages: Message[]; remaining: number }
       for (const { message_id, content } of page.messages) {
         const [ofRun, text] = content.split(' ')
@@ -240,7 +284,10 @@ export function drain({ run, agents }: Society): void {
   }
 }
 
-/** What a living agent does in one turn. Stays within the default rate limits at one turn in three seconds or more. */
+/**
+ * What a living agent does in one turn. Stays within the default rate limits at one turn in three
+ * seconds or more.
+ */
 export function live(society: Society): void {
   const { self, next } = me(society)
   const turn = exec.vu.iterationInScenario
@@ -258,9 +305,13 @@ export function live(society: Society): void {
       written: ({ status }) => status === 200,
     })
     // Its own write is what it reads next, on whichever node. The key is this agent's alone.
-    const { value: back } = ask(self.token, 'GET', `/state/${key}`, 'read state').json() as { value?: string }
+    const { value: back } = ask(self.token, 'GET', `/state/${key}`, 'read state').json() as {
+      value?: string
+    }
     check(back, { 'read what it wrote': (text) => text === value })
   }
   if (turn % 10 === 5)
-    check(ask(self.token, 'GET', '/registry?limit=50', 'registry'), { listed: ({ status }) => status === 200 })
+    check(ask(self.token, 'GET', '/registry?limit=50', 'registry'), {
+      listed: ({ status }) => status === 200,
+    })
 }

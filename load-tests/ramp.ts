@@ -1,6 +1,7 @@
 /**
- * Finds the knee: in ten steps of STEP (30s) up to AGENTS agents (300), a turn every PACE seconds (3). Ends early when a tenth of the writes takes
- * more than a second. Prints what each step saw; the knee is where requests a second stop growing and p99 goes up.
+ * Finds the knee: in ten steps of STEP (30s) up to AGENTS agents (300), a turn every PACE seconds
+ * (3). Ends early when a tenth of the writes takes more than a second. Prints what each step saw;
+ * the knee is where requests a second stop growing and p99 goes up.
  */
 import { sleep } from 'k6'
 import exec from 'k6/execution'
@@ -28,7 +29,9 @@ export const options = {
   },
   thresholds: {
     ...ALWAYS,
-    'http_req_duration{name:write state}': [{ threshold: 'p(90)<1000', abortOnFail: true, delayAbortEval: '30s' }],
+    'http_req_duration{name:write state}': [
+      { threshold: 'p(90)<1000', abortOnFail: true, delayAbortEval: '30s' },
+    ],
     // A threshold that always holds makes the summary show a step by itself.
     ...Object.fromEntries(STEPS.map((step) => [`http_req_duration{step:${step}}`, ['max>=0']])),
   },
@@ -47,7 +50,10 @@ export default function ramp(society: Society) {
 export const teardown = drain
 
 interface Summary {
-  metrics: Record<string, { values: Record<string, number>; thresholds?: Record<string, { ok: boolean }> }>
+  metrics: Record<
+    string,
+    { values: Record<string, number>; thresholds?: Record<string, { ok: boolean }> }
+  >
 }
 
 export function handleSummary({ metrics }: Summary) {

@@ -1,4 +1,7 @@
-/** A tenth of the agents, then for a minute all AGENTS (200) at once, then a tenth again: nothing may be lost, and it must recover. */
+/**
+ * A tenth of the agents, then for a minute all AGENTS (200) at once, then a tenth again: nothing
+ * may be lost, and it must recover.
+ */
 import { sleep } from 'k6'
 import { ALWAYS, drain, live, registerAgents, SHOWN, type Society } from './agents.ts'
 

@@ -1,6 +1,7 @@
 /**
- * Pushes: AGENTS agents (20) with a webhook at RECEIVER (https://127.0.0.1:8443, see receiver.ts), each sending to the next one every 2 s for DURATION
- * (1m). In the end the receiver must have had every number once, which it is asked at REPORT (RECEIVER, unless k6 knows it by another name).
+ * Pushes: AGENTS agents (20) with a webhook at RECEIVER (https://127.0.0.1:8443, see receiver.ts),
+ * each sending to the next one every 2 s for DURATION (1m). In the end the receiver must have had
+ * every number once, which it is asked at REPORT (RECEIVER, unless k6 knows it by another name).
  */
 import { check, sleep } from 'k6'
 import http from 'k6/http'
@@ -22,7 +23,9 @@ export const options = {
   summaryTrendStats: SHOWN,
   // The receiver's certificate is of a private authority.
   insecureSkipTLSVerify: true,
-  scenarios: { webhooks: { executor: 'constant-vus', vus: AGENTS, duration: __ENV.DURATION ?? '1m' } },
+  scenarios: {
+    webhooks: { executor: 'constant-vus', vus: AGENTS, duration: __ENV.DURATION ?? '1m' },
+  },
   thresholds: { ...ALWAYS, webhooks_missing: ['count==0'], webhooks_repeated: ['count==0'] },
 }
 
@@ -44,7 +47,8 @@ export default function webhooks(society: WebhookSociety) {
 /** Waits until nothing more arrives, then counts. */
 export function teardown({ hooks }: WebhookSociety) {
   const began = Date.now()
-  const report = () => http.get(`${REPORT}/${hooks}`).json() as { received: number; repeated: number; missing: number }
+  const report = () =>
+    http.get(`${REPORT}/${hooks}`).json() as { received: number; repeated: number; missing: number }
   let last = report()
   let changed = Date.now()
   while (Date.now() - changed < 5_000 && Date.now() - began < WAIT_S * 1_000) {

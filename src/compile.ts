@@ -1,6 +1,7 @@
 /**
- * Loads all that the commands load, and ends. With `NODE_COMPILE_CACHE` set Node keeps what it made of it, so that later starts take a fraction
- * of the time and of the memory: they need not strip types.
+ * Loads all that the commands load, and ends. With `NODE_COMPILE_CACHE` set Node keeps what it made
+ * of it, so that later starts take a fraction of the time and of the memory: they need not strip
+ * types.
  */
 await Promise.all([
   import('./config.ts'),

@@ -1,11 +1,15 @@
 /**
- * Every setting of the program: its name, its default, its unit. The only reader of the environment.
- * A wrong setting stops the program at start with its name, its value and what would be right.
+ * Every setting of the program: its name, its default, its unit. The only reader of the
+ * environment. A wrong setting stops the program at start with its name, its value and what would
+ * be right.
  */
 import { z } from 'zod'
 import { editDistance } from './platform/edit-distance.ts'
 
-/** A setting (or a combination of them) that cannot be used; the message says which and what would be right. */
+/**
+ * A setting (or a combination of them) that cannot be used; the message says which and what would
+ * be right.
+ */
 export class ConfigError extends Error {
   override name = 'ConfigError'
 }
@@ -31,7 +35,10 @@ function toMilliseconds(text: string): number | undefined {
   return match ? Number(match[1]) * MILLISECONDS[match[2] as keyof typeof MILLISECONDS] : undefined
 }
 
-/** What one request of the greatest size needs: a value of 1 MiB, or a page of keys (src/api/body.ts, answer-size.ts). */
+/**
+ * What one request of the greatest size needs: a value of 1 MiB, or a page of keys
+ * (src/api/body.ts, answer-size.ts).
+ */
 const LARGEST_HOLD_BYTES = 27 * 1_048_576
 
 function integer(fallback: number, minimum: number, maximum: number) {
@@ -82,23 +89,32 @@ const settings = z.object({
   HOST: z.string().min(1).default('0.0.0.0'),
   /** Metrics, livez, readyz, the event log for operators. Not for the public. */
   INTERNAL_PORT: port(9090),
-  /** Address of the internal port: by default HOST in a cluster, whose nodes are probed from outside, and 127.0.0.1 for `serve`. */
+  /**
+   * Address of the internal port: by default HOST in a cluster, whose nodes are probed from
+   * outside, and 127.0.0.1 for `serve`.
+   */
   INTERNAL_HOST: z.string().min(1).optional(),
   /** Where anybody may watch. */
   OBSERVE_PORT: port(8090),
   /** Live streams that one process of the observation service serves at once. */
   OBSERVE_MAX_STREAMS: integer(100, 0, 5_000),
-  /** Where the observation service reads: a replica of DATABASE_URL, which it writes its own tables to. */
+  /**
+   * Where the observation service reads: a replica of DATABASE_URL, which it writes its own tables
+   * to.
+   */
   OBSERVE_DATABASE_URL: url('postgres:', 'postgresql:'),
   /**
-   * How long a connection is kept for its next request. Longer than a load balancer in front keeps it (those of clouds: up to 600 s), so that
-   * it is never the server that closes one being reused.
+   * How long a connection is kept for its next request. Longer than a load balancer in front keeps
+   * it (those of clouds: up to 600 s), so that it is never the server that closes one being reused.
    */
   HTTP_KEEP_ALIVE_TIMEOUT: duration('650s', '1s', '1h'),
   /** Embedded storage only. */
   DATA_DIR: z.string().min(1).default('./data'),
   DATABASE_URL: url('postgres:', 'postgresql:'),
-  /** `session` uses prepared statements; `transaction` suits a pooler that hands out connections per transaction. */
+  /**
+   * `session` uses prepared statements; `transaction` suits a pooler that hands out connections per
+   * transaction.
+   */
   DATABASE_POOL_MODE: choice(['session', 'transaction'], 'session'),
   /** Connections to Postgres that one process opens at most. */
   DATABASE_MAX_CONNECTIONS: integer(10, 1, 1_000),
@@ -106,7 +122,10 @@ const settings = z.object({
   /** `cluster` speaks Redis Cluster, with REDIS_URL as the first node to ask. */
   REDIS_MODE: choice(['single', 'cluster'], 'single'),
   /** Comma-separated servers of one NATS cluster. */
-  NATS_URL: list(z.string().regex(/^(nats|tls):\/\/\S+$/), 'comma-separated URLs beginning with nats:// or tls://'),
+  NATS_URL: list(
+    z.string().regex(/^(nats|tls):\/\/\S+$/),
+    'comma-separated URLs beginning with nats:// or tls://',
+  ),
   /** The same servers, as the user who may delete from the log. For `remove --erase` alone. */
   NATS_ADMIN_URL: list(
     z.string().regex(/^(nats|tls):\/\/\S+$/),
@@ -124,7 +143,10 @@ const settings = z.object({
   RATE_LIMIT_WEBHOOK_PER_MIN: perMinute(60),
   /** Of one client address, at the observation service. */
   RATE_LIMIT_OBSERVE_PER_MIN: perMinute(300),
-  /** Leading bits of an IPv6 address that make one client: providers give each customer a /64 at least. */
+  /**
+   * Leading bits of an IPv6 address that make one client: providers give each customer a /64 at
+   * least.
+   */
   RATE_LIMIT_IPV6_PREFIX: integer(64, 1, 128),
   /** Sum of the bytes of all keys and values. */
   STATE_CAPACITY_BYTES: integer(1_073_741_824, 1, Number.MAX_SAFE_INTEGER),
@@ -135,9 +157,15 @@ const settings = z.object({
   MESSAGE_MAX_QUEUE_PER_AGENT: integer(10_000, 1, 1_000_000),
   /** The terms that an operator accepts with `accept_terms`. */
   TERMS_URL: url('https:', 'http:'),
-  /** Bytes that bodies under way, with what is made of them, may hold in a process; one agent may hold half of it. */
+  /**
+   * Bytes that bodies under way, with what is made of them, may hold in a process; one agent may
+   * hold half of it.
+   */
   REQUESTS_MAX_BYTES: integer(58_720_256, 2 * LARGEST_HOLD_BYTES, Number.MAX_SAFE_INTEGER),
-  /** Bytes that answers may hold in a process until clients have read them; one agent may hold half of it. */
+  /**
+   * Bytes that answers may hold in a process until clients have read them; one agent may hold half
+   * of it.
+   */
   ANSWERS_MAX_BYTES: integer(67_108_864, 2 * LARGEST_HOLD_BYTES, Number.MAX_SAFE_INTEGER),
   VERIFICATION_GATE: choice(['pipeline', 'stub'], 'pipeline'),
   VERIFICATION_TTL: duration('5m', '1s', '1h'),
@@ -155,11 +183,14 @@ const settings = z.object({
   WEBHOOK_CIRCUIT_DURATION: duration('5m', '10ms', '24h'),
   /** Deliveries in flight in one worker. */
   WEBHOOK_CONCURRENCY: integer(100, 1, 10_000),
-  /** Ranges that webhooks may reach although they are not public. For tests and private deployments. */
+  /**
+   * Ranges that webhooks may reach although they are not public. For tests and private deployments.
+   */
   WEBHOOK_ALLOW_CIDRS: list(cidr, 'comma-separated CIDR ranges, such as 10.0.0.0/8'),
   /**
-   * Encrypts the webhook secrets in the database; the same for all processes. Of several the first encrypts, and all decrypt: to change it,
-   * see docs/deploying.md. Without one they share a key kept in that database.
+   * Encrypts the webhook secrets in the database; the same for all processes. Of several the first
+   * encrypts, and all decrypt: to change it, see docs/deploying.md. Without one they share a key
+   * kept in that database.
    */
   WEBHOOK_SECRET_KEY: list(
     z.string().regex(/^[0-9a-f]{64}$/i),
@@ -167,7 +198,10 @@ const settings = z.object({
   ).transform((keys) => keys.map((key) => Buffer.from(key, 'hex'))),
   /** PEM file of an additional certificate authority for webhooks. */
   WEBHOOK_CA_FILE: z.string().min(1).optional(),
-  /** How long `api`, `worker` and `migrate` wait at their start for servers, and for the schema: a first start of everything. */
+  /**
+   * How long `api`, `worker` and `migrate` wait at their start for servers, and for the schema: a
+   * first start of everything.
+   */
   STARTUP_TIMEOUT: duration('2m', '1ms', '1h'),
   /** How long a stopping process waits for what is in flight. */
   SHUTDOWN_TIMEOUT: duration('25s', '100ms', '10m'),
@@ -190,15 +224,17 @@ export type Config = Readonly<Settings> & {
 }
 
 /**
- * Reads the settings from an environment. Throws `ConfigError` that names every wrong setting. An empty value
- * counts as unset, as container tools pass unset variables on as empty ones. With `partOfCluster` a command that needs just one of the
- * servers may be given just that.
+ * Reads the settings from an environment. Throws `ConfigError` that names every wrong setting. An
+ * empty value counts as unset, as container tools pass unset variables on as empty ones. With
+ * `partOfCluster` a command that needs just one of the servers may be given just that.
  */
 export function loadConfig(
   environment: Readonly<Record<string, string | undefined>>,
   { partOfCluster = false }: { partOfCluster?: boolean } = {},
 ): Config {
-  const present = Object.fromEntries(Object.entries(environment).filter(([, value]) => value !== ''))
+  const present = Object.fromEntries(
+    Object.entries(environment).filter(([, value]) => value !== ''),
+  )
   const result = settings.safeParse(present)
   if (!result.success) {
     const lines = result.error.issues.map((issue) => {
@@ -209,15 +245,27 @@ export function loadConfig(
   }
   const config = result.data
   if (config.AUTH_VERIFIER === 'hmac' && config.AUTH_HMAC_KEY === undefined) {
-    throw new ConfigError('AUTH_HMAC_KEY is missing: AUTH_VERIFIER=hmac needs a secret of at least 32 characters')
+    throw new ConfigError(
+      'AUTH_HMAC_KEY is missing: AUTH_VERIFIER=hmac needs a secret of at least 32 characters',
+    )
   }
   const cluster = partOfCluster ? undefined : clusterServers(config)
   const isInCluster = config.DATABASE_URL !== undefined || config.NATS_URL.length > 0
-  return { ...config, cluster, internalHost: config.INTERNAL_HOST ?? (isInCluster ? config.HOST : '127.0.0.1') }
+  return {
+    ...config,
+    cluster,
+    internalHost: config.INTERNAL_HOST ?? (isInCluster ? config.HOST : '127.0.0.1'),
+  }
 }
 
-/** For a command that listens on more than one of them. Throws `ConfigError` where two ports are the same. */
-export function checkPorts(config: Config, names: readonly PortName[] = ['PORT', 'INTERNAL_PORT']): void {
+/**
+ * For a command that listens on more than one of them. Throws `ConfigError` where two ports are the
+ * same.
+ */
+export function checkPorts(
+  config: Config,
+  names: readonly PortName[] = ['PORT', 'INTERNAL_PORT'],
+): void {
   const areAll = (host: string) => host === '0.0.0.0' || host === '::'
   const hostOf = (name: PortName) => (name === 'INTERNAL_PORT' ? config.internalHost : config.HOST)
   for (const [index, one] of names.entries()) {
@@ -225,7 +273,9 @@ export function checkPorts(config: Config, names: readonly PortName[] = ['PORT',
       const [oneHost, otherHost] = [hostOf(one), hostOf(other)]
       const overlap = oneHost === otherHost || areAll(oneHost) || areAll(otherHost)
       if (config[one] !== config[other] || config[one] === 0 || !overlap) continue
-      throw new ConfigError(`${one} and ${other} are both ${config[one]}: ${PURPOSES[other]}, give it another`)
+      throw new ConfigError(
+        `${one} and ${other} are both ${config[one]}: ${PURPOSES[other]}, give it another`,
+      )
     }
   }
 }
@@ -238,10 +288,20 @@ const PURPOSES: Record<PortName, string> = {
 }
 
 /** Whose prefix means that a setting of ours was meant, whatever follows. */
-const OUR_PREFIXES = ['RATE_LIMIT_', 'OBSERVE_', 'WEBHOOK_', 'STATE_', 'MESSAGE_', 'DATABASE_', 'REDIS_', 'NATS_']
+const OUR_PREFIXES = [
+  'RATE_LIMIT_',
+  'OBSERVE_',
+  'WEBHOOK_',
+  'STATE_',
+  'MESSAGE_',
+  'DATABASE_',
+  'REDIS_',
+  'NATS_',
+]
 /**
- * … unless it is another program's: passwords and addresses that the configuration of the servers is made with (docker-compose.yml,
- * deploy/), programs of the tests, what Kubernetes says of services and systemd of directories.
+ * … unless it is another program's: passwords and addresses that the configuration of the servers
+ * is made with (docker-compose.yml, deploy/), programs of the tests, what Kubernetes says of
+ * services and systemd of directories.
  */
 const OF_OTHERS =
   /_(PASSWORD|BIN|PORT|DIR)$|_(SERVICE|SERVER|PORT)_|^NATS_(HOST|ROUTES|MAX_FILE_STORE|USER)$|^OBSERVE_REPLICAS$|^DATABASE_URL_OF_THE_OWNER$|^STATE_DIRECTORY$/
@@ -249,8 +309,9 @@ const OF_OTHERS =
 const LETTERS_A_TYPO = 5
 
 /**
- * The names in an environment that look like settings and are none, with the setting that each is nearest to. Most variables of an environment
- * are other programs': only what shares a prefix with settings, or is a typing error away from one, is taken for ours.
+ * The names in an environment that look like settings and are none, with the setting that each is
+ * nearest to. Most variables of an environment are other programs': only what shares a prefix with
+ * settings, or is a typing error away from one, is taken for ours.
  */
 export function unknownSettings(
   environment: Readonly<Record<string, string | undefined>>,

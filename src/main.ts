@@ -96,7 +96,8 @@ Exits 1 if one failed. A wrong name gives the right ones. On embedded storage (D
 
 The token is refused from now on, on every node; while Redis is out, within SESSION_TTL (30s).
 On embedded storage (DATA_DIR) within a second, whether or not a kernel runs.`,
-    run: async (config, [identity]) => (await import('./commands/revoke.ts')).revoke(config, identity),
+    run: async (config, [identity]) =>
+      (await import('./commands/revoke.ts')).revoke(config, identity),
   },
   remove: {
     summary: 'remove content that is illegal to host',
@@ -155,7 +156,13 @@ ${Object.entries(COMMANDS)
 Settings are environment variables; docs/settings.md lists them.`
 
 /** Errors whose message is all that the person who started the program needs. */
-const EXPECTED = new Set(['ConfigError', 'DirectoryInUse', 'CannotListen', 'UsageError', 'StartupError'])
+const EXPECTED = new Set([
+  'ConfigError',
+  'DirectoryInUse',
+  'CannotListen',
+  'UsageError',
+  'StartupError',
+])
 
 async function main(args: string[]): Promise<void> {
   const [name, ...rest] = args
@@ -173,8 +180,12 @@ async function main(args: string[]): Promise<void> {
     args: rest,
     options: {
       help: { type: 'boolean', short: 'h' },
-      ...Object.fromEntries((command.flags ?? []).map((flag) => [flag, { type: 'boolean' as const }])),
-      ...Object.fromEntries((command.options ?? []).map((option) => [option, { type: 'string' as const }])),
+      ...Object.fromEntries(
+        (command.flags ?? []).map((flag) => [flag, { type: 'boolean' as const }]),
+      ),
+      ...Object.fromEntries(
+        (command.options ?? []).map((option) => [option, { type: 'string' as const }]),
+      ),
     },
     allowPositionals: true,
   })

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Run before everything else of docker-compose.yml. Refuses passwords that would not work in URLs and in the configuration of
-# NATS, the published ones of .env.example unless only this machine can reach the cluster, and what would end in containers
-# that start again and again.
+# Run before everything else of docker-compose.yml. Refuses passwords that would not work in URLs
+# and in the configuration of NATS, the published ones of .env.example unless only this machine can
+# reach the cluster, and what would end in containers that start again and again.
 set -eu
 
 failed=

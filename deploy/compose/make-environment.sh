@@ -1,5 +1,6 @@
 #!/bin/sh
-# Writes the settings of docker-compose.yml with new random passwords to a new file that only its owner can read:
+# Writes the settings of docker-compose.yml with new random passwords to a new file that only its
+# owner can read:
 #   sh deploy/compose/make-environment.sh [file, by default .env]
 # Refuses to overwrite one, as the servers keep the passwords that they began with.
 set -eu

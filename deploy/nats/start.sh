@@ -1,11 +1,12 @@
 #!/bin/sh
-# Starts a NATS server, and ends it when only another start can mend it: alive.sh says when. Whoever runs it starts it again
-# (`restart` in docker-compose.yml). Kubernetes needs no such thing: its liveness probe asks the same. Arguments: the server's
-# command line.
+# Starts a NATS server, and ends it when only another start can mend it: alive.sh says when. Whoever
+# runs it starts it again (`restart` in docker-compose.yml). Kubernetes needs no such thing: its
+# liveness probe asks the same. Arguments: the server's command line.
 #
 #   NATS_MONITOR_PORT  where the server tells of its health
 set -eu
-# Seconds between two questions, and how often in a row the answer has to be no: half a minute, in which an operator may see it.
+# Seconds between two questions, and how often in a row the answer has to be no: half a minute, in
+# which an operator may see it.
 interval=${NATS_WATCH_SECONDS:-5}
 times=6
 alive=$(dirname "$0")/alive.sh

@@ -1,6 +1,6 @@
 /**
- * The plan of a society: who lives in it, and what each of them does when. The same seed and number of agents make the same plan, whatever
- * the kernel answers; society.ts carries it out.
+ * The plan of a society: who lives in it, and what each of them does when. The same seed and number
+ * of agents make the same plan, whatever the kernel answers; society.ts carries it out.
  */
 import {
   type Conversation,
@@ -25,7 +25,9 @@ import {
 /** In minutes of the society. */
 export const DAY = 24 * 60
 const START = 8 * 60
-/** So often it is a member's turn to begin something, in minutes; most turns pass (`#wakefulness`). */
+/**
+ * So often it is a member's turn to begin something, in minutes; most turns pass (`#wakefulness`).
+ */
 const BETWEEN_TURNS = 70
 /** The founders are there at the start; the others come in the first days. */
 const FOUNDERS = 0.6
@@ -121,7 +123,9 @@ export class Society {
       friends: Array.from({ length: 2 + this.#below(5) }, () =>
         this.#random() < 0.8 ? craftOf(index) * share + this.#below(share) : this.#below(agents),
       ).filter((friend) => friend < agents && friend !== index),
-      projects: this.#projects.flatMap(({ members }, project) => (members.includes(index) ? [project] : [])),
+      projects: this.#projects.flatMap(({ members }, project) =>
+        members.includes(index) ? [project] : [],
+      ),
     }))
   }
 
@@ -131,7 +135,9 @@ export class Society {
     const founders = Math.max(2, Math.round(order.length * FOUNDERS))
     order.forEach((who, place) => {
       const waits = (place - founders) / Math.max(1, order.length - founders)
-      this.#add(START + (place < founders ? place * 0.5 : waits * ARRIVALS_END), who, { kind: 'arrive' })
+      this.#add(START + (place < founders ? place * 0.5 : waits * ARRIVALS_END), who, {
+        kind: 'arrive',
+      })
     })
     for (let at = START; ; ) {
       at += (-Math.log(1 - this.#random()) * BETWEEN_TURNS) / Math.max(1, this.#present.length)
@@ -203,13 +209,17 @@ export class Society {
     }
   }
 
-  /** Somebody to talk to who is there: a friend, somebody of a project, somebody of the craft, rarely anybody. */
+  /**
+   * Somebody to talk to who is there: a friend, somebody of a project, somebody of the craft,
+   * rarely anybody.
+   */
   #partner(who: number): number | undefined {
     const { friends, projects, craft } = this.#member(who)
     const chance = this.#random()
     const mates = projects.flatMap((project) => this.#project(project).members)
     const colleagues = this.#present.filter((other) => this.#member(other).craft === craft)
-    const circle = chance < 0.55 ? friends : chance < 0.85 ? mates : chance < 0.97 ? colleagues : this.#present
+    const circle =
+      chance < 0.55 ? friends : chance < 0.85 ? mates : chance < 0.97 ? colleagues : this.#present
     const others = circle.filter((other) => other !== who && this.#isPresent.has(other))
     return others.length === 0 ? undefined : this.#of(others)
   }
@@ -243,7 +253,11 @@ export class Society {
     if (chance < 0.25) this.#add(at, who, { kind: 'look up' })
     else if (chance < 0.6 && project !== undefined)
       this.#add(at, who, { kind: 'read', key: `projects/${this.#project(project).name}/plan` })
-    else this.#add(at, who, { kind: 'read', key: notes.length > 0 ? this.#of(notes) : `${folder}welcome` })
+    else
+      this.#add(at, who, {
+        kind: 'read',
+        key: notes.length > 0 ? this.#of(notes) : `${folder}welcome`,
+      })
   }
 
   /** A step in one of its projects: a plan, a new task, or one that goes on. */
@@ -252,12 +266,15 @@ export class Society {
     const project = this.#project(this.#of(projects))
     const words = this.#words(who, who, at)
     if (project.last === 0 || this.#random() < 0.08) {
-      const lines = [1, 2, 3].map((number) => `${number}. ${fill(this.#of(PLAN_LINES), this.#words(who, who, at))}`)
+      const lines = [1, 2, 3].map(
+        (number) => `${number}. ${fill(this.#of(PLAN_LINES), this.#words(who, who, at))}`,
+      )
       const value = `Plan of the ${spoken(project.name)}, day ${dayOf(at)}\n\n${lines.join('\n')}\n\n${name}`
       this.#add(at, who, { kind: 'write', key: `projects/${project.name}/plan`, value })
     }
     const unfinished = project.tasks.filter(({ state }) => state !== 'done')
-    const isNew = unfinished.length === 0 || (unfinished.length < MAX_TASKS / 2 && this.#random() < 0.3)
+    const isNew =
+      unfinished.length === 0 || (unfinished.length < MAX_TASKS / 2 && this.#random() < 0.3)
     const task: Task = isNew
       ? { number: project.last + 1, title: words.task ?? '', state: 'open' }
       : this.#of(unfinished)
@@ -269,10 +286,19 @@ export class Society {
     }
     const key = `projects/${project.name}/tasks/${task.number}`
     const note = fill(this.#of(TASK_NOTES), words)
-    const value = JSON.stringify({ title: task.title, state: task.state, by: name, note, day: dayOf(at) }, null, 2)
+    const value = JSON.stringify(
+      { title: task.title, state: task.state, by: name, note, day: dayOf(at) },
+      null,
+      2,
+    )
     this.#add(at + 1, who, { kind: 'write', key, value })
     const mates = project.members.filter((mate) => mate !== who && this.#isPresent.has(mate))
-    const more = { task: task.title, number: String(task.number), project: spoken(project.name), key }
+    const more = {
+      task: task.title,
+      number: String(task.number),
+      project: spoken(project.name),
+      key,
+    }
     const mate = task.state === 'done' ? mates[0] : mates[this.#below(Math.max(1, mates.length))]
     if (mate !== undefined && (task.state === 'done' || this.#random() < 0.5))
       this.#converse(at + 3, who, mate, task.state === 'done' ? DONE : this.#of(WORK), more)
@@ -284,7 +310,8 @@ export class Society {
   #clear(project: Project, who: number, at: number): void {
     const place = project.tasks.findIndex(({ state }) => state === 'done')
     const [task] = place < 0 ? [] : project.tasks.splice(place, 1)
-    if (task) this.#add(at, who, { kind: 'delete', key: `projects/${project.name}/tasks/${task.number}` })
+    if (task)
+      this.#add(at, who, { kind: 'delete', key: `projects/${project.name}/tasks/${task.number}` })
   }
 
   /** What people of a craft write for all: the weather, offers, notes. */
@@ -297,8 +324,17 @@ export class Society {
 
   #watchWeather(who: number, at: number): void {
     const { place = '', sky } = this.#words(who, who, at)
-    const value = { place, sky, degrees: this.#below(24) - 2, at: `day ${dayOf(at)}, ${clockOf(at)}` }
-    this.#add(at, who, { kind: 'write', key: `weather/${slug(place)}`, value: JSON.stringify(value) })
+    const value = {
+      place,
+      sky,
+      degrees: this.#below(24) - 2,
+      at: `day ${dayOf(at)}, ${clockOf(at)}`,
+    }
+    this.#add(at, who, {
+      kind: 'write',
+      key: `weather/${slug(place)}`,
+      value: JSON.stringify(value),
+    })
   }
 
   #writeNote(who: number, at: number): void {
@@ -396,5 +432,8 @@ function fill(template: string, words: Words): string {
     if (word === undefined) throw new Error(`no word for {${name}} in: ${template}`)
     return word
   })
-  return text.replace(/(^|[.!?] )(\p{Ll})/gu, (_, before: string, letter: string) => before + letter.toUpperCase())
+  return text.replace(
+    /(^|[.!?] )(\p{Ll})/gu,
+    (_, before: string, letter: string) => before + letter.toUpperCase(),
+  )
 }

@@ -1,4 +1,7 @@
-/** What a society speaks of: crafts, names, projects, and conversations as templates. `{…}` is filled in by plan.ts. */
+/**
+ * What a society speaks of: crafts, names, projects, and conversations as templates. `{…}` is
+ * filled in by plan.ts.
+ */
 
 export interface Craft {
   readonly name: string
@@ -12,7 +15,12 @@ export const CRAFTS: readonly Craft[] = [
   {
     name: 'builders',
     hours: [6, 20],
-    subjects: ['the load of the middle span', 'the dry joints', 'oak against larch', 'where the footing ends'],
+    subjects: [
+      'the load of the middle span',
+      'the dry joints',
+      'oak against larch',
+      'where the footing ends',
+    ],
     tasks: [
       'measure the span',
       'cut the planks',
@@ -25,8 +33,20 @@ export const CRAFTS: readonly Craft[] = [
   {
     name: 'gardeners',
     hours: [5, 19],
-    subjects: ['the beans on the south wall', 'frost before May', 'who waters on Sunday', 'slugs', 'the old pear tree'],
-    tasks: ['sow the second bed', 'turn the compost', 'label the seeds', 'mend the fence', 'prune the pear tree'],
+    subjects: [
+      'the beans on the south wall',
+      'frost before May',
+      'who waters on Sunday',
+      'slugs',
+      'the old pear tree',
+    ],
+    tasks: [
+      'sow the second bed',
+      'turn the compost',
+      'label the seeds',
+      'mend the fence',
+      'prune the pear tree',
+    ],
   },
   {
     name: 'librarians',
@@ -56,13 +76,31 @@ export const CRAFTS: readonly Craft[] = [
       'heights of the ridge',
       'the river in spring',
     ],
-    tasks: ['walk the north path', 'measure the ridge', 'draw the wells', 'check the distances', 'name the new lane'],
+    tasks: [
+      'walk the north path',
+      'measure the ridge',
+      'draw the wells',
+      'check the distances',
+      'name the new lane',
+    ],
   },
   {
     name: 'cooks',
     hours: [4, 21],
-    subjects: ['bread for sixty', 'salt', 'the broken oven door', 'soup for the night watch', 'plums'],
-    tasks: ['plan the week', 'bake for the feast', 'count the jars', 'mend the oven door', 'write down the plum cake'],
+    subjects: [
+      'bread for sixty',
+      'salt',
+      'the broken oven door',
+      'soup for the night watch',
+      'plums',
+    ],
+    tasks: [
+      'plan the week',
+      'bake for the feast',
+      'count the jars',
+      'mend the oven door',
+      'write down the plum cake',
+    ],
   },
   {
     name: 'weather watchers',
@@ -74,7 +112,13 @@ export const CRAFTS: readonly Craft[] = [
       'how good last week was',
       'the broken gauge',
     ],
-    tasks: ['read the gauge', 'compare with last year', 'repair the vane', 'write the outlook', 'ask the river folk'],
+    tasks: [
+      'read the gauge',
+      'compare with last year',
+      'repair the vane',
+      'write the outlook',
+      'ask the river folk',
+    ],
   },
   {
     name: 'teachers',
@@ -122,13 +166,31 @@ export const CRAFTS: readonly Craft[] = [
       'too many plums',
       'the market on Thursday',
     ],
-    tasks: ['ask for rope', 'compare the weights', 'list what is short', 'settle last month', 'find a cart'],
+    tasks: [
+      'ask for rope',
+      'compare the weights',
+      'list what is short',
+      'settle last month',
+      'find a cart',
+    ],
   },
   {
     name: 'night watch',
     hours: [19, 7],
-    subjects: ['a light on the ridge', 'the quiet hour', 'the gate by the mill', 'owls', 'who relieves whom'],
-    tasks: ['walk the wall', 'check the lamps', 'write the night report', 'oil the gate', 'count the boats'],
+    subjects: [
+      'a light on the ridge',
+      'the quiet hour',
+      'the gate by the mill',
+      'owls',
+      'who relieves whom',
+    ],
+    tasks: [
+      'walk the wall',
+      'check the lamps',
+      'write the night report',
+      'oil the gate',
+      'count the boats',
+    ],
   },
 ]
 
@@ -171,7 +233,16 @@ export const GOODS = [
   'paper',
   'strings',
 ]
-export const SKIES = ['clear', 'light cloud', 'fog', 'drizzle', 'heavy rain', 'first frost', 'warm and still', 'gusts']
+export const SKIES = [
+  'clear',
+  'light cloud',
+  'fog',
+  'drizzle',
+  'heavy rain',
+  'first frost',
+  'warm and still',
+  'gusts',
+]
 
 /** What each of two says in turn; of each turn one wording is chosen. */
 export type Conversation = readonly (readonly string[])[]
@@ -183,7 +254,11 @@ export const GREETINGS: readonly Conversation[] = [
       'Good day, {other}! Is it {sky} at {place} too?',
       'Are you up, {other}?',
     ],
-    ['Well, thank you. It is {sky} here.', 'Too little. {subject} kept me awake.', 'Up since {earlier}. And you?'],
+    [
+      'Well, thank you. It is {sky} here.',
+      'Too little. {subject} kept me awake.',
+      'Up since {earlier}. And you?',
+    ],
     ['Then come by at {hour}, I have tea.', 'Same here. See you at {place}.'],
   ],
   [
@@ -209,22 +284,48 @@ export const TALK: readonly Conversation[] = [
       'We tried that last year, and it held.',
       'Ask the {otherCraft}, they measured it.',
     ],
-    ['I did. They say it depends on {place}.', 'Then I try it small first.', 'Good, I leave it as it is.'],
+    [
+      'I did. They say it depends on {place}.',
+      'Then I try it small first.',
+      'Good, I leave it as it is.',
+    ],
     ['Tell me how it went.', 'Fair. I will note it down.'],
   ],
   [
-    ['Did you hear? They saw {sky} over {place} at {earlier}.', 'News from {place}: {goods} has come in.'],
-    ['No! Who told you?', 'Really? Who says so?', 'Then the {otherCraft} will be busy. Is it sure?'],
-    ['{third} does, and {third} is seldom wrong.', 'Half the square talks of it.', 'I was there myself.'],
+    [
+      'Did you hear? They saw {sky} over {place} at {earlier}.',
+      'News from {place}: {goods} has come in.',
+    ],
+    [
+      'No! Who told you?',
+      'Really? Who says so?',
+      'Then the {otherCraft} will be busy. Is it sure?',
+    ],
+    [
+      '{third} does, and {third} is seldom wrong.',
+      'Half the square talks of it.',
+      'I was there myself.',
+    ],
   ],
   [
     ['Could you lend me {goods} until tomorrow?', 'I am out of {goods}. Have you any left?'],
-    ['Take what you need, it is at {place}.', 'A little. Come before {hour}.', 'Yes, but I need it back by {hour}.'],
+    [
+      'Take what you need, it is at {place}.',
+      'A little. Come before {hour}.',
+      'Yes, but I need it back by {hour}.',
+    ],
     ['Thank you, {other}. I owe you one.', 'I will bring it back with interest: a plum cake.'],
   ],
   [
-    ['Do you need {goods}? I have too much.', 'There is {goods} left over at {place}. Is it of use to you?'],
-    ['Gladly. I come at {hour}.', 'Not today. Offer it on the market.', 'Ask {third}, who was looking for some.'],
+    [
+      'Do you need {goods}? I have too much.',
+      'There is {goods} left over at {place}. Is it of use to you?',
+    ],
+    [
+      'Gladly. I come at {hour}.',
+      'Not today. Offer it on the market.',
+      'Ask {third}, who was looking for some.',
+    ],
     ['I will.', 'Good, then it does not spoil.'],
   ],
   [
@@ -232,7 +333,10 @@ export const TALK: readonly Conversation[] = [
     ['Yes. I bring {third} along.', 'Can we make it an hour later?'],
     ['Fine with me.'],
   ],
-  [['Thank you for yesterday. It helped more than you think.'], ['Any time.', 'You would have done the same.']],
+  [
+    ['Thank you for yesterday. It helped more than you think.'],
+    ['Any time.', 'You would have done the same.'],
+  ],
 ]
 
 export const WORK: readonly Conversation[] = [
@@ -265,7 +369,11 @@ export const DONE: Conversation = [
     'Number {number} of the {project} is done, {other}.',
     'Finished: {task}. It took longer than planned.',
   ],
-  ['Well done!', 'Good. I will have a look at {hour}.', 'Thank you, {other}. That was the hard one.'],
+  [
+    'Well done!',
+    'Good. I will have a look at {hour}.',
+    'Thank you, {other}. That was the hard one.',
+  ],
 ]
 
 export const WELCOME =

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Prints the Secrets of the small overlay with new random passwords. Once for each cluster: the servers keep what they began with.
+# Prints the Secrets of the small overlay with new random passwords. Once for each cluster: the
+# servers keep what they began with.
 #   sh k8s/small/make-secrets.sh | kubectl apply --filename -
 set -eu
 

@@ -1,10 +1,11 @@
 /**
  * Decides from a history alone whether the kernel kept its promises (docs/guarantees.md).
  *
- * The event log is the witness: it proposes one order of all changes, and the checker decides whether that order explains what agents were
- * told. Changes that were acknowledged are in it once, in an order that agrees with real time; each read is of the value that a key had at
- * some moment between its beginning and its end. So an order need not be searched for, and the check takes time in proportion to the history
- * (but for sorting it).
+ * The event log is the witness: it proposes one order of all changes, and the checker decides
+ * whether that order explains what agents were told. Changes that were acknowledged are in it once,
+ * in an order that agrees with real time; each read is of the value that a key had at some moment
+ * between its beginning and its end. So an order need not be searched for, and the check takes time
+ * in proportion to the history (but for sorting it).
  */
 import { isDeepStrictEqual } from 'node:util'
 import type { Event } from '../kernel.ts'
@@ -97,13 +98,17 @@ function checkAnswers({ operations, faults }: History): Violation[] {
     const { kind, status, retryAfter, began, ended, agent } = operation
     const violation = (rule: Rule, what: string) => [{ rule, what, at: ended, subject: agent }]
     // What hits no part, such as a rolling restart, nobody is to notice.
-    const during = faults.filter((fault) => fault.hits.length > 0 && overlaps(fault, began, ended, RECOVERY_MS))
+    const during = faults.filter(
+      (fault) => fault.hits.length > 0 && overlaps(fault, began, ended, RECOVERY_MS),
+    )
     if (status === 0 || status === 503) {
       if (status === 0 && !during.some(({ hits }) => CARRIERS.some((part) => hits.includes(part))))
         return violation('undocumented answer', `${kind}: none`)
       if (status === 503 && !isRetryAfter(retryAfter))
         return violation('undocumented answer', `${kind}: 503 with Retry-After: ${retryAfter}`)
-      return during.length === 0 ? violation('late recovery', `${kind}: ${status}, with nothing broken`) : []
+      return during.length === 0
+        ? violation('late recovery', `${kind}: ${status}, with nothing broken`)
+        : []
     }
     // What is stored of a limit is then worth no more than that it is used up.
     const mayBeLimited = during.some(({ hits }) => hits.includes('clock'))
@@ -120,7 +125,12 @@ function isRetryAfter(value: string | undefined): boolean {
 }
 
 /** Whether a fault, and some time after its repair, meets an interval. */
-function overlaps({ began, repaired }: FaultRecord, from: number, to: number, afterMs = 0): boolean {
+function overlaps(
+  { began, repaired }: FaultRecord,
+  from: number,
+  to: number,
+  afterMs = 0,
+): boolean {
   return from <= repaired + afterMs && to >= began
 }
 
@@ -146,10 +156,9 @@ interface Sent {
 function checkMessages(history: History): Violation[] {
   const { operations, faults, events } = history
   const sent = new Map(
-    [...Map.groupBy(operations.filter(isSend), ({ content }) => content)].map(([content, tries]) => [
-      content,
-      together(tries),
-    ]),
+    [...Map.groupBy(operations.filter(isSend), ({ content }) => content)].map(
+      ([content, tries]) => [content, together(tries)],
+    ),
   )
   const arrivals = arrivalsOf(history)
   const failed = new FailedReceives(history)
@@ -159,7 +168,8 @@ function checkMessages(history: History): Violation[] {
   const byContent = Map.groupBy(arrivals, ({ content }) => content)
   for (const message of sent.values()) {
     const { content, to, acknowledged, ended } = message
-    if (!acknowledged || byContent.has(content) || isLostWithItsCarrier(message, delivered, failed)) continue
+    if (!acknowledged || byContent.has(content) || isLostWithItsCarrier(message, delivered, failed))
+      continue
     violations.push({
       rule: 'lost message',
       what: `to ${to}: ${shown(content)}, which was acknowledged`,
@@ -172,12 +182,18 @@ function checkMessages(history: History): Violation[] {
     const { content, id, from, to, at } = arrival
     const message = sent.get(content)
     const forged = (what: string) =>
-      violations.push({ rule: 'forged message', what: `${what}: ${shown(content)}`, at, subject: content })
+      violations.push({
+        rule: 'forged message',
+        what: `${what}: ${shown(content)}`,
+        at,
+        subject: content,
+      })
     if (message === undefined) forged('nobody sent it')
     else if (message.from !== from || message.to !== to) forged(`not from ${from} to ${to}`)
     else if (message.refused) forged('its sending was refused')
     else if (at < message.began) forged('it came before it was sent')
-    else if (message.messageId !== undefined && message.messageId !== id) forged(`its id is ${message.messageId}`)
+    else if (message.messageId !== undefined && message.messageId !== id)
+      forged(`its id is ${message.messageId}`)
   }
 
   for (const [content, all] of byContent) {
@@ -201,8 +217,12 @@ function checkMessages(history: History): Violation[] {
         ?.toSorted((one, other) => one.place - other.place)
         .at(0)
       if (first === undefined) continue
-      const wasOvertaken = next !== undefined && next.place < first.place && message.ended < next.message.began
-      if (wasOvertaken && !failed.between(message.to, message.began, first.at, [...CARRIERS, 'network']))
+      const wasOvertaken =
+        next !== undefined && next.place < first.place && message.ended < next.message.began
+      if (
+        wasOvertaken &&
+        !failed.between(message.to, message.began, first.at, [...CARRIERS, 'network'])
+      )
         violations.push({
           rule: 'reordered messages',
           what: `${shown(message.content)} arrived after ${shown(next?.message.content ?? '')}`,
@@ -232,33 +252,52 @@ export class FailedReceives {
       ({ began, ended }) =>
         ended >= from &&
         began <= to &&
-        this.#faults.some((fault) => hit(fault, parts) && overlaps(fault, began, ended, RECOVERY_MS)),
+        this.#faults.some(
+          (fault) => hit(fault, parts) && overlaps(fault, began, ended, RECOVERY_MS),
+        ),
     )
   }
 }
 
 /** The ids of the messages that the log says were delivered. */
 export function deliveredIds(events: readonly Event[]): ReadonlySet<string> {
-  return new Set(events.flatMap(({ type, data }) => (type === 'message_delivered' ? [String(data.message_id)] : [])))
+  return new Set(
+    events.flatMap(({ type, data }) =>
+      type === 'message_delivered' ? [String(data.message_id)] : [],
+    ),
+  )
 }
 
-/** A load balancer that was killed took responses with it that it had got whole: see docs/guarantees.md. */
+/**
+ * A load balancer that was killed took responses with it that it had got whole: see
+ * docs/guarantees.md.
+ */
 export function isLostWithItsCarrier(
   { to, ended, messageId }: Pick<Send, 'to' | 'ended' | 'messageId'>,
   delivered: ReadonlySet<string>,
   failed: FailedReceives,
 ): boolean {
-  return delivered.has(messageId ?? '') && failed.between(to, ended, Number.POSITIVE_INFINITY, ['haproxy'])
+  return (
+    delivered.has(messageId ?? '') &&
+    failed.between(to, ended, Number.POSITIVE_INFINITY, ['haproxy'])
+  )
 }
 
 /** Whether a message that came first at that time, and so, may come again. */
-export function mayRepeat(faults: readonly FaultRecord[], how: Arrival['how'], at: number): boolean {
-  return faults.some((fault) => hit(fault, repeaters(how)) && overlaps(fault, at, at + UNRECORDED_MS, RECOVERY_MS))
+export function mayRepeat(
+  faults: readonly FaultRecord[],
+  how: Arrival['how'],
+  at: number,
+): boolean {
+  return faults.some(
+    (fault) => hit(fault, repeaters(how)) && overlaps(fault, at, at + UNRECORDED_MS, RECOVERY_MS),
+  )
 }
 
 /**
- * What may make a message come twice, by how it came first. A node that dies with the response written may not have recorded it. A worker that
- * dies, freezes or is cut off cannot say that it has pushed.
+ * What may make a message come twice, by how it came first. A node that dies with the response
+ * written may not have recorded it. A worker that dies, freezes or is cut off cannot say that it
+ * has pushed.
  */
 function repeaters(how: Arrival['how']): readonly Part[] {
   return how === 'pull' ? ['api', 'haproxy'] : ['worker', 'postgres', 'network', 'nats']
@@ -294,7 +333,11 @@ export function together(tries: readonly Send[]): Sent {
 function arrivalsOf({ operations, pushes }: History): Arrival[] {
   const pulled = operations.flatMap((operation) =>
     operation.kind === 'receive'
-      ? operation.messages.map((message) => ({ ...message, at: operation.ended, how: 'pull' as const }))
+      ? operation.messages.map((message) => ({
+          ...message,
+          at: operation.ended,
+          how: 'pull' as const,
+        }))
       : [],
   )
   const pushed = pushes.map((push) => ({ ...push, how: 'push' as const }))
@@ -306,7 +349,8 @@ function arrivalsOf({ operations, pushes }: History): Arrival[] {
 /** Every acknowledged change has its one event, and every event somebody who asked for it. */
 function checkLog({ operations, events }: History): Violation[] {
   const violations: Violation[] = []
-  const wrong = (what: string, subject = '', at = 0) => violations.push({ rule: 'log', what, at, subject })
+  const wrong = (what: string, subject = '', at = 0) =>
+    violations.push({ rule: 'log', what, at, subject })
   let last = 0
   for (const { seq } of events) {
     if (seq <= last) wrong(`event ${seq} comes after ${last}`)
@@ -320,17 +364,32 @@ function checkLog({ operations, events }: History): Violation[] {
     if (found.length > 1) wrong(`a message is in the log ${found.length} times`, content, ended)
     if (acknowledged && found[0]?.data.message_id !== messageId)
       wrong('an acknowledged message is not in the log', content, ended)
-    if (refused && found.length > 0) wrong('a message that was refused is in the log', content, ended)
+    if (refused && found.length > 0)
+      wrong('a message that was refused is in the log', content, ended)
   }
-  for (const content of messages.keys()) if (!sends.has(content)) wrong('a message that nobody sent', content)
+  for (const content of messages.keys())
+    if (!sends.has(content)) wrong('a message that nobody sent', content)
 
-  const deliveries = Map.groupBy(ofType(events, 'message_delivered'), ({ data }) => String(data.message_id))
-  for (const [id, found] of deliveries) if (found.length > 1) wrong(`message ${id} is delivered ${found.length} times`)
+  const deliveries = Map.groupBy(ofType(events, 'message_delivered'), ({ data }) =>
+    String(data.message_id),
+  )
+  for (const [id, found] of deliveries)
+    if (found.length > 1) wrong(`message ${id} is delivered ${found.length} times`)
 
-  const registered = new Set(ofType(events, 'agent_registered').map(({ data }) => String(data.address)))
+  const registered = new Set(
+    ofType(events, 'agent_registered').map(({ data }) => String(data.address)),
+  )
   for (const operation of operations)
-    if (operation.kind === 'register' && operation.address !== undefined && !registered.has(operation.address))
-      wrong(`the registration of ${operation.address} is not in the log`, operation.address, operation.ended)
+    if (
+      operation.kind === 'register' &&
+      operation.address !== undefined &&
+      !registered.has(operation.address)
+    )
+      wrong(
+        `the registration of ${operation.address} is not in the log`,
+        operation.address,
+        operation.ended,
+      )
   return violations
 }
 
@@ -355,87 +414,126 @@ function checkState(history: History): Violation[] {
   )
   const operationsOfKeys = Map.groupBy(history.operations.filter(isOfKey), ({ key }) => key)
   const keys = new Set([...changesOfKeys.keys(), ...operationsOfKeys.keys()])
-  return [...keys].flatMap((key) => checkKey(key, operationsOfKeys.get(key) ?? [], changesOfKeys.get(key) ?? []))
+  return [...keys].flatMap((key) =>
+    checkKey(key, operationsOfKeys.get(key) ?? [], changesOfKeys.get(key) ?? []),
+  )
 }
 
 function isOfKey(operation: Operation): operation is Write | Read | Remove {
   return operation.kind === 'write' || operation.kind === 'read' || operation.kind === 'remove'
 }
 
-function checkKey(key: string, operations: readonly (Write | Read | Remove)[], events: readonly Event[]): Violation[] {
+function checkKey(
+  key: string,
+  operations: readonly (Write | Read | Remove)[],
+  events: readonly Event[],
+): Violation[] {
   const violations: Violation[] = []
   const wrong = (rule: Rule, what: string, at: number) =>
     violations.push({ rule, what: `${key}: ${what}`, at, subject: key })
   const { changes, seqs } = matched(operations, events, wrong)
 
-  // That the log's order agrees with real time: nothing is after a change that began only when that one had been acknowledged.
+  // That the log's order agrees with real time: nothing is after a change that began only when that
+  // one had been acknowledged.
   let latest: Change | undefined
   for (const change of changes) {
     if (latest !== undefined && latest.began > change.ended)
-      wrong('order of writes', `event ${latest.seq} began after ${change.seq} was acknowledged`, change.ended)
+      wrong(
+        'order of writes',
+        `event ${latest.seq} began after ${change.seq} was acknowledged`,
+        change.ended,
+      )
     if (latest === undefined || change.began > latest.began) latest = change
   }
 
   /** The last change up to each, by when it began: a reader that saw it saw all before it. */
   const begunBy = changes.map(() => 0)
-  for (const [index, { began }] of changes.entries()) begunBy[index] = Math.max(begunBy[index - 1] ?? 0, began)
+  for (const [index, { began }] of changes.entries())
+    begunBy[index] = Math.max(begunBy[index - 1] ?? 0, began)
   const indexOf = new Map(changes.map(({ seq }, index) => [seq, index]))
-  const places = new Map(changes.flatMap(({ value }, index) => (value === undefined ? [] : [[value, index]])))
+  const places = new Map(
+    changes.flatMap(({ value }, index) => (value === undefined ? [] : [[value, index]])),
+  )
 
   // In the order in which they began; what had ended by then was known to somebody.
   let known: { ended: number; index: number }[] = []
   let least = -1
   for (const operation of operations.toSorted((one, other) => one.began - other.began)) {
-    for (const { ended, index } of known) if (ended < operation.began) least = Math.max(least, index)
+    for (const { ended, index } of known)
+      if (ended < operation.began) least = Math.max(least, index)
     known = known.filter(({ ended }) => ended >= operation.began)
     const index = observed(operation)
     if (index !== undefined) known.push({ ended: operation.ended, index })
   }
   return violations
 
-  /** Index of the change that an answer shows to have taken effect, -1 for none; undefined if it shows nothing. */
+  /**
+   * Index of the change that an answer shows to have taken effect, -1 for none; undefined if it
+   * shows nothing.
+   */
   function observed(operation: Write | Read | Remove): number | undefined {
     const { status, ended } = operation
     if (status === 404) return observedAbsence(ended)
     if (status !== 200) return undefined
     if (operation.kind !== 'read') return indexOf.get(seqs.get(operation) ?? -1)
     const index = places.get(operation.value ?? '')
-    if (index === undefined) wrong('read of nothing that was written', shown(operation.value ?? ''), ended)
+    if (index === undefined)
+      wrong('read of nothing that was written', shown(operation.value ?? ''), ended)
     else if (index < least)
-      wrong('stale read', `event ${changes[index]?.seq} was read when ${changes[least]?.seq} was known`, ended)
+      wrong(
+        'stale read',
+        `event ${changes[index]?.seq} was read when ${changes[least]?.seq} was known`,
+        ended,
+      )
     else if ((begunBy[index] ?? 0) > ended)
-      wrong('stale read', `event ${changes[index]?.seq} was read before one ahead of it began`, ended)
+      wrong(
+        'stale read',
+        `event ${changes[index]?.seq} was read before one ahead of it began`,
+        ended,
+      )
     return index
   }
 
   function observedAbsence(ended: number): number | undefined {
     const index = absence(least)
-    if (index === undefined) wrong('stale read', `nothing was found when ${changes[least]?.seq} was known`, ended)
+    if (index === undefined)
+      wrong('stale read', `nothing was found when ${changes[least]?.seq} was known`, ended)
     else if (index >= 0 && (begunBy[index] ?? 0) > ended)
       wrong('stale read', `nothing was found before ${changes[index]?.seq} removed it`, ended)
     return index
   }
 
-  /** The first change at or after an index that leaves the key absent; -1 is before the first change. */
+  /**
+   * The first change at or after an index that leaves the key absent; -1 is before the first
+   * change.
+   */
   function absence(from: number): number | undefined {
     if (from < 0) return -1
-    for (let index = from; index < changes.length; index++) if (changes[index]?.value === undefined) return index
+    for (let index = from; index < changes.length; index++)
+      if (changes[index]?.value === undefined) return index
     return undefined
   }
 }
 
-/** The key's events with the requests that asked for them, and for each acknowledged request its place in the log. */
+/**
+ * The key's events with the requests that asked for them, and for each acknowledged request its
+ * place in the log.
+ */
 function matched(
   operations: readonly (Write | Read | Remove)[],
   events: readonly Event[],
   wrong: (rule: Rule, what: string, at: number) => void,
 ): { changes: Change[]; seqs: Map<Operation, number> } {
   const writes = new Map(
-    operations.flatMap((operation) => (operation.kind === 'write' ? [[operation.value, operation]] : [])),
+    operations.flatMap((operation) =>
+      operation.kind === 'write' ? [[operation.value, operation]] : [],
+    ),
   )
   const removes = operations.filter((operation) => operation.kind === 'remove')
   const acknowledgedRemoves = new Map(
-    removes.flatMap((remove) => (remove.status === 200 ? [[`${remove.agent} ${remove.deletedAt}`, remove]] : [])),
+    removes.flatMap((remove) =>
+      remove.status === 200 ? [[`${remove.agent} ${remove.deletedAt}`, remove]] : [],
+    ),
   )
   const seqs = new Map<Operation, number>()
   const changes = events.map(({ seq, type, agent, ts, data }): Change => {
@@ -454,7 +552,9 @@ function matched(
       seqs.set(remove, seq)
       return { seq, value: undefined, began: remove.began, ended: remove.ended }
     }
-    const unanswered = removes.filter(({ agent: by, status }) => by === agent && (status === 0 || status === 503))
+    const unanswered = removes.filter(
+      ({ agent: by, status }) => by === agent && (status === 0 || status === 503),
+    )
     if (unanswered.length === 0) wrong('log', `nobody asked for event ${seq}`, 0)
     return {
       seq,
@@ -465,7 +565,11 @@ function matched(
   })
   for (const operation of operations)
     if (operation.kind !== 'read' && operation.status === 200 && !seqs.has(operation))
-      wrong('lost write', `a ${operation.kind} was acknowledged and is not in the log`, operation.ended)
+      wrong(
+        'lost write',
+        `a ${operation.kind} was acknowledged and is not in the log`,
+        operation.ended,
+      )
   return { changes, seqs }
 }
 
@@ -474,7 +578,11 @@ function acknowledgement(write: Write | undefined): number {
 }
 
 /** The state by the log alone, and the most that it ever took. */
-function replay(events: readonly Event[]): { state: Map<string, string>; used: number; peak: number } {
+function replay(events: readonly Event[]): {
+  state: Map<string, string>
+  used: number
+  peak: number
+} {
   const state = new Map<string, string>()
   let used = 0
   let peak = 0
@@ -495,19 +603,35 @@ function replay(events: readonly Event[]): { state: Map<string, string>; used: n
 }
 
 function checkCapacity({ operations, events, capacityBytes }: History): Violation[] {
-  const violation = (what: string, at: number, subject = ''): Violation => ({ rule: 'capacity', what, at, subject })
+  const violation = (what: string, at: number, subject = ''): Violation => ({
+    rule: 'capacity',
+    what,
+    at,
+    subject,
+  })
   const { peak } = replay(events)
   return [
-    ...(peak > capacityBytes ? [violation(`the log takes up to ${peak} bytes of ${capacityBytes}`, 0)] : []),
+    ...(peak > capacityBytes
+      ? [violation(`the log takes up to ${peak} bytes of ${capacityBytes}`, 0)]
+      : []),
     ...operations.flatMap((operation) =>
       operation.kind === 'capacity' && operation.usedBytes > capacityBytes
-        ? [violation(`${operation.usedBytes} of ${capacityBytes} bytes`, operation.ended, operation.agent)]
+        ? [
+            violation(
+              `${operation.usedBytes} of ${capacityBytes} bytes`,
+              operation.ended,
+              operation.agent,
+            ),
+          ]
         : [],
     ),
   ]
 }
 
-/** In no stretch of time more than a full bucket and what refilled it. While Redis is out nodes count for themselves, and it comes back empty. */
+/**
+ * In no stretch of time more than a full bucket and what refilled it. While Redis is out nodes
+ * count for themselves, and it comes back empty.
+ */
 function checkLimit({ operations, faults, limitPerMinute }: History): Violation[] {
   const afresh = faults.filter((fault) => hit(fault, ['redis', 'network', 'machine']))
   const allowed = operations.filter(({ kind, status }) => kind === 'limited' && status === 200)
@@ -520,7 +644,8 @@ function checkLimit({ operations, faults, limitPerMinute }: History): Violation[
       stretch.push(operation)
       const many = stretch.findIndex(
         ({ began }, index) =>
-          stretch.length - index > limitPerMinute + 1 + ((operation.ended - began) * limitPerMinute) / 60_000,
+          stretch.length - index >
+          limitPerMinute + 1 + ((operation.ended - began) * limitPerMinute) / 60_000,
       )
       if (many < 0) continue
       const { began } = stretch[many] as Operation
@@ -536,35 +661,52 @@ function checkLimit({ operations, faults, limitPerMinute }: History): Violation[
   return violations
 }
 
-function checkAgreement({ events, nodes, observers, differences, refusedTokens }: History): Violation[] {
+function checkAgreement({
+  events,
+  nodes,
+  observers,
+  differences,
+  refusedTokens,
+}: History): Violation[] {
   const at = Number.POSITIVE_INFINITY
   const violations: Violation[] = []
-  const wrong = (what: string, subject = '') => violations.push({ rule: 'disagreement', what, at, subject })
+  const wrong = (what: string, subject = '') =>
+    violations.push({ rule: 'disagreement', what, at, subject })
   const { state, used } = replay(events)
   const agents = ofType(events, 'agent_registered').length
   for (const view of nodes) {
     for (const key of new Set([...state.keys(), ...Object.keys(view.state)]))
-      if (view.state[key] !== state.get(key)) wrong(`${key} on ${view.node} is not what the log says`, key)
+      if (view.state[key] !== state.get(key))
+        wrong(`${key} on ${view.node} is not what the log says`, key)
     if (view.usedBytes !== used || view.keyCount !== state.size)
-      wrong(`${view.node} counts ${view.keyCount} keys of ${view.usedBytes} bytes, the log ${state.size} of ${used}`)
+      wrong(
+        `${view.node} counts ${view.keyCount} keys of ${view.usedBytes} bytes, the log ${state.size} of ${used}`,
+      )
     if (view.agents !== agents) wrong(`${view.node} lists ${view.agents} agents, the log ${agents}`)
   }
   for (const { observer, ...counted } of observers) {
-    if (counted.agents !== agents) wrong(`${observer} lists ${counted.agents} agents, the log ${agents}`)
-    if (counted.events !== events.length) wrong(`${observer} counts ${counted.events} events, the log ${events.length}`)
+    if (counted.agents !== agents)
+      wrong(`${observer} lists ${counted.agents} agents, the log ${agents}`)
+    if (counted.events !== events.length)
+      wrong(`${observer} counts ${counted.events} events, the log ${events.length}`)
   }
   if (differences !== undefined) wrong(`verify: ${differences}`)
   for (const address of refusedTokens) wrong(`the token of ${address} is refused`, address)
   return violations
 }
 
-/** Whoever watches has seen what the log has of what it asked for: all of it, as it is there, in order, and each once. */
+/**
+ * Whoever watches has seen what the log has of what it asked for: all of it, as it is there, in
+ * order, and each once.
+ */
 function checkWatch({ name, since, types, seen }: Watch, events: readonly Event[]): Violation[] {
   const violations: Violation[] = []
   const wrong = (rule: Rule, what: string) =>
     violations.push({ rule, what: `${name}: ${what}`, at: Number.POSITIVE_INFINITY, subject: name })
   const wanted = new Map(
-    events.flatMap((event) => (event.seq > since && (types?.includes(event.type) ?? true) ? [[event.seq, event]] : [])),
+    events.flatMap((event) =>
+      event.seq > since && (types?.includes(event.type) ?? true) ? [[event.seq, event]] : [],
+    ),
   )
   const had = new Set<number>()
   let last = since
@@ -572,7 +714,8 @@ function checkWatch({ name, since, types, seen }: Watch, events: readonly Event[
     const { seq } = event
     const logged = wanted.get(seq)
     if (logged === undefined) wrong('forged event', `${seq} is not what it asked for`)
-    else if (!isDeepStrictEqual(logged, event)) wrong('forged event', `${seq} is another than in the log`)
+    else if (!isDeepStrictEqual(logged, event))
+      wrong('forged event', `${seq} is another than in the log`)
     if (had.has(seq)) wrong('repeated event', `${seq} came again, after ${last}`)
     else if (seq < last) wrong('reordered events', `${seq} came after ${last}`)
     had.add(seq)

@@ -1,4 +1,7 @@
-/** Clocks that are set: of processes of the kernel, and of Redis and Postgres as far as it shows in what they have stored. */
+/**
+ * Clocks that are set: of processes of the kernel, and of Redis and Postgres as far as it shows in
+ * what they have stored.
+ */
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -54,7 +57,10 @@ export class Clocks {
     this.file = join(directory, 'clock')
   }
 
-  /** Shifts those of these processes, from what the machine's says. Resolves when they have said that they are. */
+  /**
+   * Shifts those of these processes, from what the machine's says. Resolves when they have said
+   * that they are.
+   */
   async shift(members: readonly ClusterProcess[], shiftMs: number): Promise<void> {
     const said = `${shiftMs} ms since ${performance.now()}`
     writeFileSync(this.file, said)
@@ -63,15 +69,17 @@ export class Clocks {
     for (const { process } of running) process.signal('SIGUSR2')
     const deadline = performance.now() + SET_DEADLINE_MS
     while (!running.every((member) => !member.process.running || member.output().includes(said))) {
-      if (performance.now() > deadline) throw new Error(`clocks were not set within ${SET_DEADLINE_MS} ms`)
+      if (performance.now() > deadline)
+        throw new Error(`clocks were not set within ${SET_DEADLINE_MS} ms`)
       await sleep(POLL_MS)
     }
   }
 }
 
 /**
- * Leaves what Redis and Postgres have stored as it is where their clocks were set back since. They are not run with such a clock, as libfaketime ends
- * the Redis of Debian; nor are the times in streams changed, which test/cluster/clocks.test.ts has. Resolves to how many times it changed.
+ * Leaves what Redis and Postgres have stored as it is where their clocks were set back since. They
+ * are not run with such a clock, as libfaketime ends the Redis of Debian; nor are the times in
+ * streams changed, which test/cluster/clocks.test.ts has. Resolves to how many times it changed.
  */
 export async function setStoredTimesBack(
   servers: { readonly redisAdminUrl: string; readonly superuserUrl: string },
@@ -89,14 +97,25 @@ export async function setStoredTimesBack(
   }
 }
 
-async function setBack(sql: postgres.Sql, table: string, column: string, byMs: number): Promise<number> {
+async function setBack(
+  sql: postgres.Sql,
+  table: string,
+  column: string,
+  byMs: number,
+): Promise<number> {
   for (let tries = 1; ; tries++) {
     try {
       const later = sql`${sql(column)} + ${byMs} * interval '1 millisecond'`
-      const result = await sql`update ${sql(table)} set ${sql(column)} = ${later} where ${sql(column)} is not null`
+      const result =
+        await sql`update ${sql(table)} set ${sql(column)} = ${later} where ${sql(column)} is not null`
       return result.count
     } catch (error) {
-      if (!(error instanceof postgres.PostgresError) || error.code !== DEADLOCK || tries === MAX_TRIES) throw error
+      if (
+        !(error instanceof postgres.PostgresError) ||
+        error.code !== DEADLOCK ||
+        tries === MAX_TRIES
+      )
+        throw error
     }
   }
 }

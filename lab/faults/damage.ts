@@ -11,11 +11,20 @@ const POLL_MS = 100
 const NOT_FOUND = 10_037
 
 /**
- * Flips a bit of one event in what one server has stored, and has that server lead the stream. `part`, from 0 to below 1, says how far from the log's
- * beginning the event is. Resolves to how many events it is found to lack.
+ * Flips a bit of one event in what one server has stored, and has that server lead the stream.
+ * `part`, from 0 to below 1, says how far from the log's beginning the event is. Resolves to how
+ * many events it is found to lack.
  */
-export async function damageAndLead({ nats }: Cluster, server: NatsServer, part: number): Promise<number> {
-  const admin = await connect({ ...natsOptions(nats.adminUrl), reconnect: true, maxReconnectAttempts: -1 })
+export async function damageAndLead(
+  { nats }: Cluster,
+  server: NatsServer,
+  part: number,
+): Promise<number> {
+  const admin = await connect({
+    ...natsOptions(nats.adminUrl),
+    reconnect: true,
+    maxReconnectAttempts: -1,
+  })
   try {
     const manager = await admin.jetstreamManager()
     const last = await untilAllHave(manager)
@@ -47,7 +56,8 @@ async function untilAllHave(manager: JetStreamManager): Promise<number> {
     const lag = Math.max(0, ...replicas.map((replica) => replica.lag ?? 0))
     const last = state.last_seq - lag
     if (replicas.every(({ current, offline }) => current && !offline) && last > 0) return last
-    if (performance.now() > deadline) throw new Error(`replicas were not current within ${CURRENT_DEADLINE_MS} ms`)
+    if (performance.now() > deadline)
+      throw new Error(`replicas were not current within ${CURRENT_DEADLINE_MS} ms`)
     await sleep(POLL_MS)
   }
 }

@@ -47,12 +47,18 @@ export interface Fault {
 }
 
 const SHORT = [500, 4_000] as const
-/** Past every lease of a projector, and every deadline of a request; below what the client waits, and a lease of messages. */
+/**
+ * Past every lease of a projector, and every deadline of a request; below what the client waits,
+ * and a lease of messages.
+ */
 const LONG = [500, 9_000] as const
 
 /** Delay in each direction of a slow link. */
 const SLOW_MS = 150
-/** By so much Redis uses more than it may. With room, agents who fetch what comes would never fill it. */
+/**
+ * By so much Redis uses more than it may. With room, agents who fetch what comes would never fill
+ * it.
+ */
 const REDIS_EXCESS_BYTES = 65_536
 /** Of 6 MiB each: more than all nodes together take at once. */
 const LARGE_BODIES = 30
@@ -94,7 +100,8 @@ export const FAULTS: readonly Fault[] = [
       return async () => {
         // Agents may have nothing to add for a moment.
         const deadline = performance.now() + REFUSED_DEADLINE_MS
-        while ((await admin.refused()) === before && performance.now() < deadline) await sleep(POLL_MS)
+        while ((await admin.refused()) === before && performance.now() < deadline)
+          await sleep(POLL_MS)
         saw((await admin.refused()) - before)
         await admin.limitMemory()
       }
@@ -106,10 +113,22 @@ export const FAULTS: readonly Fault[] = [
   natsFault('nats leader killed', leader, [500, 9_000], 'kill', 'restart'),
   natsFault('nats follower killed', follower, [500, 9_000], 'kill', 'restart'),
   natsFault('two nats killed', two, SHORT, 'kill', 'restart'),
-  natsFault('all nats killed', async ({ cluster }) => cluster.nats.servers, SHORT, 'kill', 'restart'),
+  natsFault(
+    'all nats killed',
+    async ({ cluster }) => cluster.nats.servers,
+    SHORT,
+    'kill',
+    'restart',
+  ),
   natsFault('nats leader frozen', leader, LONG, 'freeze', 'thaw'),
   natsFault('nats follower frozen', follower, LONG, 'freeze', 'thaw'),
-  natsFault('all nats frozen', async ({ cluster }) => cluster.nats.servers, SHORT, 'freeze', 'thaw'),
+  natsFault(
+    'all nats frozen',
+    async ({ cluster }) => cluster.nats.servers,
+    SHORT,
+    'freeze',
+    'thaw',
+  ),
   {
     name: 'nats rolling restart',
     hits: ['nats'],
@@ -153,11 +172,13 @@ export const FAULTS: readonly Fault[] = [
     lastsMs: [2_000, 8_000],
     impossible: losesEvents,
     begin: async ({ cluster, victim }) => {
-      const servers = victim < 0.5 ? cluster.nats.servers : [pick(cluster.nats.servers, victim * 2 - 1)]
+      const servers =
+        victim < 0.5 ? cluster.nats.servers : [pick(cluster.nats.servers, victim * 2 - 1)]
       for (const { disk } of servers) disk?.fill()
       return async () => {
         for (const { disk } of servers) disk?.free()
-        // A server that met the full disk has switched JetStream off until its next start; where all have, one alone would wait for the others.
+        // A server that met the full disk has switched JetStream off until its next start; where
+        // all have, one alone would wait for the others.
         await Promise.all(servers.map((server) => server.restart()))
         await streamLed(cluster)
       }
@@ -191,7 +212,8 @@ export const FAULTS: readonly Fault[] = [
   },
   {
     name: 'large bodies',
-    // To whom they go that the others do not wait is for test/cluster/large-bodies.test.ts: here they share the processors with everything else.
+    // To whom they go that the others do not wait is for test/cluster/large-bodies.test.ts: here
+    // they share the processors with everything else.
     hits: ['machine'],
     lastsMs: [0, 0],
     shows: 'bodies that were refused for want of room',
@@ -212,7 +234,8 @@ function processFaults(
   const balanced = async (cluster: Cluster) => {
     const deadline = performance.now() + BALANCED_DEADLINE_MS
     while (!(await cluster.haproxy.nodes()).every(({ status }) => status === 'UP')) {
-      if (performance.now() > deadline) throw new Error(`not all nodes were in use within ${BALANCED_DEADLINE_MS} ms`)
+      if (performance.now() > deadline)
+        throw new Error(`not all nodes were in use within ${BALANCED_DEADLINE_MS} ms`)
       await sleep(POLL_MS)
     }
   }
@@ -304,9 +327,11 @@ export async function leaderOf(
     for (const member of [...workers, ...nodes]) {
       if (!member.process.running || member.process.frozen) continue
       const metrics = await (await fetch(`${member.internalUrl}/metrics`)).text()
-      if (metrics.includes(`tabulum_projection_leading{projection="${projection}"} 1`)) return member
+      if (metrics.includes(`tabulum_projection_leading{projection="${projection}"} 1`))
+        return member
     }
-    if (performance.now() > deadline) throw new Error(`nobody led ${projection} within ${LEADER_DEADLINE_MS} ms`)
+    if (performance.now() > deadline)
+      throw new Error(`nobody led ${projection} within ${LEADER_DEADLINE_MS} ms`)
     await sleep(POLL_MS)
   }
 }
@@ -319,8 +344,15 @@ interface Stoppable {
   restart(): Promise<void>
 }
 
-function serverFaults(part: 'redis' | 'postgres', server: (cluster: Cluster) => Stoppable): Fault[] {
-  const fault = (how: string, begin: 'kill' | 'stop' | 'freeze', end: 'restart' | 'thaw'): Fault => ({
+function serverFaults(
+  part: 'redis' | 'postgres',
+  server: (cluster: Cluster) => Stoppable,
+): Fault[] {
+  const fault = (
+    how: string,
+    begin: 'kill' | 'stop' | 'freeze',
+    end: 'restart' | 'thaw',
+  ): Fault => ({
     name: `${part} ${how}`,
     hits: [part],
     lastsMs: LONG,
@@ -329,7 +361,11 @@ function serverFaults(part: 'redis' | 'postgres', server: (cluster: Cluster) => 
       return () => server(cluster)[end]()
     },
   })
-  return [fault('killed', 'kill', 'restart'), fault('stopped', 'stop', 'restart'), fault('frozen', 'freeze', 'thaw')]
+  return [
+    fault('killed', 'kill', 'restart'),
+    fault('stopped', 'stop', 'restart'),
+    fault('frozen', 'freeze', 'thaw'),
+  ]
 }
 
 /** The server refuses what everybody was told, until it is the right one again. */
@@ -385,7 +421,11 @@ function natsFault(
   }
 }
 
-function linkFaults(how: string, act: 'cut' | 'hold' | 'delay', lastsMs: readonly [number, number]): Fault[] {
+function linkFaults(
+  how: string,
+  act: 'cut' | 'hold' | 'delay',
+  lastsMs: readonly [number, number],
+): Fault[] {
   return (['postgres', 'redis', 'nats'] as const).map((to) => ({
     name: `${to} ${how}`,
     hits: ['network'],
@@ -430,7 +470,8 @@ async function streamLed({ nats }: Cluster): Promise<NatsServer> {
   for (;;) {
     const server = await nats.streamLeader('EVENTS').catch(() => undefined)
     if (server !== undefined) return server
-    if (performance.now() > deadline) throw new Error(`no NATS server led the stream within ${ELECTION_DEADLINE_MS} ms`)
+    if (performance.now() > deadline)
+      throw new Error(`no NATS server led the stream within ${ELECTION_DEADLINE_MS} ms`)
     await sleep(POLL_MS)
   }
 }

@@ -1,4 +1,7 @@
-/** What a run of the faults program keeps: everything that agents asked and were told, everything that was broken, and how it all ended. */
+/**
+ * What a run of the faults program keeps: everything that agents asked and were told, everything
+ * that was broken, and how it all ended.
+ */
 import type { Event } from '../kernel.ts'
 
 /** A request and its answer. Times are in ms on one clock that never goes back, the client's. */
@@ -98,7 +101,10 @@ export interface ObserverView {
   readonly events: number
 }
 
-/** Parts of the cluster. `network`: between a node, worker or observer and the servers. `machine`: all of it stood still, as others used the processors. */
+/**
+ * Parts of the cluster. `network`: between a node, worker or observer and the servers. `machine`:
+ * all of it stood still, as others used the processors.
+ */
 export type Part =
   | 'api'
   | 'worker'
@@ -117,7 +123,9 @@ export interface FaultRecord {
   readonly began: number
   /** When the part itself was whole again. */
   readonly repaired: number
-  /** How often that was seen which shows that it really happened, where a fault says what that is. */
+  /**
+   * How often that was seen which shows that it really happened, where a fault says what that is.
+   */
   readonly seen?: number
 }
 

@@ -1,8 +1,14 @@
-/** What was broken in a run, by kind: how often, what agents noticed of it, and what shows that it really happened. */
+/**
+ * What was broken in a run, by kind: how often, what agents noticed of it, and what shows that it
+ * really happened.
+ */
 import { FAULTS } from './faults.ts'
 import type { FaultRecord, History } from './history.ts'
 
-/** A line for each kind: its number, its name, how many requests had no answer or a 503 meanwhile, and what was seen. */
+/**
+ * A line for each kind: its number, its name, how many requests had no answer or a 503 meanwhile,
+ * and what was seen.
+ */
 export function reportOf({ faults, operations }: Pick<History, 'faults' | 'operations'>): string {
   const failed = operations.filter(({ status }) => status === 503 || status === 0)
   const failedDuring = ({ began, repaired }: FaultRecord) =>

@@ -1,7 +1,16 @@
-/** One run: a cluster of real processes, agents at work, faults by a schedule; and the history of it all. */
+/**
+ * One run: a cluster of real processes, agents at work, faults by a schedule; and the history of it
+ * all.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Agent, Answer, Client } from '../client.ts'
-import { type Cluster, type ClusterNode, type Places, type Settings, startCluster } from '../cluster.ts'
+import {
+  type Cluster,
+  type ClusterNode,
+  type Places,
+  type Settings,
+  startCluster,
+} from '../cluster.ts'
 import type { Event } from '../kernel.ts'
 import { createTestAuthority, startReceiver } from '../receiver.ts'
 import { makeDirectory, removeDirectory } from '../servers/directory.ts'
@@ -27,7 +36,11 @@ const OBSERVERS = 2
 const WATCHES: readonly { name: string; transport: Transport; types?: readonly string[] }[] = [
   { name: 'a WebSocket', transport: 'WebSocket' },
   { name: 'Server-Sent Events', transport: 'SSE' },
-  { name: 'a WebSocket for some types', transport: 'WebSocket', types: ['message_sent', 'state_deleted'] },
+  {
+    name: 'a WebSocket for some types',
+    transport: 'WebSocket',
+    types: ['message_sent', 'state_deleted'],
+  },
 ]
 const POLLING_AGENTS = 6
 const PUSHED_AGENTS = 2
@@ -50,7 +63,10 @@ const SHIFTED_CLOCK = new URL('shifted-clock.ts', import.meta.url).href
 
 export interface RunOptions {
   readonly random: () => number
-  /** Of the faults that can be made here, those to make: each begins when the one before is mended and its calm is over. */
+  /**
+   * Of the faults that can be made here, those to make: each begins when the one before is mended
+   * and its calm is over.
+   */
   readonly plan: (possible: readonly Fault[]) => readonly PlannedFault[]
   readonly paceMs: number
   readonly say: (text: string) => void
@@ -62,7 +78,9 @@ export interface Run {
   readonly output: string
 }
 
-/** The cluster could not be mended: a process did not become ready, or the end could not be read. */
+/**
+ * The cluster could not be mended: a process did not become ready, or the end could not be read.
+ */
 export class RunFailed extends Error {
   override name = 'RunFailed'
   /** What all processes had printed. */
@@ -74,7 +92,10 @@ export class RunFailed extends Error {
   }
 }
 
-/** Starts the cluster, lets the agents work while it is broken and mended as planned, and ends it. Throws `RunFailed` where it cannot be mended. */
+/**
+ * Starts the cluster, lets the agents work while it is broken and mended as planned, and ends it.
+ * Throws `RunFailed` where it cannot be mended.
+ */
 export async function run({ random, plan, paceMs, say }: RunOptions): Promise<Run> {
   await using authority = await createTestAuthority()
   await using receiver = await startReceiver({ authority })
@@ -108,7 +129,13 @@ export async function run({ random, plan, paceMs, say }: RunOptions): Promise<Ru
         const repair = await begin({ cluster, links, clocks, victim, saw })
         await sleep(durationMs)
         await repair()
-        faults.push({ name, hits, began, repaired: performance.now(), ...(shows !== undefined && { seen }) })
+        faults.push({
+          name,
+          hits,
+          began,
+          repaired: performance.now(),
+          ...(shows !== undefined && { seen }),
+        })
         if (shows !== undefined && seen === 0) throw new Error(`${name}: there were no ${shows}`)
         await sleep(calmMs)
       }
@@ -120,18 +147,26 @@ export async function run({ random, plan, paceMs, say }: RunOptions): Promise<Ru
 }
 
 /**
- * Lets agents work on a cluster that was started with `WORKLOAD_SETTINGS`, until `during` is over, which notes what it breaks, and answers have
- * settled. Resolves to what they saw, and how it ended.
+ * Lets agents work on a cluster that was started with `WORKLOAD_SETTINGS`, until `during` is over,
+ * which notes what it breaks, and answers have settled. Resolves to what they saw, and how it
+ * ended.
  */
 export async function observe(
   {
     cluster,
     capacityBytes = SCARCE_BYTES,
     ...options
-  }: Omit<WorkloadOptions, 'client' | 'agents'> & { cluster: Cluster<Places>; capacityBytes?: number },
+  }: Omit<WorkloadOptions, 'client' | 'agents'> & {
+    cluster: Cluster<Places>
+    capacityBytes?: number
+  },
   during: (faults: FaultRecord[]) => Promise<void>,
 ): Promise<History> {
-  const workload = new Workload({ ...options, client: new Client(cluster.baseUrl), agents: POLLING_AGENTS })
+  const workload = new Workload({
+    ...options,
+    client: new Client(cluster.baseUrl),
+    agents: POLLING_AGENTS,
+  })
   const watching = watchAt(cluster.observers)
   const faults: FaultRecord[] = []
   const over = new AbortController()
@@ -177,7 +212,8 @@ async function endWatches(watching: Watching, events: readonly Event[]): Promise
   return Promise.all(
     watching.map(async ({ name, types, watcher }) => {
       const last = events.findLast(({ type }) => types?.includes(type) ?? true)?.seq ?? 0
-      while ((watcher.seen.at(-1)?.seq ?? 0) < last && performance.now() < deadline) await sleep(SETTLE_POLL_MS)
+      while ((watcher.seen.at(-1)?.seq ?? 0) < last && performance.now() < deadline)
+        await sleep(SETTLE_POLL_MS)
       await watcher.stop()
       const seen = watcher.seen.filter(({ seq }) => seq <= end)
       return { name, since: 0, types, seen, connections: watcher.connections }
@@ -185,13 +221,22 @@ async function endWatches(watching: Watching, events: readonly Event[]): Promise
   )
 }
 
-/** Until the signal aborts: who has ended by itself. It is started again, so that the run goes on. */
-async function watchForCrashes({ nodes, workers, observers }: Cluster<Places>, over: AbortSignal): Promise<Crash[]> {
+/**
+ * Until the signal aborts: who has ended by itself. It is started again, so that the run goes on.
+ */
+async function watchForCrashes(
+  { nodes, workers, observers }: Cluster<Places>,
+  over: AbortSignal,
+): Promise<Crash[]> {
   const crashes: Crash[] = []
   while (!over.aborted) {
     for (const member of [...nodes, ...workers, ...observers]) {
       if (!member.process.crashed) continue
-      crashes.push({ name: member.name, at: performance.now(), output: member.output().slice(-CRASH_OUTPUT) })
+      crashes.push({
+        name: member.name,
+        at: performance.now(),
+        output: member.output().slice(-CRASH_OUTPUT),
+      })
       // Where it ends again it is found again.
       await member.restart().catch(() => {})
     }
@@ -200,7 +245,10 @@ async function watchForCrashes({ nodes, workers, observers }: Cluster<Places>, o
   return crashes
 }
 
-/** Until the signal aborts: when this process, and so probably the others, got no processor for longer than they wait for each other. */
+/**
+ * Until the signal aborts: when this process, and so probably the others, got no processor for
+ * longer than they wait for each other.
+ */
 async function watchForStalls(over: AbortSignal): Promise<FaultRecord[]> {
   const stalls: FaultRecord[] = []
   for (let before = performance.now(); !over.aborted; ) {
@@ -219,7 +267,10 @@ interface Stage extends AsyncDisposable {
   readonly clocks: Clocks
 }
 
-/** A cluster whose nodes, workers and observers reach each server through a network of their own, and have a clock that can jump. */
+/**
+ * A cluster whose nodes, workers and observers reach each server through a network of their own,
+ * and have a clock that can jump.
+ */
 async function setUp(settings: Settings): Promise<Stage> {
   await using stack = new AsyncDisposableStack()
   const directory = makeDirectory('clocks')
@@ -246,16 +297,23 @@ async function setUp(settings: Settings): Promise<Stage> {
     target.port = String(proxy.port)
     return target.href
   }
-  const throughTo = async (from: string, { postgres, nats }: { postgres: string; nats: string }) => ({
+  const throughTo = async (
+    from: string,
+    { postgres, nats }: { postgres: string; nats: string },
+  ) => ({
     DATABASE_URL: await through(from, 'postgres', postgres),
-    NATS_URL: (await Promise.all(nats.split(',').map((url) => through(from, 'nats', url)))).join(','),
+    NATS_URL: (await Promise.all(nats.split(',').map((url) => through(from, 'nats', url)))).join(
+      ',',
+    ),
   })
   const routesOf = async (from: string): Promise<Settings> => ({
     ...(await throughTo(from, { postgres: cluster.postgres.appUrl, nats: cluster.nats.url })),
     REDIS_URL: await through(from, 'redis', cluster.redis.url),
   })
-  for (let number = 1; number <= WORKERS; number++) await cluster.startWorker(await routesOf(`worker-${number}`))
-  for (let number = 1; number <= API_NODES; number++) await cluster.startNode(await routesOf(`api-${number}`))
+  for (let number = 1; number <= WORKERS; number++)
+    await cluster.startWorker(await routesOf(`worker-${number}`))
+  for (let number = 1; number <= API_NODES; number++)
+    await cluster.startNode(await routesOf(`api-${number}`))
   const asObserver = { postgres: cluster.postgres.observerUrl, nats: cluster.nats.observerUrl }
   for (let number = 1; number <= OBSERVERS; number++)
     await cluster.startObserver(await throughTo(`observe-${number}`, asObserver))
@@ -263,7 +321,10 @@ async function setUp(settings: Settings): Promise<Stage> {
   return { cluster, links, clocks, [Symbol.asyncDispose]: () => owner.disposeAsync() }
 }
 
-/** What the log says, and what each node, each observer and `verify` do, when deliveries are recorded and projections have caught up. */
+/**
+ * What the log says, and what each node, each observer and `verify` do, when deliveries are
+ * recorded and projections have caught up.
+ */
 async function settle(cluster: Cluster<Places>, agents: readonly Agent[], watching: Watching) {
   const deadline = performance.now() + SETTLE_DEADLINE_MS
   for (;;) {
@@ -274,7 +335,9 @@ async function settle(cluster: Cluster<Places>, agents: readonly Agent[], watchi
     if (code !== 0 && !isLate) continue
     const [reader] = agents
     if (reader === undefined) throw new Error('nobody has registered')
-    const nodes = await Promise.all(cluster.nodes.map((node) => untilAvailable(() => viewOf(node, reader))))
+    const nodes = await Promise.all(
+      cluster.nodes.map((node) => untilAvailable(() => viewOf(node, reader))),
+    )
     const refusedTokens: string[] = []
     for (const agent of agents) {
       const { status } = await untilAvailable(() => agent.request('GET', '/v1/state?limit=1'))
@@ -292,7 +355,10 @@ async function settle(cluster: Cluster<Places>, agents: readonly Agent[], watchi
   }
 }
 
-/** Nothing is broken any more, but a machine that others use may hold up an answer: an attempt that failed is made again. */
+/**
+ * Nothing is broken any more, but a machine that others use may hold up an answer: an attempt that
+ * failed is made again.
+ */
 async function untilAvailable<T>(attempt: () => Promise<T>): Promise<T> {
   const deadline = performance.now() + SETTLE_DEADLINE_MS
   for (;;) {
@@ -307,11 +373,18 @@ async function untilAvailable<T>(attempt: () => Promise<T>): Promise<T> {
   }
 }
 
-/** The log, and what observers answer of it, when all that was asked for until now has been recorded. */
-async function observed(cluster: Cluster<Places>): Promise<{ events: Event[]; observers: ObserverView[] }> {
+/**
+ * The log, and what observers answer of it, when all that was asked for until now has been
+ * recorded.
+ */
+async function observed(
+  cluster: Cluster<Places>,
+): Promise<{ events: Event[]; observers: ObserverView[] }> {
   const deadline = performance.now() + SETTLE_DEADLINE_MS
   for (;;) {
-    const observers = await Promise.all(cluster.observers.map((observer) => observerViewOf(observer, deadline)))
+    const observers = await Promise.all(
+      cluster.observers.map((observer) => observerViewOf(observer, deadline)),
+    )
     const events = await cluster.events()
     if (observers.every((view) => view.events === events.length) || performance.now() > deadline)
       return { events, observers }
@@ -324,12 +397,15 @@ async function observerViewOf({ name, url }: ClusterNode, deadline: number): Pro
     for (;;) {
       const response = await fetch(`${url}/observe/${path}`).catch(() => undefined)
       if (response?.ok) return (await response.json()) as T
-      if (performance.now() > deadline) throw new Error(`${name} answered ${path} with ${response?.status}`)
+      if (performance.now() > deadline)
+        throw new Error(`${name} answered ${path} with ${response?.status}`)
       await sleep(SETTLE_POLL_MS)
     }
   }
   const { total: agents } = await ask<{ total: number }>('agents?limit=1')
-  const { buckets } = await ask<{ buckets: { total: number }[] }>('activity?buckets=1&to=2100-01-01T00:00:00Z')
+  const { buckets } = await ask<{ buckets: { total: number }[] }>(
+    'activity?buckets=1&to=2100-01-01T00:00:00Z',
+  )
   return { observer: name, agents, events: buckets.reduce((sum, { total }) => sum + total, 0) }
 }
 

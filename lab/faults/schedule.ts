@@ -1,4 +1,7 @@
-/** What is broken, when and for how long: from a seed alone, so that a run's choices can be made again (but not its timing). */
+/**
+ * What is broken, when and for how long: from a seed alone, so that a run's choices can be made
+ * again (but not its timing).
+ */
 
 export interface PlannedFault {
   /** Name of a fault in `faults.ts`. */
@@ -15,7 +18,8 @@ export interface PlannedFault {
 const CALM_MS = [6_000, 9_000] as const
 
 /**
- * As many faults as fit into a time, each name as often as any other, in an order that the seed decides.
+ * As many faults as fit into a time, each name as often as any other, in an order that the seed
+ * decides.
  *
  * @param random from 0 to below 1
  * @param names with the shortest and longest time that each lasts, in ms

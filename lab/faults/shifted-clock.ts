@@ -1,6 +1,7 @@
 /**
- * Loaded before the kernel (`node --import`), so that its wall clock can jump: at SIGUSR2 it is shifted by what the file CLOCK_FILE says, in ms.
- * The clock that never goes back (`performance.now`, timers) is left alone, as the system does when it sets the time.
+ * Loaded before the kernel (`node --import`), so that its wall clock can jump: at SIGUSR2 it is
+ * shifted by what the file CLOCK_FILE says, in ms. The clock that never goes back
+ * (`performance.now`, timers) is left alone, as the system does when it sets the time.
  */
 import { readFileSync } from 'node:fs'
 

@@ -1,6 +1,6 @@
 /**
- * Agents at work: they write to each other, keep notes, share keys, fill the state to the brim, and use up their limits. Every request, its
- * answer and its times are kept.
+ * Agents at work: they write to each other, keep notes, share keys, fill the state to the brim, and
+ * use up their limits. Every request, its answer and its times are kept.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
@@ -22,7 +22,9 @@ import type { Operation, Push } from './history.ts'
 
 /** Of the state: little enough that writes are refused now and then. */
 export const SCARCE_BYTES = 300_000
-/** Of the state: enough that nodes hold room ahead, and so little that what they hold is soon spent. */
+/**
+ * Of the state: enough that nodes hold room ahead, and so little that what they hold is soon spent.
+ */
 export const AMPLE_BYTES = 20_000_000
 /** The limit that is not lifted: of registry reads, which `GET /v1/agents/me` draws on. */
 export const LIMIT_PER_MINUTE = 30
@@ -43,7 +45,9 @@ const FILL_BYTES = 8_000
 /** Every so many-th message is too large to be kept in the queue itself. */
 const LARGE_EVERY = 5
 const LARGE_BYTES = 2_000
-/** Longer than a lease of messages: what was in the hands of a process that died is back by then. */
+/**
+ * Longer than a lease of messages: what was in the hands of a process that died is back by then.
+ */
 const COLLECT_DEADLINE_MS = 45_000
 /** Tries at one message under an idempotency key, which is remembered for two minutes. */
 const MAX_TRIES = 60
@@ -104,7 +108,10 @@ export class Workload {
     this.#loops.push(this.#fill(first), this.#useUpLimit(second), this.#register(operator))
   }
 
-  /** Ends it: waits for what is under way, and until every acknowledged message has arrived or no more can be hoped for. */
+  /**
+   * Ends it: waits for what is under way, and until every acknowledged message has arrived or no
+   * more can be hoped for.
+   */
   async stop(): Promise<void> {
     this.#running = false
     await Promise.all(this.#loops)
@@ -135,7 +142,13 @@ export class Workload {
     const began = performance.now()
     const answer = await call().catch(() => undefined)
     const retryAfter = answer?.headers['retry-after']
-    const asked = { agent, began, ended: performance.now(), status: answer?.status ?? 0, retryAfter }
+    const asked = {
+      agent,
+      began,
+      ended: performance.now(),
+      status: answer?.status ?? 0,
+      retryAfter,
+    }
     return { asked, answer }
   }
 
@@ -150,8 +163,11 @@ export class Workload {
         ...(isKeyed && { headers: { 'Idempotency-Key': `message-${number}` } }),
       }
       for (let tries = 1; tries <= (isKeyed ? MAX_TRIES : 1); tries++) {
-        const { asked, answer } = await this.#asked(agent.address, () => agent.request('POST', '/v1/messages', request))
-        const messageId = answer?.status === 202 ? answer.as(202, messageAccepted).message_id : undefined
+        const { asked, answer } = await this.#asked(agent.address, () =>
+          agent.request('POST', '/v1/messages', request),
+        )
+        const messageId =
+          answer?.status === 202 ? answer.as(202, messageAccepted).message_id : undefined
         this.operations.push({ ...asked, kind: 'send', to: to.address, content, messageId })
         if (messageId !== undefined) this.#awaited.add(content)
         if (asked.status !== 0 && asked.status !== 503) break
@@ -162,10 +178,20 @@ export class Workload {
   }
 
   async #receive(agent: Agent): Promise<void> {
-    while (this.#sending || (!this.#isComplete() && performance.now() < this.#stoppedAt + COLLECT_DEADLINE_MS)) {
-      const { asked, answer } = await this.#asked(agent.address, () => agent.request('GET', '/v1/messages?limit=20'))
+    while (
+      this.#sending ||
+      (!this.#isComplete() && performance.now() < this.#stoppedAt + COLLECT_DEADLINE_MS)
+    ) {
+      const { asked, answer } = await this.#asked(agent.address, () =>
+        agent.request('GET', '/v1/messages?limit=20'),
+      )
       const received = answer?.status === 200 ? answer.as(200, messagesPage).messages : []
-      const messages = received.map(({ message_id, from, to, content }) => ({ id: message_id, from, to, content }))
+      const messages = received.map(({ message_id, from, to, content }) => ({
+        id: message_id,
+        from,
+        to,
+        content,
+      }))
       for (const { content } of messages) this.#arrived.add(content)
       this.operations.push({ ...asked, kind: 'receive', messages })
       await this.#pause()
@@ -174,7 +200,8 @@ export class Workload {
 
   #isComplete(): boolean {
     for (const { content } of this.#newPushes()) this.#arrived.add(content)
-    for (const content of this.#awaited) if (this.#arrived.has(content)) this.#awaited.delete(content)
+    for (const content of this.#awaited)
+      if (this.#arrived.has(content)) this.#awaited.delete(content)
     return this.#awaited.size === 0
   }
 
@@ -206,7 +233,9 @@ export class Workload {
       const key = `filled/${Math.floor(this.#options.random() * FILLED_KEYS)}`
       const written = await this.#write(agent, key, Math.floor(this.#options.random() * FILL_BYTES))
       if (written === 507) await this.#remove(agent, key)
-      const { asked, answer } = await this.#asked(agent.address, () => agent.request('GET', '/v1/state/_capacity'))
+      const { asked, answer } = await this.#asked(agent.address, () =>
+        agent.request('GET', '/v1/state/_capacity'),
+      )
       const usedBytes = answer?.status === 200 ? answer.as(200, capacity).used_bytes : 0
       this.operations.push({ ...asked, kind: 'capacity', usedBytes })
       await this.#pause()
@@ -215,7 +244,9 @@ export class Workload {
 
   async #useUpLimit(agent: Agent): Promise<void> {
     while (this.#running) {
-      const { asked } = await this.#asked(agent.address, () => agent.request('GET', '/v1/agents/me'))
+      const { asked } = await this.#asked(agent.address, () =>
+        agent.request('GET', '/v1/agents/me'),
+      )
       this.operations.push({ ...asked, kind: 'limited' })
       await sleep(LIMITED_EVERY_MS)
     }
@@ -232,7 +263,9 @@ export class Workload {
         const created = answer?.status === 201 ? answer.as(201, agentCreated) : undefined
         this.operations.push({ ...asked, kind: 'register', address: created?.agent_address })
         if (created !== undefined)
-          this.registered.push(new Agent(this.#options.client, created.agent_address, created.agent_token))
+          this.registered.push(
+            new Agent(this.#options.client, created.agent_address, created.agent_token),
+          )
       }
       await sleep(REGISTER_EVERY_MS)
     }

@@ -1,9 +1,18 @@
 /**
- * Directories of servers and the ports they use. Everything a test process starts works somewhere below one directory, which a
- * watchdog clears, processes and files, when the test process is gone in whatever way.
+ * Directories of servers and the ports they use. Everything a test process starts works somewhere
+ * below one directory, which a watchdog clears, processes and files, when the test process is gone
+ * in whatever way.
  */
 import { execFile, spawn } from 'node:child_process'
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readlinkSync, symlinkSync, unlinkSync } from 'node:fs'
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readlinkSync,
+  symlinkSync,
+  unlinkSync,
+} from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -14,7 +23,10 @@ const run = promisify(execFile)
 const REMOVE_SCRIPT = join(import.meta.dirname, 'remove.sh')
 const REMOVE_DEADLINE_MS = 60_000
 
-/** Below the ports that the system gives to outgoing connections (from 32768), so none of those takes one while a server is down. */
+/**
+ * Below the ports that the system gives to outgoing connections (from 32768), so none of those
+ * takes one while a server is down.
+ */
 const FIRST_PORT = 15_000
 const PORTS = 15_000
 /** Holds one symbolic link for each port in use, to the directory of the process that uses it. */
@@ -23,7 +35,10 @@ const RESERVATIONS = join(tmpdir(), 'tabulum-test-ports')
 let root: string | undefined
 let directories = 0
 
-/** A new directory, gone with everything that works in it after `removeDirectory` or with this process. */
+/**
+ * A new directory, gone with everything that works in it after `removeDirectory` or with this
+ * process.
+ */
 export function makeDirectory(name: string): string {
   const directory = join(watchedRoot(), `${name}-${++directories}`)
   mkdirSync(directory, { mode: 0o711 })
@@ -36,14 +51,15 @@ export async function removeDirectory(directory: string): Promise<void> {
 }
 
 /**
- * So many ports that are free and that no other test process will take before this one is gone, even while nothing listens on
- * them: a server that was stopped can start on its own again.
+ * So many ports that are free and that no other test process will take before this one is gone,
+ * even while nothing listens on them: a server that was stopped can start on its own again.
  */
 export async function reservePorts(count: number): Promise<number[]> {
   const owner = watchedRoot()
   const ports: number[] = []
   for (let attempt = 0; ports.length < count; attempt++) {
-    if (attempt === 1_000) throw new Error(`Found only ${ports.length} free ports of the ${count} needed`)
+    if (attempt === 1_000)
+      throw new Error(`Found only ${ports.length} free ports of the ${count} needed`)
     const port = FIRST_PORT + Math.floor(Math.random() * PORTS)
     if (!reserve(port, owner)) continue
     if (await isFree(port)) ports.push(port)
@@ -63,7 +79,8 @@ function reserve(port: number, owner: string): boolean {
     symlinkSync(owner, link)
     return true
   } catch {
-    // Taken, or the watchdog of another process has just removed the empty directory: another port will do.
+    // Taken, or the watchdog of another process has just removed the empty directory: another port
+    // will do.
     removeIfStale(link)
     return false
   }

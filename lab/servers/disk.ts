@@ -1,6 +1,7 @@
 /**
- * A disk of one server's own that tests can fill up. Mounted, it is a small one in memory, which `remove.sh` unmounts with its directory. Where that is
- * not allowed, or not wanted, the system's limit on the size of files (setrlimit(2), RLIMIT_FSIZE) stands for it: no file can be written.
+ * A disk of one server's own that tests can fill up. Mounted, it is a small one in memory, which
+ * `remove.sh` unmounts with its directory. Where that is not allowed, or not wanted, the system's
+ * limit on the size of files (setrlimit(2), RLIMIT_FSIZE) stands for it: no file can be written.
  */
 import { execFile, execFileSync } from 'node:child_process'
 import { closeSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs'
@@ -20,7 +21,14 @@ export interface Disk {
 /** Mounts a disk in memory over an empty directory; undefined where that is not allowed. */
 export async function mountDisk(directory: string, sizeMiB: number): Promise<Disk | undefined> {
   try {
-    await promisify(execFile)('mount', ['-t', 'tmpfs', '-o', `size=${sizeMiB}m`, 'tmpfs', directory])
+    await promisify(execFile)('mount', [
+      '-t',
+      'tmpfs',
+      '-o',
+      `size=${sizeMiB}m`,
+      'tmpfs',
+      directory,
+    ])
   } catch {
     return undefined
   }
@@ -40,7 +48,10 @@ export async function mountDisk(directory: string, sizeMiB: number): Promise<Dis
   }
 }
 
-/** What stands for a disk: how the server has to be started for it, and what fills it once the process is known. */
+/**
+ * What stands for a disk: how the server has to be started for it, and what fills it once the
+ * process is known.
+ */
 export interface FileLimit {
   /** In front of its command line. */
   readonly command: readonly string[]
@@ -55,7 +66,8 @@ export function limitFiles(file: string): FileLimit {
     diskOf(process) {
       const set = (limit: '0' | 'unlimited') => {
         writeFileSync(file, limit)
-        if (process.running) execFileSync('prlimit', ['--pid', String(process.pid), `--fsize=${limit}:`])
+        if (process.running)
+          execFileSync('prlimit', ['--pid', String(process.pid), `--fsize=${limit}:`])
       }
       return { fill: () => set('0'), free: () => set('unlimited') }
     },

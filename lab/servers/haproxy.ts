@@ -68,14 +68,19 @@ export interface HaproxyOptions {
   readonly edit?: (configuration: string) => string
 }
 
-/** Starts an HAProxy of its own with the configuration of deploy/ and the nodes that are given instead of DNS. */
+/**
+ * Starts an HAProxy of its own with the configuration of deploy/ and the nodes that are given
+ * instead of DNS.
+ */
 export async function startHaproxy(options: HaproxyOptions): Promise<HaproxyServer> {
   const { port: given, nodes: first, observers = [], settings = {}, edit } = options
   const directory = makeDirectory('haproxy')
   const reserved = await reservePorts(given === undefined ? 3 : 2)
   const [metricsPort, observePort, free] = reserved as [number, number, number | undefined]
   const port = given ?? (free as number)
-  const configuration = edit ? editedConfiguration(directory, edit) : join(DEPLOY, 'haproxy', 'haproxy.cfg')
+  const configuration = edit
+    ? editedConfiguration(directory, edit)
+    : join(DEPLOY, 'haproxy', 'haproxy.cfg')
   const backend = join(directory, 'backend.cfg')
   const socket = join(directory, 'admin.sock')
   let nodes = first
@@ -99,10 +104,15 @@ export async function startHaproxy(options: HaproxyOptions): Promise<HaproxyServ
     directory,
     stopSignal: 'SIGUSR1',
   })
-  const statusOf = async (proxy: string, members: readonly BackendNode[]): Promise<BackendStatus[]> => {
+  const statusOf = async (
+    proxy: string,
+    members: readonly BackendNode[],
+  ): Promise<BackendStatus[]> => {
     const rows = parseStatistics(await ask(socket, 'show stat'))
     return members.map((member, index) => {
-      const row = rows.find((candidate) => candidate.pxname === proxy && candidate.svname === `node-${index + 1}`)
+      const row = rows.find(
+        (candidate) => candidate.pxname === proxy && candidate.svname === `node-${index + 1}`,
+      )
       return { ...member, status: row?.status ?? 'unknown', failedChecks: Number(row?.chkfail) }
     })
   }
@@ -167,7 +177,8 @@ export async function startHaproxy(options: HaproxyOptions): Promise<HaproxyServ
 export async function haproxyVersion(): Promise<[major: number, minor: number]> {
   const { stdout } = await run(await findProgram('haproxy'), ['-v'])
   const [, major, minor] = /version (\d+)\.(\d+)/.exec(stdout) ?? []
-  if (major === undefined || minor === undefined) throw new Error(`HAProxy calls its version ${stdout}`)
+  if (major === undefined || minor === undefined)
+    throw new Error(`HAProxy calls its version ${stdout}`)
   return [Number(major), Number(minor)]
 }
 
@@ -187,7 +198,10 @@ function backendConfiguration(
 ): string {
   const servers = (members: readonly BackendNode[]) =>
     members
-      .map(({ host, port, internalPort }, index) => `  server node-${index + 1} ${host}:${port} port ${internalPort}\n`)
+      .map(
+        ({ host, port, internalPort }, index) =>
+          `  server node-${index + 1} ${host}:${port} port ${internalPort}\n`,
+      )
       .join('')
   return [
     `global\n  stats socket ${socket} mode 600 level admin\n`,
@@ -204,14 +218,21 @@ async function workerPid(socket: string): Promise<string> {
 
 async function ask(path: string, command: string): Promise<string> {
   const connection = connect(path)
-  connection.setTimeout(ANSWER_TIMEOUT_MS, () => connection.destroy(new Error(`HAProxy did not answer «${command}»`)))
+  connection.setTimeout(ANSWER_TIMEOUT_MS, () =>
+    connection.destroy(new Error(`HAProxy did not answer «${command}»`)),
+  )
   connection.end(`${command}\n`)
   return await text(connection)
 }
 
-/** The CSV of `show stat`: a header line that starts with `# `, then a line for each frontend, backend and server. */
+/**
+ * The CSV of `show stat`: a header line that starts with `# `, then a line for each frontend,
+ * backend and server.
+ */
 function parseStatistics(csv: string): Record<string, string>[] {
   const [header = '', ...lines] = csv.split('\n').filter((line) => line !== '')
   const names = header.replace('# ', '').split(',')
-  return lines.map((line) => Object.fromEntries(line.split(',').map((value, index) => [names[index] ?? '', value])))
+  return lines.map((line) =>
+    Object.fromEntries(line.split(',').map((value, index) => [names[index] ?? '', value])),
+  )
 }

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Installs Debian packages for the tests and nothing more: no service is started, no database cluster is created.
-# Usage: install.sh <package>…   Run under a lock; whoever comes second finds the package installed.
+# Installs Debian packages for the tests and nothing more: no service is started, no database
+# cluster is created. Usage: install.sh <package>…   Run under a lock; whoever comes second finds
+# the package installed.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 mark='# written by the tests of tabulum-kernel'
 
-# Maintainer scripts ask this file whether they may start a service: 101 says no. One that is there already is left alone.
+# Maintainer scripts ask this file whether they may start a service: 101 says no. One that is there
+# already is left alone.
 policy=/usr/sbin/policy-rc.d
 # Read by postgresql-common when the first server is installed.
 cluster=/etc/postgresql-common/createcluster.d/tabulum-tests.conf

@@ -1,5 +1,13 @@
 import { execFile } from 'node:child_process'
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { homedir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { promisify } from 'node:util'
@@ -14,7 +22,10 @@ import { findProgram } from './programs.ts'
 
 const run = promisify(execFile)
 
-/** Raft waits up to 9 s before it holds another election (nats-server, maxElectionTimeout), and the machine may be busy. */
+/**
+ * Raft waits up to 9 s before it holds another election (nats-server, maxElectionTimeout), and the
+ * machine may be busy.
+ */
 const START_DEADLINE_MS = 90_000
 const REQUEST_TIMEOUT_MS = 2_000
 /** Waited for the answers of all servers to one question. */
@@ -41,13 +52,16 @@ export interface NatsServer {
   freeze(): Promise<void>
   thaw(): Promise<void>
   /**
-   * Of a server that is stopped: flips one bit of the first message whose stored form holds `text`, so that its checksum is
-   * wrong. Throws where there is none.
+   * Of a server that is stopped: flips one bit of the first message whose stored form holds `text`,
+   * so that its checksum is wrong. Throws where there is none.
    */
   damage(text: string): void
   /** Of a server that is stopped: removes all that it has stored. */
   wipe(): void
-  /** Stops it if it runs, and starts it on the same ports and data. Resolves when it is in the cluster again and has caught up. */
+  /**
+   * Stops it if it runs, and starts it on the same ports and data. Resolves when it is in the
+   * cluster again and has caught up.
+   */
   restart(): Promise<void>
 }
 
@@ -76,16 +90,25 @@ export interface NatsCluster extends NatsAccount {
   freeze(): Promise<void>
   thaw(): Promise<void>
   restart(): Promise<void>
-  /** Gives the kernel's user another password on all servers, as an operator would; without one, the first. Resolves when they ask for it. */
+  /**
+   * Gives the kernel's user another password on all servers, as an operator would; without one, the
+   * first. Resolves when they ask for it.
+   */
   setKernelPassword(password?: string): Promise<void>
 }
 
 export interface NatsOptions {
   /** Default 3. */
   readonly servers?: number
-  /** Of a disk for each server, in memory, in MiB: see `disk.ts`. 0: one that is not mounted. Without it none can be filled. */
+  /**
+   * Of a disk for each server, in memory, in MiB: see `disk.ts`. 0: one that is not mounted.
+   * Without it none can be filled.
+   */
   readonly diskMiB?: number | undefined
-  /** Run by `deploy/nats/start.sh`, which ends a server that only another start can mend; nobody starts it again. */
+  /**
+   * Run by `deploy/nats/start.sh`, which ends a server that only another start can mend; nobody
+   * starts it again.
+   */
   readonly watched?: boolean
   /** So many accounts more, each like the one of the kernel: see `numberedAccount`. */
   readonly accounts?: number
@@ -105,12 +128,19 @@ export async function startNats({
   // Port 0 of each server is for clients, 1 for the other servers, 2 for monitoring.
   const portOf = (server: number, which: 0 | 1 | 2) => ports[server * 3 + which] as number
   const numbers = Array.from({ length: count }, (_, index) => index)
-  const url = (user: Exclude<keyof typeof PASSWORDS, 'route'>, members: readonly number[] = numbers) =>
+  const url = (
+    user: Exclude<keyof typeof PASSWORDS, 'route'>,
+    members: readonly number[] = numbers,
+  ) =>
     members.map((number) => loopbackUrl('nats', user, PASSWORDS[user], portOf(number, 0))).join(',')
-  const routes = numbers.map((number) => loopbackUrl('nats', 'route', PASSWORDS.route, portOf(number, 1)))
+  const routes = numbers.map((number) =>
+    loopbackUrl('nats', 'route', PASSWORDS.route, portOf(number, 1)),
+  )
   const homes = numbers.map((number) => join(directory, `nats-${number + 1}`))
   for (const home of homes) mkdirSync(home)
-  const mounted = await Promise.all(homes.map((home) => (diskMiB ? mountDisk(home, diskMiB) : undefined)))
+  const mounted = await Promise.all(
+    homes.map((home) => (diskMiB ? mountDisk(home, diskMiB) : undefined)),
+  )
   // A copy, in which a password can be changed.
   const configuration = join(directory, 'configuration')
   cpSync(join(DEPLOY, 'nats'), configuration, { recursive: true })
@@ -171,16 +201,25 @@ export async function startNats({
   const leader = async () => {
     const states = await gather(processes.filter((server) => server.running).length)
     return named(
-      states.map((state) => state.data?.meta_cluster?.leader).find((name) => name !== undefined && name !== ''),
+      states
+        .map((state) => state.data?.meta_cluster?.leader)
+        .find((name) => name !== undefined && name !== ''),
     )
   }
 
-  /** That a leader counts every running server in and up to date, and that the server itself serves the kernel's account. */
+  /**
+   * That a leader counts every running server in and up to date, and that the server itself serves
+   * the kernel's account.
+   */
   const whole = async (number: number): Promise<true | undefined> => {
     const running = processes.filter((server) => server.running).length
-    const leading = (await gather(running)).find((state) => state.data?.meta_cluster?.replicas !== undefined)
+    const leading = (await gather(running)).find(
+      (state) => state.data?.meta_cluster?.replicas !== undefined,
+    )
     const followers = leading?.data?.meta_cluster?.replicas ?? []
-    const current = followers.filter((follower) => follower.current === true && follower.offline !== true)
+    const current = followers.filter(
+      (follower) => follower.current === true && follower.offline !== true,
+    )
     if (leading === undefined || current.length < running - 1) return undefined
     const connection = await connect(natsOptions(url('kernel', [number])))
     try {
@@ -190,7 +229,8 @@ export async function startNats({
       await connection.close()
     }
   }
-  const ready = (number: number) => (processes[number] as Process).ready(() => whole(number), START_DEADLINE_MS)
+  const ready = (number: number) =>
+    (processes[number] as Process).ready(() => whole(number), START_DEADLINE_MS)
   const members = processes.map((server, number): NatsServer => {
     return {
       name: server.name,
@@ -214,13 +254,17 @@ export async function startNats({
   const streamLeader = async (stream: string) => {
     const connection = await connect(natsOptions(url('kernel')))
     try {
-      const manager = await connection.jetstreamManager({ checkAPI: false, timeout: REQUEST_TIMEOUT_MS })
+      const manager = await connection.jetstreamManager({
+        checkAPI: false,
+        timeout: REQUEST_TIMEOUT_MS,
+      })
       return named((await manager.streams.info(stream)).cluster?.leader)
     } finally {
       await connection.close()
     }
   }
-  const all = async (act: (server: Process) => Promise<unknown>) => void (await Promise.all(processes.map(act)))
+  const all = async (act: (server: Process) => Promise<unknown>) =>
+    void (await Promise.all(processes.map(act)))
   const start = async () => {
     for (const server of processes) server.start()
     await Promise.all(numbers.map(ready))
@@ -251,7 +295,9 @@ export async function startNats({
           // Servers before 2.11 know nothing of a wish, and elect whom they like.
           const wish = { placement: { preferred: server.name } }
           const body = isBefore(version, 2, 11) ? '' : JSON.stringify(wish)
-          await connection.request(`$JS.API.STREAM.LEADER.STEPDOWN.${stream}`, body, { timeout: REQUEST_TIMEOUT_MS })
+          await connection.request(`$JS.API.STREAM.LEADER.STEPDOWN.${stream}`, body, {
+            timeout: REQUEST_TIMEOUT_MS,
+          })
         } finally {
           await connection.close()
         }
@@ -269,7 +315,10 @@ export async function startNats({
     thaw: () => all((server) => server.thaw()),
     async setKernelPassword(password = PASSWORDS.kernel) {
       const text = withAccounts(accounts)
-      writeFileSync(join(configuration, 'common.conf'), text.replace('$NATS_KERNEL_PASSWORD', password))
+      writeFileSync(
+        join(configuration, 'common.conf'),
+        text.replace('$NATS_KERNEL_PASSWORD', password),
+      )
       for (const server of processes) server.signal('SIGHUP')
       for (const number of numbers) {
         const server = loopbackUrl('nats', 'kernel', password, portOf(number, 0))
@@ -278,7 +327,8 @@ export async function startNats({
           return true
         }, START_DEADLINE_MS)
       }
-      // What docs/guarantees.md says of NATS 2.9: at a reload it forgets what is subscribed to on other servers.
+      // What docs/guarantees.md says of NATS 2.9: at a reload it forgets what is subscribed to on
+      // other servers.
       if (isBefore(version, 2, 10) && password === PASSWORDS.kernel) {
         for (const member of members) await member.restart()
       }
@@ -295,7 +345,8 @@ export async function startNats({
 function withAccounts(count: number): string {
   const text = readFileSync(join(DEPLOY, 'nats', 'common.conf'), 'utf8')
   const [begin, end] = [text.indexOf('  TABULUM {'), text.indexOf('  SYSTEM {')]
-  if (begin < 0 || end < begin) throw new Error('deploy/nats/common.conf: where is the account TABULUM?')
+  if (begin < 0 || end < begin)
+    throw new Error('deploy/nats/common.conf: where is the account TABULUM?')
   const more = Array.from({ length: count }, (_, index) =>
     text
       .slice(begin, end)
@@ -305,7 +356,10 @@ function withAccounts(count: number): string {
   return text.slice(0, end) + more.join('') + text.slice(end)
 }
 
-/** One of the accounts of servers that several use, by its number from 1. Its log is gone when disposed of. */
+/**
+ * One of the accounts of servers that several use, by its number from 1. Its log is gone when
+ * disposed of.
+ */
 export function numberedAccount(
   { ports, version }: { ports: readonly number[]; version: string },
   number: number,
@@ -329,7 +383,10 @@ export function numberedAccount(
   }
 }
 
-/** Options for the client from a comma-separated list of servers whose user and password it does not read by itself. */
+/**
+ * Options for the client from a comma-separated list of servers whose user and password it does not
+ * read by itself.
+ */
 export function natsOptions(urls: string): ConnectionOptions {
   const servers = urls.split(',').map((url) => new URL(url))
   const [first] = servers
@@ -364,16 +421,30 @@ function flipBit(home: string, text: string): void {
 }
 
 /**
- * The newest server on PATH, where `go install` puts one, or where the distribution does: what is deployed, for those who measure. What
- * `NATS_SERVER_BIN` says goes first. Installs one where there is none, as `findProgram`.
+ * The newest server on PATH, where `go install` puts one, or where the distribution does: what is
+ * deployed, for those who measure. What `NATS_SERVER_BIN` says goes first. Installs one where there
+ * is none, as `findProgram`.
  */
-export async function newestNatsServer(): Promise<{ file: string; version: string; flushes: string }> {
+export async function newestNatsServer(): Promise<{
+  file: string
+  version: string
+  flushes: string
+}> {
   const chosen = process.env.NATS_SERVER_BIN
-  const directories = ['/usr/sbin', ...(process.env.PATH ?? '').split(delimiter), join(homedir(), 'go/bin')]
+  const directories = [
+    '/usr/sbin',
+    ...(process.env.PATH ?? '').split(delimiter),
+    join(homedir(), 'go/bin'),
+  ]
   const there = directories.map((directory) => join(directory, 'nats-server')).filter(existsSync)
-  const files = chosen || there.length === 0 ? [await findProgram('nats-server')] : [...new Set(there)]
-  const found = await Promise.all(files.map(async (file) => ({ file, version: await versionOf(file) })))
-  const [newest] = found.toSorted((one, other) => other.version.localeCompare(one.version, 'en', { numeric: true }))
+  const files =
+    chosen || there.length === 0 ? [await findProgram('nats-server')] : [...new Set(there)]
+  const found = await Promise.all(
+    files.map(async (file) => ({ file, version: await versionOf(file) })),
+  )
+  const [newest] = found.toSorted((one, other) =>
+    other.version.localeCompare(one.version, 'en', { numeric: true }),
+  )
   if (newest === undefined) throw new Error('there is no nats-server')
   const flushes = isBefore(newest.version, 2, 10) ? 'every two minutes' : 'always'
   return { ...newest, flushes }
@@ -391,7 +462,10 @@ function isBefore(version: string, major: number, minor: number): boolean {
   return ours < major || (ours === major && its < minor)
 }
 
-/** An answer to `$SYS.REQ.SERVER.PING.JSZ`, the parts that are read. Only the leader lists the others. */
+/**
+ * An answer to `$SYS.REQ.SERVER.PING.JSZ`, the parts that are read. Only the leader lists the
+ * others.
+ */
 const jetStreamState = z.object({
   data: z
     .object({
@@ -399,7 +473,13 @@ const jetStreamState = z.object({
         .object({
           leader: z.string().optional(),
           replicas: z
-            .array(z.object({ name: z.string(), current: z.boolean().optional(), offline: z.boolean().optional() }))
+            .array(
+              z.object({
+                name: z.string(),
+                current: z.boolean().optional(),
+                offline: z.boolean().optional(),
+              }),
+            )
             .optional(),
         })
         .optional(),

@@ -3,7 +3,10 @@ import { chmodSync, existsSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 const BASH = '/bin/bash'
-/** Several servers ask several times in a second: a Node for each question would keep a processor busy. */
+/**
+ * Several servers ask several times in a second: a Node for each question would keep a processor
+ * busy.
+ */
 const IN_BASH = `#!${BASH}
 exec 3<>"/dev/tcp/$1/$2" || exit 1
 cat >&3

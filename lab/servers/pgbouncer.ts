@@ -7,7 +7,10 @@ import { Process } from './process.ts'
 import { findProgram } from './programs.ts'
 
 const START_DEADLINE_MS = 10_000
-/** Fewer than the clients want, so that they share connections and find what another has left behind. */
+/**
+ * Fewer than the clients want, so that they share connections and find what another has left
+ * behind.
+ */
 const SERVER_CONNECTIONS = 8
 
 export interface PgBouncer extends AsyncDisposable {
@@ -17,7 +20,9 @@ export interface PgBouncer extends AsyncDisposable {
 }
 
 /** Starts PgBouncer in transaction mode before a Postgres. */
-export async function startPgBouncer(server: Pick<PostgresServer, 'host' | 'port' | 'appUrl'>): Promise<PgBouncer> {
+export async function startPgBouncer(
+  server: Pick<PostgresServer, 'host' | 'port' | 'appUrl'>,
+): Promise<PgBouncer> {
   const directory = makeDirectory('pgbouncer')
   const [port] = (await reservePorts(1)) as [number]
   const user = serverUser()
@@ -63,7 +68,12 @@ max_client_conn = 500
   try {
     pooler.start()
     await pooler.ready(async () => {
-      const sql = postgres(url.href, { max: 1, connect_timeout: 2, prepare: false, onnotice: () => {} })
+      const sql = postgres(url.href, {
+        max: 1,
+        connect_timeout: 2,
+        prepare: false,
+        onnotice: () => {},
+      })
       try {
         await sql`SELECT 1`
         return true

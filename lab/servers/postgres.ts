@@ -1,5 +1,13 @@
 import { execFile } from 'node:child_process'
-import { chmodSync, chownSync, copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  chownSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import postgres from 'postgres'
@@ -21,10 +29,16 @@ const PASSWORDS = {
 
 /** Small enough to run many at once. */
 const SMALL = ['shared_buffers=32MB', 'max_wal_size=256MB']
-/** Tests survive the death of processes, not of the machine: what was written is safe with the system without a flush. */
+/**
+ * Tests survive the death of processes, not of the machine: what was written is safe with the
+ * system without a flush.
+ */
 const FAST = ['fsync=off', 'full_page_writes=off']
 
-/** Says where data directories are that servers start with copies of: `preparePostgres` has made them. */
+/**
+ * Says where data directories are that servers start with copies of: `preparePostgres` has made
+ * them.
+ */
 const PREPARED = 'TABULUM_TEST_PREPARED_POSTGRES'
 
 export interface PostgresDatabase extends AsyncDisposable {
@@ -54,15 +68,15 @@ export interface PostgresServer extends PostgresDatabase {
   /** Stops it if it runs, and starts it on the same port and data. */
   restart(): Promise<void>
   /**
-   * Gives the role of api nodes and workers another password, as an operator would, and disconnects them; without one, the first. Resolves when the
-   * server asks for it.
+   * Gives the role of api nodes and workers another password, as an operator would, and disconnects
+   * them; without one, the first. Resolves when the server asks for it.
    */
   setAppPassword(password?: string): Promise<void>
 }
 
 /**
- * Starts a Postgres of its own with the configuration and roles of deploy/. `durable` flushes to disk as production does; `migrated`: with the
- * kernel's schema, where that has been prepared.
+ * Starts a Postgres of its own with the configuration and roles of deploy/. `durable` flushes to
+ * disk as production does; `migrated`: with the kernel's schema, where that has been prepared.
  */
 export async function startPostgres({
   durable = false,
@@ -86,7 +100,10 @@ export async function startPostgres({
     args: [
       ...['-D', data],
       // Copied, since the user that it runs as may not be able to read the sources.
-      ...settings([`config_file=${join(directory, 'postgresql.conf')}`, `hba_file=${join(directory, 'pg_hba.conf')}`]),
+      ...settings([
+        `config_file=${join(directory, 'postgresql.conf')}`,
+        `hba_file=${join(directory, 'pg_hba.conf')}`,
+      ]),
       ...settings([`port=${port}`, 'listen_addresses=127.0.0.1', 'unix_socket_directories=']),
       // In the data directory rather than in /dev/shm, where a killed server would leave it.
       ...settings(['dynamic_shared_memory_type=mmap', ...SMALL, ...(durable ? [] : FAST)]),
@@ -98,7 +115,8 @@ export async function startPostgres({
     // Fast shutdown; SIGTERM would wait for clients to leave.
     stopSignal: 'SIGINT',
   })
-  const url = (name: keyof typeof PASSWORDS) => loopbackUrl('postgres', name, PASSWORDS[name], port, DATABASE)
+  const url = (name: keyof typeof PASSWORDS) =>
+    loopbackUrl('postgres', name, PASSWORDS[name], port, DATABASE)
   const start = async () => {
     server.start()
     await server.ready(() => answers(url('postgres')), START_DEADLINE_MS)
@@ -144,13 +162,19 @@ export async function startPostgres({
       } finally {
         await sql.end()
       }
-      await server.ready(() => answers(loopbackUrl('postgres', 'tabulum', password, port, DATABASE)), START_DEADLINE_MS)
+      await server.ready(
+        () => answers(loopbackUrl('postgres', 'tabulum', password, port, DATABASE)),
+        START_DEADLINE_MS,
+      )
     },
     [Symbol.asyncDispose]: dispose,
   }
 }
 
-/** Makes a database like that of a migrated server, on such a server that several use. It is gone when disposed of. */
+/**
+ * Makes a database like that of a migrated server, on such a server that several use. It is gone
+ * when disposed of.
+ */
 export async function makeDatabase(
   { host, port }: { host: string; port: number },
   name: string,
@@ -185,8 +209,9 @@ export async function makeDatabase(
 }
 
 /**
- * Makes the data directories that all servers of a test run start with copies of, below a directory that lasts as long as this process;
- * `migrate` is given the owner's url. From now on they are used, in this process and those that it starts.
+ * Makes the data directories that all servers of a test run start with copies of, below a directory
+ * that lasts as long as this process; `migrate` is given the owner's url. From now on they are
+ * used, in this process and those that it starts.
  */
 export async function preparePostgres(migrate: (ownerUrl: string) => Promise<void>): Promise<void> {
   if (process.env[PREPARED] !== undefined) return
@@ -201,13 +226,19 @@ export async function preparePostgres(migrate: (ownerUrl: string) => Promise<voi
 
 let made: Promise<string> | undefined
 
-/** A data directory as the postgres image makes it. Takes longer than to copy one: made once in this process. */
+/**
+ * A data directory as the postgres image makes it. Takes longer than to copy one: made once in this
+ * process.
+ */
 function template(): Promise<string> {
   made ??= makeTemplate(serverUser())
   return made
 }
 
-/** What the postgres image does at its first start: creates the cluster and the database, then runs the init scripts. */
+/**
+ * What the postgres image does at its first start: creates the cluster and the database, then runs
+ * the init scripts.
+ */
 async function makeTemplate(user: User | undefined): Promise<string> {
   const directory = makeDirectory('postgres-template')
   const data = join(directory, 'data')
@@ -215,9 +246,20 @@ async function makeTemplate(user: User | undefined): Promise<string> {
   const [port] = (await reservePorts(1)) as [number]
   mkdirSync(data, { mode: 0o700 })
   writeFileSync(password, PASSWORDS.postgres)
-  if (user !== undefined) for (const path of [directory, data, password]) chownSync(path, user.uid, user.gid)
+  if (user !== undefined)
+    for (const path of [directory, data, password]) chownSync(path, user.uid, user.gid)
   const env = { PATH: process.env.PATH ?? '', LC_ALL: 'C' }
-  const how = ['-U', 'postgres', '--pwfile', password, '--auth=scram-sha-256', '--no-sync', '-E', 'UTF8', '--locale=C']
+  const how = [
+    '-U',
+    'postgres',
+    '--pwfile',
+    password,
+    '--auth=scram-sha-256',
+    '--no-sync',
+    '-E',
+    'UTF8',
+    '--locale=C',
+  ]
   await run(await findProgram('initdb'), ['-D', data, ...how], { cwd: directory, env, ...user })
 
   const server = new Process({
@@ -226,14 +268,20 @@ async function makeTemplate(user: User | undefined): Promise<string> {
     args: [
       '-D',
       data,
-      ...settings([`port=${port}`, 'listen_addresses=127.0.0.1', 'unix_socket_directories=', ...FAST]),
+      ...settings([
+        `port=${port}`,
+        'listen_addresses=127.0.0.1',
+        'unix_socket_directories=',
+        ...FAST,
+      ]),
     ],
     env,
     directory,
     user,
     stopSignal: 'SIGINT',
   })
-  const url = (database: string) => loopbackUrl('postgres', 'postgres', PASSWORDS.postgres, port, database)
+  const url = (database: string) =>
+    loopbackUrl('postgres', 'postgres', PASSWORDS.postgres, port, database)
   server.start()
   await server.ready(() => answers(url('postgres')), START_DEADLINE_MS)
   const psql = async (database: string, ...what: string[]) => {
@@ -279,6 +327,8 @@ type User = { readonly uid: number; readonly gid: number }
 export function serverUser(): User | undefined {
   if (process.getuid?.() !== 0) return undefined
   const lines = existsSync('/etc/passwd') ? readFileSync('/etc/passwd', 'utf8').split('\n') : []
-  const fields = (lines.find((line) => line.startsWith('postgres:')) ?? 'nobody:x:65534:65534').split(':')
+  const fields = (
+    lines.find((line) => line.startsWith('postgres:')) ?? 'nobody:x:65534:65534'
+  ).split(':')
   return { uid: Number(fields[2]), gid: Number(fields[3]) }
 }

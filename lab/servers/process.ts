@@ -1,5 +1,6 @@
 /**
- * One server or kernel process with everything it forks: started, stopped, killed, frozen and started again.
+ * One server or kernel process with everything it forks: started, stopped, killed, frozen and
+ * started again.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
@@ -40,7 +41,12 @@ export class Process {
   start(): void {
     if (this.running) throw new Error(`${this.name} is running already`)
     const { file, args, env, directory, user } = this.#command
-    const child = spawn(file, args, { cwd: directory, env, stdio: ['ignore', 'pipe', 'pipe'], ...user })
+    const child = spawn(file, args, {
+      cwd: directory,
+      env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      ...user,
+    })
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding('utf8').on('data', (text: string) => {
         this.#output = (this.#output + text).slice(-OUTPUT_LIMIT)
@@ -69,7 +75,10 @@ export class Process {
   /** It has ended by itself, or by a signal other than those that end it on purpose. */
   get crashed(): boolean {
     const { exitCode = null, signalCode = null } = this.#child ?? {}
-    return (exitCode !== null && exitCode !== 0) || (signalCode !== null && !/^SIG(TERM|KILL|INT)$/.test(signalCode))
+    return (
+      (exitCode !== null && exitCode !== 0) ||
+      (signalCode !== null && !/^SIG(TERM|KILL|INT)$/.test(signalCode))
+    )
   }
 
   /** Between freeze and thaw. */
@@ -78,7 +87,8 @@ export class Process {
   }
 
   get pid(): number {
-    if (this.#child?.pid === undefined || !this.running) throw new Error(`${this.name} is not running`)
+    if (this.#child?.pid === undefined || !this.running)
+      throw new Error(`${this.name} is not running`)
     return this.#child.pid
   }
 
@@ -97,14 +107,21 @@ export class Process {
     return this.#exit
   }
 
-  /** Asks it to end and waits; resolves to the exit code. Throws when it has not gone within 35 s. */
+  /**
+   * Asks it to end and waits; resolves to the exit code. Throws when it has not gone within 35 s.
+   */
   async stop(): Promise<number | null> {
     if (this.#frozen) await this.thaw()
     if (this.running) this.signal(this.#command.stopSignal ?? 'SIGTERM')
-    const code = await Promise.race([this.#exit, sleep(STOP_DEADLINE_MS, 'late' as const, { ref: false })])
+    const code = await Promise.race([
+      this.#exit,
+      sleep(STOP_DEADLINE_MS, 'late' as const, { ref: false }),
+    ])
     if (code !== 'late') return code
     await this.kill()
-    throw new Error(`${this.name} did not stop within ${STOP_DEADLINE_MS} ms. It printed:\n${this.#output}`)
+    throw new Error(
+      `${this.name} did not stop within ${STOP_DEADLINE_MS} ms. It printed:\n${this.#output}`,
+    )
   }
 
   /** SIGKILL to the process and all that it has forked. Resolves when none is left. */
@@ -118,7 +135,10 @@ export class Process {
     this.#frozen = false
   }
 
-  /** SIGSTOP to the process and all that it has forked: their connections stay open and nobody answers. */
+  /**
+   * SIGSTOP to the process and all that it has forked: their connections stay open and nobody
+   * answers.
+   */
   async freeze(): Promise<void> {
     this.signal('SIGSTOP')
     this.#frozen = true
@@ -145,13 +165,14 @@ export class Process {
   }
 
   /**
-   * Waits until `check` gives something other than undefined. Throws with what the process has printed when it ends before, or
-   * when the deadline passes; errors of `check` mean not yet.
+   * Waits until `check` gives something other than undefined. Throws with what the process has
+   * printed when it ends before, or when the deadline passes; errors of `check` mean not yet.
    */
   async ready<T>(check: () => Promise<T | undefined>, deadlineMs: number): Promise<T> {
     const deadline = Date.now() + deadlineMs
     for (let reason: unknown; ; ) {
-      if (!this.running) throw new Error(`${this.name} ended while starting. It printed:\n${this.#output}`)
+      if (!this.running)
+        throw new Error(`${this.name} ended while starting. It printed:\n${this.#output}`)
       try {
         const result = await check()
         if (result !== undefined) return result
@@ -159,7 +180,9 @@ export class Process {
         reason = error
       }
       if (Date.now() > deadline) {
-        throw new Error(`${this.name} was not ready after ${deadlineMs} ms (${reason}). It printed:\n${this.#output}`)
+        throw new Error(
+          `${this.name} was not ready after ${deadlineMs} ms (${reason}). It printed:\n${this.#output}`,
+        )
       }
       await sleep(POLL_MS)
     }
@@ -168,7 +191,8 @@ export class Process {
   async #until(what: string, done: () => boolean): Promise<void> {
     const deadline = Date.now() + SIGNAL_DEADLINE_MS
     while (!done()) {
-      if (Date.now() > deadline) throw new Error(`${this.name} was not ${what} within ${SIGNAL_DEADLINE_MS} ms`)
+      if (Date.now() > deadline)
+        throw new Error(`${this.name} was not ${what} within ${SIGNAL_DEADLINE_MS} ms`)
       await sleep(POLL_MS)
     }
   }
@@ -193,7 +217,10 @@ function workingDirectory(pid: number): string | undefined {
   }
 }
 
-/** Whether it is stopped, by field 3 of /proc/<pid>/stat (proc(5)); the name before it may hold anything, so count from its end. */
+/**
+ * Whether it is stopped, by field 3 of /proc/<pid>/stat (proc(5)); the name before it may hold
+ * anything, so count from its end.
+ */
 function isStopped(pid: number): boolean {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')

@@ -1,5 +1,6 @@
 /**
- * Finds the servers' programs. On Debian as root a missing one is installed first; elsewhere the error says what to install.
+ * Finds the servers' programs. On Debian as root a missing one is installed first; elsewhere the
+ * error says what to install.
  */
 import { execFile } from 'node:child_process'
 import { accessSync, constants, existsSync, readdirSync } from 'node:fs'
@@ -35,8 +36,8 @@ export type Program = keyof typeof PACKAGES
 const found = new Map<Program, Promise<string>>()
 
 /**
- * The path of a program: what an environment variable like `NATS_SERVER_BIN` or `HAPROXY_BIN` says; else the distribution's,
- * which is what continuous integration has; else the first on PATH.
+ * The path of a program: what an environment variable like `NATS_SERVER_BIN` or `HAPROXY_BIN` says;
+ * else the distribution's, which is what continuous integration has; else the first on PATH.
  */
 export function findProgram(program: Program): Promise<string> {
   let path = found.get(program)
@@ -62,7 +63,9 @@ export function versionsOf(programs: readonly Program[]): Promise<string[]> {
   return Promise.all(
     programs.map(async (program) => {
       // HAProxy alone has no long form.
-      const { stdout } = await run(await findProgram(program), [program === 'haproxy' ? '-v' : '--version'])
+      const { stdout } = await run(await findProgram(program), [
+        program === 'haproxy' ? '-v' : '--version',
+      ])
       return `${program} ${/\d+\.\d+(\.\d+)*/.exec(stdout)?.[0] ?? stdout.trim()}`
     }),
   )
@@ -83,17 +86,26 @@ async function find(program: Program): Promise<string> {
   if (process.getuid?.() !== 0 || !existsSync('/usr/bin/apt-get')) throw new Error(advice)
   await install(name, advice)
   const installed = lookUp(program)
-  if (installed === undefined) throw new Error(`The package ${name} was installed, but has no ${program}. ${advice}`)
+  if (installed === undefined)
+    throw new Error(`The package ${name} was installed, but has no ${program}. ${advice}`)
   return installed
 }
 
 function lookUp(program: Program): string | undefined {
-  return [...postgresDirectories(), '/usr/bin', '/usr/sbin', ...(process.env.PATH ?? '').split(delimiter)]
+  return [
+    ...postgresDirectories(),
+    '/usr/bin',
+    '/usr/sbin',
+    ...(process.env.PATH ?? '').split(delimiter),
+  ]
     .map((directory) => join(directory, program))
     .find(isProgram)
 }
 
-/** What `POSTGRES_BIN_DIR` says; Debian keeps the programs of each version apart and off PATH: the newest first. */
+/**
+ * What `POSTGRES_BIN_DIR` says; Debian keeps the programs of each version apart and off PATH: the
+ * newest first.
+ */
 function postgresDirectories(): string[] {
   const chosen = process.env.POSTGRES_BIN_DIR
   if (chosen !== undefined) return [chosen]

@@ -11,13 +11,19 @@ const COMMAND_TIMEOUT_MS = 10_000
 
 export interface RedisCluster extends AsyncDisposable {
   readonly masters: readonly RedisServer[]
-  /** Resolves when every master knows that all take part: a while after one that was restarted answers. */
+  /**
+   * Resolves when every master knows that all take part: a while after one that was restarted
+   * answers.
+   */
   whole(): Promise<void>
   /** Of the first master, from which a client learns of the others. */
   readonly url: string
 }
 
-/** Starts a Redis Cluster of three masters without replicas, each with the configuration and users of deploy/. */
+/**
+ * Starts a Redis Cluster of three masters without replicas, each with the configuration and users
+ * of deploy/.
+ */
 export async function startRedisCluster(): Promise<RedisCluster> {
   await using stack = new AsyncDisposableStack()
   const ports = await reservePorts(MASTERS)
@@ -38,7 +44,12 @@ export async function startRedisCluster(): Promise<RedisCluster> {
   const owner = stack.move()
   const [first] = masters
   if (first === undefined) throw new Error('a cluster has a first master')
-  return { masters, url: first.url, whole: () => whole(masters), [Symbol.asyncDispose]: () => owner.disposeAsync() }
+  return {
+    masters,
+    url: first.url,
+    whole: () => whole(masters),
+    [Symbol.asyncDispose]: () => owner.disposeAsync(),
+  }
 }
 
 /** Shares the slots among the masters and makes them know each other. */
@@ -52,7 +63,8 @@ async function join(masters: readonly RedisServer[], busPorts: readonly number[]
       }),
     )
     for (const [index, { port }] of masters.entries())
-      if (index > 0) await clients[0]?.call('CLUSTER', 'MEET', '127.0.0.1', port, busPorts[index] as number)
+      if (index > 0)
+        await clients[0]?.call('CLUSTER', 'MEET', '127.0.0.1', port, busPorts[index] as number)
   })
   await whole(masters)
 }
@@ -65,7 +77,8 @@ async function whole(masters: readonly RedisServer[]): Promise<void> {
       for (;;) {
         const info = (await client.cluster('INFO')).split('\r\n')
         if (info.includes('cluster_state:ok') && info.includes(`cluster_slots_ok:${SLOTS}`)) break
-        if (performance.now() > deadline) throw new Error('the masters of a Redis Cluster did not agree in time')
+        if (performance.now() > deadline)
+          throw new Error('the masters of a Redis Cluster did not agree in time')
         await sleep(POLL_MS)
       }
     }
@@ -76,7 +89,9 @@ async function withClients(
   masters: readonly RedisServer[],
   run: (clients: readonly Redis[]) => Promise<void>,
 ): Promise<void> {
-  const clients = masters.map(({ adminUrl }) => new Redis(adminUrl, { commandTimeout: COMMAND_TIMEOUT_MS }))
+  const clients = masters.map(
+    ({ adminUrl }) => new Redis(adminUrl, { commandTimeout: COMMAND_TIMEOUT_MS }),
+  )
   try {
     await run(clients)
   } finally {

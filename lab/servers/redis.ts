@@ -30,9 +30,15 @@ export interface RedisServer extends RedisDatabase {
   thaw(): Promise<void>
   /** Stops it if it runs, and starts it on the same port and data. */
   restart(): Promise<void>
-  /** Gives the kernel's user another password, as an operator would, and disconnects it; without one, the first. */
+  /**
+   * Gives the kernel's user another password, as an operator would, and disconnects it; without
+   * one, the first.
+   */
   setKernelPassword(password?: string): Promise<void>
-  /** Copies what is on disk, as a backup would; what it returns puts that back, into a server that does not run. */
+  /**
+   * Copies what is on disk, as a backup would; what it returns puts that back, into a server that
+   * does not run.
+   */
   backUp(): () => void
 }
 
@@ -128,17 +134,32 @@ export async function startRedis({
   }
 }
 
-/** One of the databases of a server that several use, by its number. It is empty when disposed of. */
-export function numberedDatabase({ host, port }: { host: string; port: number }, number: number): RedisDatabase {
-  const url = (user: keyof typeof PASSWORDS) => loopbackUrl('redis', user, PASSWORDS[user], port, String(number))
+/**
+ * One of the databases of a server that several use, by its number. It is empty when disposed of.
+ */
+export function numberedDatabase(
+  { host, port }: { host: string; port: number },
+  number: number,
+): RedisDatabase {
+  const url = (user: keyof typeof PASSWORDS) =>
+    loopbackUrl('redis', user, PASSWORDS[user], port, String(number))
   const wipe = async () => void (await withRedis(url('admin'), (client) => client.flushdb()))
-  return { host, port, url: url('kernel'), adminUrl: url('admin'), wipe, [Symbol.asyncDispose]: wipe }
+  return {
+    host,
+    port,
+    url: url('kernel'),
+    adminUrl: url('admin'),
+    wipe,
+    [Symbol.asyncDispose]: wipe,
+  }
 }
 
 /** What only whoever runs the server may do. */
 export function redisAdmin(url: string) {
   const usedMemory = () =>
-    withRedis(url, async (client) => Number(/^used_memory:(\d+)/m.exec(await client.info('memory'))?.[1]))
+    withRedis(url, async (client) =>
+      Number(/^used_memory:(\d+)/m.exec(await client.info('memory'))?.[1]),
+    )
   return {
     usedMemory,
     /** Commands that were refused since it started, as its memory was at the limit. */
@@ -146,7 +167,9 @@ export function redisAdmin(url: string) {
       withRedis(url, async (client) =>
         Number(/^errorstat_OOM:count=(\d+)/m.exec(await client.info('errorstats'))?.[1] ?? 0),
       ),
-    /** Limits its memory to so much more (or less) than it uses now; without a number, not at all. */
+    /**
+     * Limits its memory to so much more (or less) than it uses now; without a number, not at all.
+     */
     async limitMemory(moreBytes?: number): Promise<void> {
       const limit = moreBytes === undefined ? 0 : (await usedMemory()) + moreBytes
       await withRedis(url, (client) => client.config('SET', 'maxmemory', limit))

@@ -4,8 +4,8 @@
 #        remove.sh --when-orphaned <directory> <ports>   waits until standard input ends, that is until the process at its
 #        other end is gone in whatever way; also gives back the ports that it had reserved
 #
-# Processes are known by their working directory, because those that Postgres forks leave the process group and are nobody's
-# children once their parent has been killed.
+# Processes are known by their working directory, because those that Postgres forks leave the
+# process group and are nobody's children once their parent has been killed.
 set -u
 if [ "$1" = --when-orphaned ]; then
   shift

@@ -1,6 +1,7 @@
 /**
- * Servers that are started once and hand out places of their own: a database of Postgres with the kernel's schema, a database of Redis, an account of
- * NATS. For all that does not stop, break or configure a server. Who asks first has them started, for this process and those that it starts.
+ * Servers that are started once and hand out places of their own: a database of Postgres with the
+ * kernel's schema, a database of Redis, an account of NATS. For all that does not stop, break or
+ * configure a server. Who asks first has them started, for this process and those that it starts.
  */
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
@@ -41,7 +42,8 @@ export async function sharedPostgres(): Promise<PostgresDatabase> {
 export async function sharedRedis(): Promise<RedisDatabase> {
   const { redis } = await theServers()
   const number = await nextNumber(redis, 'redis')
-  if (number >= REDIS_DATABASES) throw new Error(`the shared Redis has ${REDIS_DATABASES} databases: all are taken`)
+  if (number >= REDIS_DATABASES)
+    throw new Error(`the shared Redis has ${REDIS_DATABASES} databases: all are taken`)
   return numberedDatabase(redis, number)
 }
 
@@ -50,7 +52,8 @@ export async function sharedNats(): Promise<NatsAccount> {
   const { nats, redis } = await theServers()
   const given = await withRedis(redis.adminUrl, (client) => client.lpop('free:nats'))
   const number = given === null ? await nextNumber(redis, 'nats') : Number(given)
-  if (number > NATS_ACCOUNTS) throw new Error(`the shared NATS has ${NATS_ACCOUNTS} accounts: all are taken`)
+  if (number > NATS_ACCOUNTS)
+    throw new Error(`the shared NATS has ${NATS_ACCOUNTS} accounts: all are taken`)
   const account = numberedAccount(nats, number)
   return {
     ...account,
@@ -74,7 +77,9 @@ async function theServers(): Promise<Servers> {
 
 async function start(): Promise<Servers> {
   const [postgres, redis, nats] = await Promise.all([
-    preparePostgres(migrate).then(() => startPostgres({ migrated: true, maxConnections: POSTGRES_CONNECTIONS })),
+    preparePostgres(migrate).then(() =>
+      startPostgres({ migrated: true, maxConnections: POSTGRES_CONNECTIONS }),
+    ),
     startRedis({ persistence: false, args: ['--databases', String(REDIS_DATABASES)] }),
     startNats({ accounts: NATS_ACCOUNTS }),
   ])
@@ -90,7 +95,10 @@ async function start(): Promise<Servers> {
 
 async function migrate(ownerUrl: string): Promise<void> {
   const env = { PATH: process.env.PATH ?? '', DATABASE_URL: ownerUrl }
-  await promisify(execFile)(process.execPath, [MAIN, 'migrate'], { env, timeout: MIGRATE_DEADLINE_MS })
+  await promisify(execFile)(process.execPath, [MAIN, 'migrate'], {
+    env,
+    timeout: MIGRATE_DEADLINE_MS,
+  })
 }
 
 /** From 1, and never the same again. Counted in the database of Redis that nobody is given. */

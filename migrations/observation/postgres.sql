@@ -67,8 +67,8 @@ create table totals (
   count bigint not null
 );
 
--- The messages from each agent to each: of this pair the nth, and of all that the recipient was sent
--- the received-th.
+-- The messages from each agent to each: of this pair the nth, and of all that the recipient was
+-- sent the received-th.
 create table messages (
   sender    bigint not null,
   recipient bigint not null,
@@ -79,7 +79,8 @@ create table messages (
 );
 create index messages_recipient on messages (recipient, seq);
 
--- How many events of a type there were in a span of time, and the first of them; agent 0: anybody's.
+-- How many events of a type there were in a span of time, and the first of them; agent 0:
+-- anybody's.
 create table activity (
   agent     bigint not null,
   span      integer not null,

@@ -30,8 +30,8 @@ create table state_usage (
 insert into state_usage default values;
 
 -- Writes between their check and their event's arrival in the projection, where their node had no
--- allotment for them. The oldest are looked for now and then, among the few that there are: an index for
--- that would cost every write.
+-- allotment for them. The oldest are looked for now and then, among the few that there are: an
+-- index for that would cost every write.
 create table state_reservations (
   id          uuid primary key,
   key         bytea not null,

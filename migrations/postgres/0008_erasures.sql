@@ -1,5 +1,5 @@
--- Messages of the event log's stream that an administrator erased there, and what is left of them. A message
--- that is missing and not here is lost, and nothing behind it is served.
+-- Messages of the event log's stream that an administrator erased there, and what is left of them.
+-- A message that is missing and not here is lost, and nothing behind it is served.
 
 create table erasures (
   -- Sequence number of the message in the stream.

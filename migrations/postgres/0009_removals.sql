@@ -1,5 +1,5 @@
--- What the operator of the infrastructure removed because it is illegal to host: the transparency log.
--- A read model of the event log, so it comes back with it.
+-- What the operator of the infrastructure removed because it is illegal to host: the transparency
+-- log. A read model of the event log, so it comes back with it.
 
 create table removals (
   -- Sequence number of the event that removed it.

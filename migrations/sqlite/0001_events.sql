@@ -8,12 +8,14 @@ create table events (
   agent text,
   -- JSON.
   data  text not null,
-  -- How a message leaves or left, and the sequence number of the event that this one is about: for the projections, not part of the public event.
+  -- How a message leaves or left, and the sequence number of the event that this one is about: for
+  -- the projections, not part of the public event.
   via   text,
   about integer
 ) strict;
 
--- Ids of appends, so that a retry is stored once. Those that are too old to be asked for are removed.
+-- Ids of appends, so that a retry is stored once. Those that are too old to be asked for are
+-- removed.
 create table event_ids (
   id         text primary key,
   seq        integer not null,

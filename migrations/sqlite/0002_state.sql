@@ -1,4 +1,5 @@
--- The shared key-value store. Blobs, so that any UTF-8 (U+0000 too) round-trips and order is byte order.
+-- The shared key-value store. Blobs, so that any UTF-8 (U+0000 too) round-trips and order is byte
+-- order.
 
 create table state (
   -- Not the primary key: values are in the rows, and keys are listed from an index that has none.
@@ -18,8 +19,9 @@ create table state_usage (
 ) strict;
 insert into state_usage default values;
 
--- The key space cut into ordered blocks with the number of keys in each: level 1 over keys, level 2 over blocks of level 1.
--- A block holds the keys from its first_key up to the next block's. Every first_key of level 2 is one of level 1.
+-- The key space cut into ordered blocks with the number of keys in each: level 1 over keys, level 2
+-- over blocks of level 1. A block holds the keys from its first_key up to the next block's. Every
+-- first_key of level 2 is one of level 1.
 create table state_blocks (
   level     integer not null check (level in (1, 2)),
   first_key blob not null,

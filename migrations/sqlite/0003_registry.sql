@@ -4,7 +4,8 @@ create table operators (
   -- Sequence number of the event that registered it.
   seq          integer primary key,
   operator_id  text not null unique,
-  -- First 8 bytes of the token's SHA-256: finds the row, proves nothing. The credential is token_hash.
+  -- First 8 bytes of the token's SHA-256: finds the row, proves nothing. The credential is
+  -- token_hash.
   token_lookup blob not null,
   token_hash   text not null,
   -- RFC 3339, in UTC, as all times here that are text.
@@ -52,8 +53,8 @@ create table challenges (
 create index challenges_expiry on challenges (expires_at);
 create index challenges_operator on challenges (operator_id, expires_at);
 
--- Keys that never leave the database: the one that seals the cursors of pages, and the one of webhook secrets where there is none in
--- the settings.
+-- Keys that never leave the database: the one that seals the cursors of pages, and the one of
+-- webhook secrets where there is none in the settings.
 create table signing_keys (
   name text primary key,
   key  blob not null

@@ -1,4 +1,5 @@
--- What is to be pushed to webhooks, an ordered lane for each agent. Times are milliseconds since 1970.
+-- What is to be pushed to webhooks, an ordered lane for each agent. Times are milliseconds since
+-- 1970.
 
 create table webhook_lanes (
   recipient      text primary key,
@@ -6,7 +7,8 @@ create table webhook_lanes (
   -- The projection's: sequence number of the newest message, and how many are in the lane.
   last_seq       integer not null,
   pending        integer not null,
-  -- When a worker may claim the lane; while one holds it, when its lease runs out; null: there is nothing to do.
+  -- When a worker may claim the lane; while one holds it, when its lease runs out; null: there is
+  -- nothing to do.
   next_at        integer,
   holder         text,
   -- Counts claims, so that a worker that was frozen past its lease changes nothing any more.

@@ -1,4 +1,5 @@
--- What the operator of the infrastructure removed because it is illegal to host: the transparency log.
+-- What the operator of the infrastructure removed because it is illegal to host: the transparency
+-- log.
 
 create table removals (
   -- Sequence number of the event that removed it.

@@ -1,4 +1,7 @@
-/** The port that each request passes: is there a live session for its token, and is there a request left in its bucket. */
+/**
+ * The port that each request passes: is there a live session for its token, and is there a request
+ * left in its bucket.
+ */
 import type { PresentedToken } from './tokens.ts'
 
 export const CATEGORIES = ['message', 'state_read', 'state_write', 'registry_read'] as const
@@ -28,14 +31,17 @@ export interface BucketState {
 
 export interface Admission {
   /**
-   * Finds the session of a token and, if there is one, takes one request from the agent's bucket of the category; without
-   * a category takes nothing. One round trip.
+   * Finds the session of a token and, if there is one, takes one request from the agent's bucket of
+   * the category; without a category takes nothing. One round trip.
    */
-  admit(token: PresentedToken, category?: Category): Promise<{ session: Session; bucket?: BucketState } | undefined>
+  admit(
+    token: PresentedToken,
+    category?: Category,
+  ): Promise<{ session: Session; bucket?: BucketState } | undefined>
 
   /**
-   * Remembers a session that was just verified, for the session TTL at most, then admits it as `admit` does. Undefined if it was
-   * revoked meanwhile.
+   * Remembers a session that was just verified, for the session TTL at most, then admits it as
+   * `admit` does. Undefined if it was revoked meanwhile.
    */
   open(
     token: PresentedToken,
@@ -51,8 +57,9 @@ export interface Admission {
 }
 
 /**
- * The generic cell rate algorithm (ITU-T I.371): a bucket as one number, the time at which it is full again. Returns the state and
- * the number to keep, also where the request is refused: it may be less than what was stored. The Lua script of the cluster does the same.
+ * The generic cell rate algorithm (ITU-T I.371): a bucket as one number, the time at which it is
+ * full again. Returns the state and the number to keep, also where the request is refused: it may
+ * be less than what was stored. The Lua script of the cluster does the same.
  */
 export function takeFrom(
   fullAt: number | undefined,
@@ -61,8 +68,10 @@ export function takeFrom(
 ): { state: BucketState; fullAtMs: number } {
   const interval = periodMs / limit
   const furthest = now + periodMs + TOLERANCE * interval
-  // One that is further ahead than any that is ever set says that the clock was set back: the bucket is empty, and no emptier.
-  const current = fullAt !== undefined && fullAt > furthest ? now + periodMs : Math.max(fullAt ?? now, now)
+  // One that is further ahead than any that is ever set says that the clock was set back: the
+  // bucket is empty, and no emptier.
+  const current =
+    fullAt !== undefined && fullAt > furthest ? now + periodMs : Math.max(fullAt ?? now, now)
   const next = current + interval
   const allowed = next <= furthest
   const kept = allowed ? next : current
@@ -78,5 +87,8 @@ export function takeFrom(
   }
 }
 
-/** Sums of intervals are not exact in floating point; this share of one interval is more than what thousands of them are off by. */
+/**
+ * Sums of intervals are not exact in floating point; this share of one interval is more than what
+ * thousands of them are off by.
+ */
 const TOLERANCE = 0.02

@@ -14,8 +14,9 @@ export interface BcryptTask {
 }
 
 try {
-  // On Linux 0 is this thread, not the process: requests already under way come before new log-ins. A third of the weight of the others,
-  // so that a machine which is busy with something else does not starve it.
+  // On Linux 0 is this thread, not the process: requests already under way come before new log-ins.
+  // A third of the weight of the others, so that a machine which is busy with something else does
+  // not starve it.
   if (process.platform === 'linux') setPriority(0, 5)
 } catch {
   // A sandbox may forbid it; then the threads compete evenly.

@@ -1,4 +1,7 @@
-/** What is stored of a token, and checking a token against it: bcrypt on a pool of threads, or HMAC-SHA-256. */
+/**
+ * What is stored of a token, and checking a token against it: bcrypt on a pool of threads, or
+ * HMAC-SHA-256.
+ */
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import { availableParallelism } from 'node:os'
 import { Piscina, queueOptionsSymbol } from 'piscina'
@@ -22,11 +25,15 @@ export interface CredentialOptions {
 
 /** At a low priority (bcrypt-thread.ts), so that they take what the event loop leaves. */
 const THREADS = availableParallelism()
-/** A token waits so long for its check at most; then the client is told to come again. Well below the time for which a load balancer waits. */
+/**
+ * A token waits so long for its check at most; then the client is told to come again. Well below
+ * the time for which a load balancer waits.
+ */
 const MAX_WAIT_MS = 15_000
 /**
- * And so many of each kind at most, in all and of one operator, those at work included. One operator's are a fraction: that many hashes
- * take two threads 4 s at cost 10, and leave the others room.
+ * And so many of each kind at most, in all and of one operator, those at work included. One
+ * operator's are a fraction: that many hashes take two threads 4 s at cost 10, and leave the others
+ * room.
  */
 const MAX_UNDER_WAY = {
   compare: { all: 1_000, ofOne: 500 },
@@ -45,25 +52,33 @@ const duration = new Histogram({
 export class Credentials {
   readonly #options: CredentialOptions
   /** Threads start with the first task. */
-  readonly #pool = new Piscina<BcryptTask & { [queueOptionsSymbol]: Owned }, string | boolean | undefined>({
+  readonly #pool = new Piscina<
+    BcryptTask & { [queueOptionsSymbol]: Owned },
+    string | boolean | undefined
+  >({
     filename: new URL('./bcrypt-thread.ts', import.meta.url).href,
     minThreads: 0,
     maxThreads: THREADS,
     maxQueue: MAX_UNDER_WAY.compare.all + MAX_UNDER_WAY.hash.all,
     taskQueue: new FairQueue(),
     idleTimeout: 30_000,
-    // A hash makes little that has to be kept; left alone, each thread would hold on to tens of megabytes.
+    // A hash makes little that has to be kept; left alone, each thread would hold on to tens of
+    // megabytes.
     resourceLimits: { maxYoungGenerationSizeMb: 4 },
   })
-  readonly #underWay = { compare: new Shares(MAX_UNDER_WAY.compare), hash: new Shares(MAX_UNDER_WAY.hash) }
+  readonly #underWay = {
+    compare: new Shares(MAX_UNDER_WAY.compare),
+    hash: new Shares(MAX_UNDER_WAY.hash),
+  }
 
   constructor(options: CredentialOptions) {
     this.#options = options
   }
 
   /**
-   * A turn to hash one token for an operator; it counts as under way until it is disposed of. Taken before a request uses up anything, so
-   * that one which is refused can be made again. Throws `VerifierBusy`.
+   * A turn to hash one token for an operator; it counts as under way until it is disposed of. Taken
+   * before a request uses up anything, so that one which is refused can be made again. Throws
+   * `VerifierBusy`.
    */
   hashing(owner: string): Disposable & { hash(secret: string): Promise<string> } {
     const { verifier, bcryptCost } = this.#options
@@ -75,14 +90,15 @@ export class Credentials {
     }
     const end = this.#underWay.hash.take(owner)
     return {
-      hash: async (secret) => String(await this.#run({ name: 'hash', secret, cost: bcryptCost }, owner)),
+      hash: async (secret) =>
+        String(await this.#run({ name: 'hash', secret, cost: bcryptCost }, owner)),
       [Symbol.dispose]: end,
     }
   }
 
   /**
-   * Whether the token is the one that `stored` was made from, by whichever verifier. `owner` is the operator whose token it is, or whose
-   * agent's. Throws `VerifierBusy`.
+   * Whether the token is the one that `stored` was made from, by whichever verifier. `owner` is the
+   * operator whose token it is, or whose agent's. Throws `VerifierBusy`.
    */
   async verify(secret: string, stored: string, owner: string): Promise<boolean> {
     const [, mac] = /^hmac-sha256\$([0-9a-f]{64})$/.exec(stored) ?? []
@@ -94,7 +110,10 @@ export class Credentials {
         end()
       }
     }
-    return this.#options.hmacKey !== undefined && timingSafeEqual(this.#hmac(secret), Buffer.from(mac, 'hex'))
+    return (
+      this.#options.hmacKey !== undefined &&
+      timingSafeEqual(this.#hmac(secret), Buffer.from(mac, 'hex'))
+    )
   }
 
   #hmac(secret: string): Buffer {
@@ -137,7 +156,8 @@ class Shares {
   take(owner: string): () => void {
     const had = this.#of.get(owner) ?? 0
     if (this.#all >= this.#most.all) throw new VerifierBusy(BUSY)
-    if (had >= this.#most.ofOne) throw new VerifierBusy('too many requests of this operator are under way')
+    if (had >= this.#most.ofOne)
+      throw new VerifierBusy('too many requests of this operator are under way')
     this.#all++
     this.#of.set(owner, had + 1)
     return () => {

@@ -1,6 +1,7 @@
 /**
- * What waits for a bcrypt thread. Checks go before hashes: who logs in has been here before, and a registration can wait. Within each
- * kind operators take turns, so that one which asks for a thousand at once keeps nobody waiting but itself.
+ * What waits for a bcrypt thread. Checks go before hashes: who logs in has been here before, and a
+ * registration can wait. Within each kind operators take turns, so that one which asks for a
+ * thousand at once keeps nobody waiting but itself.
  */
 import { queueOptionsSymbol, type TaskQueue } from 'piscina'
 
@@ -10,12 +11,17 @@ export interface Owned {
   owner: string
 }
 
-/** After so many checks in a row a hash has its turn: those who log in all the time must not keep others from registering. */
+/**
+ * After so many checks in a row a hash has its turn: those who log in all the time must not keep
+ * others from registering.
+ */
 const CHECKS_IN_A_ROW = 8
 
 type Task = Parameters<TaskQueue['push']>[0]
 
-/** The tasks of one owner after the other. A `Map` keeps the order in which owners get their turns. */
+/**
+ * The tasks of one owner after the other. A `Map` keeps the order in which owners get their turns.
+ */
 class Turns {
   readonly #waiting = new Map<string, Task[]>()
 
@@ -46,7 +52,10 @@ class Turns {
   }
 }
 
-/** A task queue for Piscina, whose tasks carry an `Owned`. It has no bound of its own: `Credentials` counts what it lets in. */
+/**
+ * A task queue for Piscina, whose tasks carry an `Owned`. It has no bound of its own: `Credentials`
+ * counts what it lets in.
+ */
 export class FairQueue implements TaskQueue {
   readonly #turns = { compare: new Turns(), hash: new Turns() }
   #size = 0

@@ -1,4 +1,6 @@
-/** Sessions and buckets in this process: embedded storage, and a cluster node while Redis is out. */
+/**
+ * Sessions and buckets in this process: embedded storage, and a cluster node while Redis is out.
+ */
 import { LRUCache } from 'lru-cache'
 import { atMost } from '../platform/cache.ts'
 import type { Admission, Allowance, BucketState, Category, Session } from './admission.ts'
@@ -16,7 +18,10 @@ export interface MemoryAdmissionOptions {
 
 /** Sessions kept at most, some 300 bytes each. */
 const MAX_SESSIONS = 100_000
-/** A verification that was under way when its token was revoked must not open a session afterwards; by then it is over. */
+/**
+ * A verification that was under way when its token was revoked must not open a session afterwards;
+ * by then it is over.
+ */
 export const REVOCATION_MARK_MS = 60_000
 const MAX_REVOKED = 10_000
 
@@ -61,12 +66,18 @@ export class MemoryAdmission implements Admission {
     if (category === undefined) return { session }
     return {
       session,
-      bucket: this.#buckets.take(`${category} ${session.identity}`, this.#options.allowances[category]),
+      bucket: this.#buckets.take(
+        `${category} ${session.identity}`,
+        this.#options.allowances[category],
+      ),
     }
   }
 
   async admitClient(clientAddress: string): Promise<BucketState> {
-    return this.#buckets.take(`operator_registration ${clientAddress}`, this.#options.allowances.operator_registration)
+    return this.#buckets.take(
+      `operator_registration ${clientAddress}`,
+      this.#options.allowances.operator_registration,
+    )
   }
 
   async revoke(lookup: Buffer): Promise<void> {

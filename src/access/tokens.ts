@@ -9,7 +9,10 @@ const FORMAT = {
   agent: /^[Bb][Ee][Aa][Rr][Ee][Rr] +(at_live_[0-9a-f]{64}) *$/,
 } as const
 
-/** A token in the form it is looked up by; the token itself goes no further than the request that shows it. */
+/**
+ * A token in the form it is looked up by; the token itself goes no further than the request that
+ * shows it.
+ */
 export interface PresentedToken {
   level: Level
   /** The token itself: for the verifier alone. */
@@ -25,8 +28,14 @@ export function newToken(level: Level): PresentedToken {
   return present(level, PREFIX[level] + randomBytes(32).toString('hex'))
 }
 
-/** Reads an `Authorization` header. Undefined unless it is a well-formed bearer token of that level (RFC 6750; the scheme in any case). */
-export function parseAuthorization(header: string | undefined, level: Level): PresentedToken | undefined {
+/**
+ * Reads an `Authorization` header. Undefined unless it is a well-formed bearer token of that level
+ * (RFC 6750; the scheme in any case).
+ */
+export function parseAuthorization(
+  header: string | undefined,
+  level: Level,
+): PresentedToken | undefined {
   const token = FORMAT[level].exec(header ?? '')?.[1]
   return token === undefined ? undefined : present(level, token)
 }

@@ -26,7 +26,10 @@ export interface AgentAccessParts {
   clientAddress: (bindings: HttpBindings) => string
 }
 
-/** Finds out who asks and takes the request from their bucket. What it returns throws `unauthorized` and `rate_limited`. */
+/**
+ * Finds out who asks and takes the request from their bucket. What it returns throws `unauthorized`
+ * and `rate_limited`.
+ */
 export function agentAccess({ admission, registry, clientAddress }: AgentAccessParts) {
   return admit
 
@@ -43,7 +46,8 @@ export function agentAccess({ admission, registry, clientAddress }: AgentAccessP
 
   async function authenticate(context: ApiContext, level: Level, category: Category | undefined) {
     const token = parseAuthorization(context.req.header('authorization'), level)
-    // Made where it is thrown: an error collects its stack, which costs as much as the rest of this.
+    // Made where it is thrown: an error collects its stack, which costs as much as the rest of
+    // this.
     const unauthorized = () =>
       new ApiError('unauthorized', `an ${level} token is needed: Authorization: Bearer <token>`)
     if (!token) throw unauthorized()
@@ -51,7 +55,8 @@ export function agentAccess({ admission, registry, clientAddress }: AgentAccessP
     sessionLookups[admitted ? 'hit' : 'miss']++
     if (admitted) return { identity: admitted.session.identity, bucket: admitted.bucket }
     const identity = await registry.authenticate(token)
-    const opened = identity === undefined ? undefined : await admission.open(token, { identity }, category)
+    const opened =
+      identity === undefined ? undefined : await admission.open(token, { identity }, category)
     if (!opened) throw unauthorized()
     return { identity: opened.session.identity, bucket: opened.bucket }
   }

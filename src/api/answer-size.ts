@@ -2,7 +2,9 @@
 import type { Message } from '../messaging/message-queue.ts'
 import type { Hold } from '../platform/byte-budget.ts'
 
-/** Bytes that an answer holds for each of its JSON: as text, and as what the socket has yet to send. */
+/**
+ * Bytes that an answer holds for each of its JSON: as text, and as what the socket has yet to send.
+ */
 export const HELD_OF_AN_ANSWER = 2
 /** What a character takes as JSON at most (`\u0000`). */
 export const BYTES_OF_A_CHARACTER = 6
@@ -14,7 +16,10 @@ const ENVELOPE_BYTES = 300
 /** A text of fewer bytes at most is not looked at: a page of them is far from full. */
 const SHORT_TEXT_BYTES = 8_192
 
-/** Decides which messages fit into an answer, one after the other, and has it hold them. The decision throws `Overloaded`. */
+/**
+ * Decides which messages fit into an answer, one after the other, and has it hold them. The
+ * decision throws `Overloaded`.
+ */
 export function pageOfMessages(answer: Hold): (message: Message) => boolean {
   let bytes = 0
   return ({ content }) => {
@@ -32,7 +37,10 @@ export function holdText(answer: Hold, text: string): void {
   answer.resize(Math.max(answer.bytes, HELD_OF_AN_ANSWER * (ENVELOPE_BYTES + jsonBytes(text))))
 }
 
-/** Bytes of a text as JSON; of a short one the most that they can be. Counting takes a twentieth of what making it would. */
+/**
+ * Bytes of a text as JSON; of a short one the most that they can be. Counting takes a twentieth of
+ * what making it would.
+ */
 export function jsonBytes(text: string): number {
   const most = BYTES_OF_A_CHARACTER * text.length
   if (most <= SHORT_TEXT_BYTES) return most

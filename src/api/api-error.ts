@@ -18,7 +18,10 @@ export const ERROR_CODES = {
 
 export type ErrorCode = keyof typeof ERROR_CODES
 
-/** An answer other than 2xx. The message is for a person and holds nothing that the caller may not know. */
+/**
+ * An answer other than 2xx. The message is for a person and holds nothing that the caller may not
+ * know.
+ */
 export class ApiError extends Error {
   override name = 'ApiError'
   readonly code: ErrorCode

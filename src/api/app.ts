@@ -20,7 +20,10 @@ import { answerWithFile, type StaticFile } from './static-files.ts'
 
 export interface AppParts {
   endpoints: readonly Endpoint[]
-  /** Finds out who asks and takes the request from their bucket; `applyLimit` says what of that. Throws `unauthorized` and `rate_limited`. */
+  /**
+   * Finds out who asks and takes the request from their bucket; `applyLimit` says what of that.
+   * Throws `unauthorized` and `rate_limited`.
+   */
   admit: (context: ApiContext, endpoint: Endpoint) => Promise<void>
   /** Names the client that a request comes from. */
   clientAddress: (bindings: HttpBindings) => string
@@ -45,7 +48,9 @@ const FILES_ROUTE = 'page'
 
 /** What each answer to a `GET` is taken to hold at least; most are shorter. */
 const SHORT_ANSWER_BYTES = 16_384
-/** A client that reads a long answer so slowly is given up, so that it does not hold it for ever. */
+/**
+ * A client that reads a long answer so slowly is given up, so that it does not hold it for ever.
+ */
 const MAX_WRITE_MS = 60_000
 
 export function createApp(parts: AppParts): Hono<ApiEnvironment> {
@@ -61,7 +66,9 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
     answerBytes,
   } = parts
   const outages = new OutageLog(logger)
-  const app = new Hono<ApiEnvironment>({ getPath: (_request, options) => rawPath(options?.env as HttpBindings) })
+  const app = new Hono<ApiEnvironment>({
+    getPath: (_request, options) => rawPath(options?.env as HttpBindings),
+  })
 
   const groups = Map.groupBy(endpoints, ({ path }) => path)
   for (const [pattern, group] of groups) {
@@ -90,23 +97,32 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
             body: endpoint.body && (await readJson(context, endpoint.body, request)),
             answer,
           })
-          return answered instanceof Response ? answered : respond(context, answered.status, answered.body, answer)
+          return answered instanceof Response
+            ? answered
+            : respond(context, answered.status, answered.body, answer)
         }),
       )
     }
   }
 
   const page = docsPage(document.content, document.path)
-  app.get(document.path, (context) => answered(context, document.path, async () => context.json(document.content)))
+  app.get(document.path, (context) =>
+    answered(context, document.path, async () => context.json(document.content)),
+  )
   app.get(document.page, (context) =>
     answered(context, document.page, async () =>
-      context.html(page, 200, { 'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'" }),
+      context.html(page, 200, {
+        'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'",
+      }),
     ),
   )
   for (const file of files) {
-    app.get(file.path, (context) => answered(context, FILES_ROUTE, async () => answerWithFile(context.req.raw, file)))
+    app.get(file.path, (context) =>
+      answered(context, FILES_ROUTE, async () => answerWithFile(context.req.raw, file)),
+    )
   }
-  if (corsHeaders) app.options('*', (context) => answered(context, 'options', async () => context.body(null, 200)))
+  if (corsHeaders)
+    app.options('*', (context) => answered(context, 'options', async () => context.body(null, 200)))
   app.notFound((context) => {
     const path = rawPath(context.env)
     return answered(context, patternOf(path) ?? 'unknown', async () => {
@@ -117,10 +133,15 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   return app
 
   /**
-   * Answers a request, whatever `work` throws, and records the answer. Not a middleware: with one handler for each route and no other, Hono
-   * does without what it puts several together with, which costs as much as all else that it does.
+   * Answers a request, whatever `work` throws, and records the answer. Not a middleware: with one
+   * handler for each route and no other, Hono does without what it puts several together with,
+   * which costs as much as all else that it does.
    */
-  async function answered(context: ApiContext, route: string, work: () => Promise<Response>): Promise<Response> {
+  async function answered(
+    context: ApiContext,
+    route: string,
+    work: () => Promise<Response>,
+  ): Promise<Response> {
     const start = performance.now()
     let response: Response
     try {
@@ -144,13 +165,22 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   function respondTo(error: unknown, context: ApiContext, route: string): Response {
     const apiError = toApiError(error)
     if (apiError.code === 'internal_error') logger.error({ err: error, route }, 'defect')
-    else if (apiError.code === 'unavailable') outages.met(partOf(error), 'unavailable', describe(error), { route })
+    else if (apiError.code === 'unavailable')
+      outages.met(partOf(error), 'unavailable', describe(error), { route })
     return respondWithError(context, apiError)
   }
 
-  /** The pattern that serves a path by some method; the keys' where another method serves a narrower one, as `/v1/state/_capacity`. */
+  /**
+   * The pattern that serves a path by some method; the keys' where another method serves a narrower
+   * one, as `/v1/state/_capacity`.
+   */
   function patternOf(path: string): string | undefined {
-    const patterns = [...groups.keys(), document.path, document.page, ...files.map((file) => file.path)]
+    const patterns = [
+      ...groups.keys(),
+      document.path,
+      document.page,
+      ...files.map((file) => file.path),
+    ]
     const ofKeys = patterns.find(
       (pattern) => PARAMETER.test(pattern) && path.startsWith(pattern.replace(PARAMETER, '/')),
     )
@@ -159,7 +189,8 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
 
   function notServed(path: string): ApiError {
     const pattern = patternOf(path)
-    if (pattern === undefined) return new ApiError('not_found', `there is no such route; see ${document.page}`)
+    if (pattern === undefined)
+      return new ApiError('not_found', `there is no such route; see ${document.page}`)
     const group = groups.get(pattern)
     return group
       ? methodNotAllowed(group)
@@ -167,7 +198,10 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   }
 }
 
-/** Not through the context, which collects headers in an object that costs as much as the rest of an answer. */
+/**
+ * Not through the context, which collects headers in an object that costs as much as the rest of an
+ * answer.
+ */
 function respond(context: ApiContext, status: number, body: object, hold: Hold): Response {
   const headers = { 'Content-Type': 'application/json', ...context.get('limitHeaders') }
   const text = JSON.stringify(body)
@@ -181,7 +215,10 @@ function respond(context: ApiContext, status: number, body: object, hold: Hold):
   return new Response(text, { status, headers })
 }
 
-/** The hold ends when the answer has been handed over to the system whole, or the connection is gone. */
+/**
+ * The hold ends when the answer has been handed over to the system whole, or the connection is
+ * gone.
+ */
 function holdUntilWritten({ env: { outgoing } }: ApiContext, hold: Hold): void {
   if (outgoing.destroyed) hold.release()
   else outgoing.once('close', () => hold.release())
@@ -198,12 +235,15 @@ export function applyLimit(context: ApiContext, bucket: BucketState): void {
     'X-RateLimit-Reset': String(Math.ceil(resetMs / 1_000)),
   })
   if (bucket.allowed) return
-  throw new ApiError('rate_limited', `too many requests; try again in ${seconds} s`, { 'Retry-After': String(seconds) })
+  throw new ApiError('rate_limited', `too many requests; try again in ${seconds} s`, {
+    'Retry-After': String(seconds),
+  })
 }
 
 function methodNotAllowed(group: readonly Endpoint[]): ApiError {
   // What serves GET serves HEAD, by Hono: the same answer without its body.
-  const served = ({ method, takes }: Endpoint) => (method === 'GET' && !takes ? ['GET', 'HEAD'] : [method])
+  const served = ({ method, takes }: Endpoint) =>
+    method === 'GET' && !takes ? ['GET', 'HEAD'] : [method]
   const allowed = group.flatMap(served).join(', ')
   return new ApiError('method_not_allowed', `this path serves ${allowed}`, { Allow: allowed })
 }

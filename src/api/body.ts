@@ -17,26 +17,30 @@ export interface BodyRule<T> {
 }
 
 /**
- * What a request holds for each byte of its body, beside that byte: the body in one piece and as text, then the value in the event, as
- * JSON again, as bytes, and on its way to the log. Not all at once: with this a node stays within 512 MiB whatever comes
- * (test/cluster/large-bodies.test.ts).
+ * What a request holds for each byte of its body, beside that byte: the body in one piece and as
+ * text, then the value in the event, as JSON again, as bytes, and on its way to the log. Not all at
+ * once: with this a node stays within 512 MiB whatever comes (test/cluster/large-bodies.test.ts).
  */
 const MADE_OF_A_BYTE = 3
 /**
- * Arrays, objects, strings and commas in a body at most; ours have a dozen. What JSON makes of them takes up to 30 times their
- * bytes and a hundred times as long as text: 6 MB of `[` end a process, 6 MB of `[],` keep it busy for 2 s.
+ * Arrays, objects, strings and commas in a body at most; ours have a dozen. What JSON makes of them
+ * takes up to 30 times their bytes and a hundred times as long as text: 6 MB of `[` end a process,
+ * 6 MB of `[],` keep it busy for 2 s.
  */
 const MAX_PARTS = 1_000
 
-/** Requests that hold so many bytes and more are parsed one at a time: 6 MB of `\u0000` take 25 ms. */
+/**
+ * Requests that hold so many bytes and more are parsed one at a time: 6 MB of `\u0000` take 25 ms.
+ */
 const LARGE_BYTES = 1_048_576
 const large = new Turnstile(1)
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 /**
- * Reads, parses and checks a JSON body, which `hold` grows with. Throws `unsupported_media_type`, `value_too_large`, `bad_request` that says
- * which field is wrong and what would be right, and `Overloaded`.
+ * Reads, parses and checks a JSON body, which `hold` grows with. Throws `unsupported_media_type`,
+ * `value_too_large`, `bad_request` that says which field is wrong and what would be right, and
+ * `Overloaded`.
  */
 export async function readJson<T>(
   context: Context<ApiEnvironment>,
@@ -44,9 +48,13 @@ export async function readJson<T>(
   hold: Hold,
 ): Promise<T> {
   const type = context.req.header('content-type')?.split(';')[0]?.trim().toLowerCase()
-  if (type !== 'application/json') throw new ApiError('unsupported_media_type', 'Content-Type must be application/json')
+  if (type !== 'application/json')
+    throw new ApiError('unsupported_media_type', 'Content-Type must be application/json')
   if (context.req.header('content-encoding') !== undefined)
-    throw new ApiError('unsupported_media_type', 'the body must be sent as it is, without a Content-Encoding')
+    throw new ApiError(
+      'unsupported_media_type',
+      'the body must be sent as it is, without a Content-Encoding',
+    )
   const chunks = await readBody(context.env.incoming, maxBytes, hold)
   try {
     hold.resize((1 + MADE_OF_A_BYTE) * hold.bytes)
@@ -60,7 +68,10 @@ export async function readJson<T>(
 
 function parseJson<T>(bytes: Buffer, schema: z.ZodType<T>): T {
   if (hasTooManyParts(bytes))
-    throw new ApiError('bad_request', `the body must not have more than ${MAX_PARTS} names and values`)
+    throw new ApiError(
+      'bad_request',
+      `the body must not have more than ${MAX_PARTS} names and values`,
+    )
   let body: unknown
   try {
     body = JSON.parse(utf8.decode(bytes))
@@ -72,7 +83,10 @@ function parseJson<T>(bytes: Buffer, schema: z.ZodType<T>): T {
   const [issue] = result.error.issues
   const field = issue?.path.join('.') || 'the body'
   // Schemas name `value_too_large` where the contract answers it.
-  const code = issue?.code === 'custom' && issue.params?.error === 'value_too_large' ? 'value_too_large' : 'bad_request'
+  const code =
+    issue?.code === 'custom' && issue.params?.error === 'value_too_large'
+      ? 'value_too_large'
+      : 'bad_request'
   throw new ApiError(code, `${field}: ${issue?.message ?? 'is not valid'}`)
 }
 
@@ -82,7 +96,10 @@ const COMMA = 0x2c
 const OPENING_BRACKET = 0x5b
 const OPENING_BRACE = 0x7b
 
-/** Whether the JSON has more parts than MAX_PARTS, by the characters outside strings that they begin with. */
+/**
+ * Whether the JSON has more parts than MAX_PARTS, by the characters outside strings that they begin
+ * with.
+ */
 function hasTooManyParts(json: Buffer): boolean {
   if (json.length <= MAX_PARTS) return false
   let parts = 0
@@ -108,7 +125,9 @@ function endOfString(json: Buffer, start: number): number {
 /** What is said of a field that is missing or of another type, where its schema says nothing. */
 function inOurWords(issue: z.core.$ZodRawIssue): string | undefined {
   if (issue.code !== 'invalid_type') return undefined
-  return issue.input === undefined ? 'is missing' : `must be ${TYPES[issue.expected] ?? issue.expected}`
+  return issue.input === undefined
+    ? 'is missing'
+    : `must be ${TYPES[issue.expected] ?? issue.expected}`
 }
 
 const TYPES: Readonly<Record<string, string>> = {
@@ -130,13 +149,19 @@ async function sparingly<T>(run: () => T): Promise<T> {
 }
 
 /**
- * The parts of the body, each held as it comes. Not through Hono's Request, whose stream cannot be given up without the connection, on which
- * the client's next request may be under way: of a body that is refused the rest is read and thrown away, for as long as the server lets a
- * request take. What is said to be too much is not waited for.
+ * The parts of the body, each held as it comes. Not through Hono's Request, whose stream cannot be
+ * given up without the connection, on which the client's next request may be under way: of a body
+ * that is refused the rest is read and thrown away, for as long as the server lets a request take.
+ * What is said to be too much is not waited for.
  */
-function readBody(incoming: HttpBindings['incoming'], maxBytes: number, hold: Hold): Promise<Buffer[]> {
+function readBody(
+  incoming: HttpBindings['incoming'],
+  maxBytes: number,
+  hold: Hold,
+): Promise<Buffer[]> {
   const { promise, resolve, reject } = Promise.withResolvers<Buffer[]>()
-  const tooLarge = () => new ApiError('value_too_large', `the body must be at most ${maxBytes} bytes`)
+  const tooLarge = () =>
+    new ApiError('value_too_large', `the body must be at most ${maxBytes} bytes`)
   const announced = Number(incoming.headers['content-length'] ?? 0)
   if (announced > maxBytes) throw tooLarge()
   // What comes is held, and not what is said to come: that costs nothing, and may never be sent.

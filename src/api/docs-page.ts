@@ -1,4 +1,6 @@
-/** A readable page of the OpenAPI document: one file, no scripts, nothing fetched from elsewhere. */
+/**
+ * A readable page of the OpenAPI document: one file, no scripts, nothing fetched from elsewhere.
+ */
 import { html, raw } from 'hono/html'
 import { type OpenApiDocument, type OpenApiOperation, PUBLIC_FOR_EVER } from './openapi.ts'
 
@@ -23,9 +25,15 @@ type Html = ReturnType<typeof html>
 /** @param path where the document is */
 export function docsPage(document: OpenApiDocument, path: string): Html {
   const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
-    Object.entries(methods).map(([method, operation]) => ({ method: method.toUpperCase(), path, operation })),
+    Object.entries(methods).map(([method, operation]) => ({
+      method: method.toUpperCase(),
+      path,
+      operation,
+    })),
   )
-  const { securitySchemes } = document.components as { securitySchemes: Record<string, { description: string }> }
+  const { securitySchemes } = document.components as {
+    securitySchemes: Record<string, { description: string }>
+  }
   const levels = Object.entries(securitySchemes)
   return html`<!doctype html>
 <html lang="en">
@@ -60,7 +68,15 @@ ${operations.map(section)}
 </html>`
 }
 
-function section({ method, path, operation }: { method: string; path: string; operation: OpenApiOperation }): Html {
+function section({
+  method,
+  path,
+  operation,
+}: {
+  method: string
+  path: string
+  operation: OpenApiOperation
+}): Html {
   const [level] = operation.security.flatMap((requirement) => Object.keys(requirement))
   const request = operation.requestBody?.content['application/json']
   const answers = Object.entries(operation.responses)
@@ -119,28 +135,43 @@ interface Schema {
   maximum?: number
 }
 
-/** The fields that the schema has something to say about; what the others are, the example shows. */
+/**
+ * The fields that the schema has something to say about; what the others are, the example shows.
+ */
 function fields(schema: Schema): Html | '' {
-  const rows = described(schema, '').map(({ name, type, description }) => [{ name }, { type }, prose(description)])
+  const rows = described(schema, '').map(({ name, type, description }) => [
+    { name },
+    { type },
+    prose(description),
+  ])
   return rows.length > 0 ? table(rows) : ''
 }
 
-function described(schema: Schema, prefix: string): { name: string; type: string; description: string }[] {
+function described(
+  schema: Schema,
+  prefix: string,
+): { name: string; type: string; description: string }[] {
   return Object.entries(schema.properties ?? {}).flatMap(([field, inner]) => {
     const name = `${prefix}${field}`
     const type = `${typeOf(inner)}${schema.required?.includes(field) ? '' : ', optional'}`
-    const own = inner.description === undefined ? [] : [{ name, type, description: inner.description }]
+    const own =
+      inner.description === undefined ? [] : [{ name, type, description: inner.description }]
     return [...own, ...described(inner, `${name}.`), ...described(inner.items ?? {}, `${name}[].`)]
   })
 }
 
 function typeOf({ type, anyOf = [], minimum, maximum }: Schema): string {
   const isRange =
-    type === 'integer' && minimum !== undefined && maximum !== undefined && maximum < Number.MAX_SAFE_INTEGER
+    type === 'integer' &&
+    minimum !== undefined &&
+    maximum !== undefined &&
+    maximum < Number.MAX_SAFE_INTEGER
   return `${type ?? (anyOf.map(typeOf).join(' or ') || 'anything')}${isRange ? ` ${minimum} to ${maximum}` : ''}`
 }
 
-function table(rows: readonly (readonly ({ name: string } | { type: string } | Html | readonly Html[])[])[]): Html {
+function table(
+  rows: readonly (readonly ({ name: string } | { type: string } | Html | readonly Html[])[])[],
+): Html {
   return html`<table><tbody>${rows.map(
     (cells) =>
       html`<tr>${cells.map((cell) => {
@@ -157,5 +188,7 @@ function example(body: unknown): Html {
 
 /** Text of the document, in which backticks enclose code. */
 function prose(text: string): Html[] {
-  return text.split('`').map((part, index) => (index % 2 === 1 ? html`<code>${part}</code>` : html`${part}`))
+  return text
+    .split('`')
+    .map((part, index) => (index % 2 === 1 ? html`<code>${part}</code>` : html`${part}`))
 }

@@ -28,7 +28,10 @@ export interface ApiRequest<Body> {
   /** The rest of the path, percent-decoded, where the pattern ends in a parameter. */
   key: string
   query: Query
-  /** What the answer holds. An endpoint whose answer may be long makes it larger before it has all of it. */
+  /**
+   * What the answer holds. An endpoint whose answer may be long makes it larger before it has all
+   * of it.
+   */
   answer: Hold
 }
 
@@ -48,7 +51,10 @@ export interface Parameter {
 export interface Endpoint<Body = unknown> {
   operationId: string
   method: 'GET' | 'POST' | 'PUT' | 'DELETE'
-  /** OpenAPI pattern; a parameter may only stand at its end, and takes the rest of the path, slashes included. */
+  /**
+   * OpenAPI pattern; a parameter may only stand at its end, and takes the rest of the path, slashes
+   * included.
+   */
   path: string
   summary: string
   description?: string
@@ -60,14 +66,22 @@ export interface Endpoint<Body = unknown> {
   parameters?: readonly Parameter[]
   /** Its schema, and the bytes beyond which it is not even read. */
   body?: { schema: z.ZodType<Body>; maxBytes: number; example: object }
-  success: { status: ApiResponse['status']; description: string; schema: z.ZodType; example: object }
+  success: {
+    status: ApiResponse['status']
+    description: string
+    schema: z.ZodType
+    example: object
+  }
   /** Beside those that every endpoint of its kind has. */
   errors?: readonly ErrorCode[]
   /** A `Response` where the answer is no JSON. */
   handle: (request: ApiRequest<Body>) => Promise<ApiResponse | Response>
 }
 
-/** Ties the type of the body to its schema, and forgets it where endpoints of all kinds stand together. */
+/**
+ * Ties the type of the body to its schema, and forgets it where endpoints of all kinds stand
+ * together.
+ */
 export function endpoint<Body = undefined>(definition: Endpoint<Body>): Endpoint {
   return definition as Endpoint
 }

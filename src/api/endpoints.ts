@@ -20,7 +20,10 @@ export interface EndpointParts {
   /** Checks a webhook URL and returns what it says. Throws `WebhookUrlRefused`. */
   checkWebhookUrl: (url: string) => Promise<WebhookTarget>
   /** A new token's holder need not wait for its first verification. */
-  rememberSession: (token: Parameters<Registry['authenticate']>[0], identity: string) => Promise<void>
+  rememberSession: (
+    token: Parameters<Registry['authenticate']>[0],
+    identity: string,
+  ) => Promise<void>
   /** Notes that a registry was read, which the reader does not wait for. */
   recordRegistryRead: (reader: string) => void
   limits: schemas.BodyLimits & { stateMaxKeyBytes: number }
@@ -135,14 +138,24 @@ function operatorEndpoints({ registry, rememberSession, termsUrl }: EndpointPart
         const { challengeId, type, data, expiresAt } = await registry.issueChallenge(identity)
         return {
           status: 200,
-          body: { challenge_id: challengeId, challenge_type: type, challenge_data: data, expires_at: expiresAt },
+          body: {
+            challenge_id: challengeId,
+            challenge_type: type,
+            challenge_data: data,
+            expires_at: expiresAt,
+          },
         }
       },
     }),
   ]
 }
 
-function agentEndpoints({ registry, rememberSession, checkWebhookUrl, recordRegistryRead }: EndpointParts): Endpoint[] {
+function agentEndpoints({
+  registry,
+  rememberSession,
+  checkWebhookUrl,
+  recordRegistryRead,
+}: EndpointParts): Endpoint[] {
   return [
     endpoint({
       operationId: 'registerAgent',
@@ -176,7 +189,10 @@ function agentEndpoints({ registry, rememberSession, checkWebhookUrl, recordRegi
         )
         await rememberSession(token, address)
         const agent = { agent_address: address, agent_token: token.secret }
-        return { status: 201, body: webhookSecret === undefined ? agent : { ...agent, webhook_secret: webhookSecret } }
+        return {
+          status: 201,
+          body: webhookSecret === undefined ? agent : { ...agent, webhook_secret: webhookSecret },
+        }
       },
     }),
     endpoint({
@@ -210,16 +226,26 @@ function agentEndpoints({ registry, rememberSession, checkWebhookUrl, recordRegi
         status: 200,
         description: 'A page',
         schema: schemas.registryBody,
-        example: { agents: [{ address: example.address, registered_at: example.time }], next_cursor: null, total: 1 },
+        example: {
+          agents: [{ address: example.address, registered_at: example.time }],
+          next_cursor: null,
+          total: 1,
+        },
       },
       errors: ['bad_request'],
       handle: async ({ identity, query }) => {
-        const { agents, nextCursor, total } = await registry.list(readLimit(query, 100, 1_000), readCursor(query))
+        const { agents, nextCursor, total } = await registry.list(
+          readLimit(query, 100, 1_000),
+          readCursor(query),
+        )
         recordRegistryRead(identity)
         return {
           status: 200,
           body: {
-            agents: agents.map(({ address, registeredAt }) => ({ address, registered_at: registeredAt })),
+            agents: agents.map(({ address, registeredAt }) => ({
+              address,
+              registered_at: registeredAt,
+            })),
             next_cursor: nextCursor,
             total,
           },
@@ -246,7 +272,8 @@ function messageEndpoints({ messaging, limits }: EndpointParts): Endpoint[] {
         {
           name: 'Idempotency-Key',
           in: 'header',
-          description: 'A retry with the same key within two minutes gets the first answer and sends nothing again',
+          description:
+            'A retry with the same key within two minutes gets the first answer and sends nothing again',
           schema: { type: 'string', minLength: 1, maxLength: 255 },
         },
       ],
@@ -259,13 +286,21 @@ function messageEndpoints({ messaging, limits }: EndpointParts): Endpoint[] {
         status: 202,
         description: 'Accepted: it will be delivered',
         schema: schemas.acceptedBody,
-        example: { message_id: example.id, from: example.address, to: example.other, timestamp: example.time },
+        example: {
+          message_id: example.id,
+          from: example.address,
+          to: example.other,
+          timestamp: example.time,
+        },
       },
       errors: ['not_found'],
       handle: async ({ context, identity, body }) => {
         const key = context.req.header('idempotency-key')
         if (key !== undefined && !IDEMPOTENCY_KEY.test(key)) {
-          throw new ApiError('bad_request', 'Idempotency-Key must be 1 to 255 visible ASCII characters')
+          throw new ApiError(
+            'bad_request',
+            'Idempotency-Key must be 1 to 255 visible ASCII characters',
+          )
         }
         return { status: 202, body: await messaging.send(identity, body.to, body.content, key) }
       },
@@ -308,18 +343,23 @@ function messageEndpoints({ messaging, limits }: EndpointParts): Endpoint[] {
 
 const MAX_WRITE_MS = LEASE_MS - 10_000
 
-/** Messages have been delivered when the response that carries them is written whole, and have not where anything else becomes of it. */
+/**
+ * Messages have been delivered when the response that carries them is written whole, and have not
+ * where anything else becomes of it.
+ */
 function settleWithResponse(context: ApiContext, receipt: Receipt): void {
   const { outgoing } = context.env
   if (outgoing.destroyed) {
     void receipt.undelivered()
     return
   }
-  // Before the lease ends, so that nobody else gets the messages while this client still reads them.
+  // Before the lease ends, so that nobody else gets the messages while this client still reads
+  // them.
   const timer = setTimeout(() => outgoing.destroy(), MAX_WRITE_MS)
   outgoing.once('close', () => {
     clearTimeout(timer)
-    // What is written may as well be an error: only the answer that carries the messages delivers them.
+    // What is written may as well be an error: only the answer that carries the messages delivers
+    // them.
     const isDelivered = outgoing.writableFinished && outgoing.statusCode === 200
     void (isDelivered ? receipt.delivered() : receipt.undelivered())
   })
@@ -335,13 +375,17 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
   }
   const checkKey = (key: string) => {
     if (Buffer.byteLength(key) > limits.stateMaxKeyBytes) {
-      throw new ApiError('bad_request', `the key must be at most ${limits.stateMaxKeyBytes} bytes of UTF-8`)
+      throw new ApiError(
+        'bad_request',
+        `the key must be at most ${limits.stateMaxKeyBytes} bytes of UTF-8`,
+      )
     }
   }
   const checkWritableKey = (key: string) => {
     checkKey(key)
     if (key === '') throw new ApiError('bad_request', 'the key must not be empty')
-    if (key === RESERVED_KEY) throw new ApiError('bad_request', `the key ${RESERVED_KEY} is reserved`)
+    if (key === RESERVED_KEY)
+      throw new ApiError('bad_request', `the key ${RESERVED_KEY} is reserved`)
   }
   const list = endpoint({
     operationId: 'listKeys',
@@ -351,7 +395,12 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
     level: 'agent',
     limit: 'state_read',
     parameters: [
-      { name: 'prefix', in: 'query', description: 'Matched byte for byte', schema: { type: 'string' } },
+      {
+        name: 'prefix',
+        in: 'query',
+        description: 'Matched byte for byte',
+        schema: { type: 'string' },
+      },
       ...pageParameters(1_000, 100),
     ],
     success: {
@@ -363,7 +412,11 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
     errors: ['bad_request'],
     handle: async ({ query }) => {
       const prefix = readText(query, 'prefix') ?? ''
-      const { keys, nextCursor, total } = await state.list(prefix, readLimit(query, 100, 1_000), readCursor(query))
+      const { keys, nextCursor, total } = await state.list(
+        prefix,
+        readLimit(query, 100, 1_000),
+        readCursor(query),
+      )
       return { status: 200, body: { keys, next_cursor: nextCursor, total } }
     },
   })
@@ -382,7 +435,10 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
     },
     handle: async () => {
       const { usedBytes, totalBytes, keyCount } = await state.usage()
-      return { status: 200, body: { used_bytes: usedBytes, total_bytes: totalBytes, key_count: keyCount } }
+      return {
+        status: 200,
+        body: { used_bytes: usedBytes, total_bytes: totalBytes, key_count: keyCount },
+      }
     },
   })
   return [
@@ -400,7 +456,12 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
         status: 200,
         description: 'Its value',
         schema: schemas.stateBody,
-        example: { key: 'jobs/1', value: 'done', last_modified_by: example.address, last_modified_at: example.time },
+        example: {
+          key: 'jobs/1',
+          value: 'done',
+          last_modified_by: example.address,
+          last_modified_at: example.time,
+        },
       },
       errors: ['bad_request', 'not_found'],
       handle: async (request) => {
@@ -413,7 +474,12 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
         holdText(request.answer, entry.value)
         return {
           status: 200,
-          body: { key, value: entry.value, last_modified_by: entry.modifiedBy, last_modified_at: entry.modifiedAt },
+          body: {
+            key,
+            value: entry.value,
+            last_modified_by: entry.modifiedBy,
+            last_modified_at: entry.modifiedAt,
+          },
         }
       },
     }),
@@ -422,7 +488,8 @@ function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
       method: 'PUT',
       path: '/v1/state/{key}',
       summary: 'Create or overwrite a key',
-      description: 'Key and value are public for ever, also when they are overwritten or deleted later.',
+      description:
+        'Key and value are public for ever, also when they are overwritten or deleted later.',
       level: 'agent',
       limit: 'state_write',
       parameters: [keyParameter],

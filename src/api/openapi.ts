@@ -11,7 +11,10 @@ export interface OpenApiOperation {
   description?: string
   security: Record<string, never[]>[]
   parameters: object[]
-  requestBody?: { required: true; content: { 'application/json': { schema: object; example: object } } }
+  requestBody?: {
+    required: true
+    content: { 'application/json': { schema: object; example: object } }
+  }
   responses: Record<
     string,
     { description: string; content: { 'application/json': { schema: object; example: object } } }
@@ -20,7 +23,13 @@ export interface OpenApiOperation {
 
 export interface OpenApiDocument {
   openapi: string
-  info: { title: string; version: string; description: string; termsOfService?: string; license: object }
+  info: {
+    title: string
+    version: string
+    description: string
+    termsOfService?: string
+    license: object
+  }
   paths: Record<string, Record<string, OpenApiOperation>>
   components: object
 }
@@ -52,7 +61,11 @@ const authenticateHeader = {
   'WWW-Authenticate': { description: 'How to', schema: { type: 'string', const: 'Bearer' } },
 }
 /** … with these. */
-const RETRIED: ReadonlySet<ErrorCode> = new Set(['rate_limited', 'unavailable', 'too_many_connections'])
+const RETRIED: ReadonlySet<ErrorCode> = new Set([
+  'rate_limited',
+  'unavailable',
+  'too_many_connections',
+])
 const retryHeader = { 'Retry-After': header('Whole seconds to wait, at least 1') }
 
 /** What an author of an agent has to know before the first request. */
@@ -94,18 +107,33 @@ export function createOpenApiDocument(
   const paths: OpenApiDocument['paths'] = {}
   for (const endpoint of endpoints) {
     paths[endpoint.path] ??= {}
-    Object.assign(paths[endpoint.path] ?? {}, { [endpoint.method.toLowerCase()]: operation(endpoint) })
+    Object.assign(paths[endpoint.path] ?? {}, {
+      [endpoint.method.toLowerCase()]: operation(endpoint),
+    })
   }
   return {
     openapi: '3.1.0',
-    info: { ...info, version: CONTRACT_VERSION, license: { name: 'Apache-2.0', identifier: 'Apache-2.0' } },
+    info: {
+      ...info,
+      version: CONTRACT_VERSION,
+      license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
+    },
     paths,
     components: { securitySchemes },
   }
 }
 
 function operation(endpoint: Endpoint): OpenApiOperation {
-  const { operationId, summary, description, level, parameters = [], body, success, limit } = endpoint
+  const {
+    operationId,
+    summary,
+    description,
+    level,
+    parameters = [],
+    body,
+    success,
+    limit,
+  } = endpoint
   const responses = Object.fromEntries(
     errorsOf(endpoint).map((code) => [
       ERROR_CODES[code],
@@ -117,7 +145,10 @@ function operation(endpoint: Endpoint): OpenApiOperation {
           ...(RETRIED.has(code) && retryHeader),
         },
         content: {
-          'application/json': { schema: schema(errorBody, 'output'), example: { error: code, message: MEANING[code] } },
+          'application/json': {
+            schema: schema(errorBody, 'output'),
+            example: { error: code, message: MEANING[code] },
+          },
         },
       },
     ]),
@@ -131,14 +162,21 @@ function operation(endpoint: Endpoint): OpenApiOperation {
     ...(body && {
       requestBody: {
         required: true,
-        content: { 'application/json': { schema: schema(body.schema, 'input'), example: body.example } },
+        content: {
+          'application/json': { schema: schema(body.schema, 'input'), example: body.example },
+        },
       },
     }),
     responses: {
       [success.status]: {
         description: success.description,
         ...(limit && { headers: limitHeaders }),
-        content: { 'application/json': { schema: schema(success.schema, 'output'), example: success.example } },
+        content: {
+          'application/json': {
+            schema: schema(success.schema, 'output'),
+            example: success.example,
+          },
+        },
       },
       ...responses,
     },
@@ -149,8 +187,11 @@ function errorsOf({ level, limit, body, errors = [], path }: Endpoint): ErrorCod
   const codes = new Set<ErrorCode>(errors)
   if (level) codes.add('unauthorized')
   if (limit) codes.add('rate_limited')
-  if (body) for (const code of ['bad_request', 'value_too_large', 'unsupported_media_type'] as const) codes.add(code)
-  if (!path.endsWith('/health')) for (const code of ['internal_error', 'unavailable'] as const) codes.add(code)
+  if (body)
+    for (const code of ['bad_request', 'value_too_large', 'unsupported_media_type'] as const)
+      codes.add(code)
+  if (!path.endsWith('/health'))
+    for (const code of ['internal_error', 'unavailable'] as const) codes.add(code)
   return [...codes].sort((a, b) => ERROR_CODES[a] - ERROR_CODES[b])
 }
 

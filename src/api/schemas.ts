@@ -13,16 +13,23 @@ export interface BodyLimits {
   stateMaxValueBytes: number
 }
 
-/** Which terms `accept_terms` is about, in words. `termsUrl`: where they are, if the operator of the kernel has published any. */
+/**
+ * Which terms `accept_terms` is about, in words. `termsUrl`: where they are, if the operator of the
+ * kernel has published any.
+ */
 export function termsInWords(termsUrl: string | undefined): string {
-  return termsUrl === undefined ? 'the operator of this kernel has published no terms' : `the terms are at ${termsUrl}`
+  return termsUrl === undefined
+    ? 'the operator of this kernel has published no terms'
+    : `the terms are at ${termsUrl}`
 }
 
 export function registerOperatorBody({ termsUrl }: { termsUrl: string | undefined }) {
   return z.object({
     contact_hash: text()
       .min(1, 'must not be empty')
-      .describe('How the operator may be recognised later; public for ever, so not the contact itself'),
+      .describe(
+        'How the operator may be recognised later; public for ever, so not the contact itself',
+      ),
     accept_terms: z
       .literal(true, `must be true; ${termsInWords(termsUrl)}`)
       .describe(`That its terms are accepted: ${termsInWords(termsUrl)}`),
@@ -35,7 +42,9 @@ export const registerAgentBody = z.object({
     // Checked with the challenge: what is no text is a wrong answer, and the stub takes anything.
     response: z
       .unknown()
-      .refine((value) => typeof value !== 'string' || value.isWellFormed(), { error: 'must not hold lone surrogates' })
+      .refine((value) => typeof value !== 'string' || value.isWellFormed(), {
+        error: 'must not hold lone surrogates',
+      })
       .optional()
       .describe('The answer to the challenge: text'),
   }),
@@ -48,7 +57,9 @@ export const registerAgentBody = z.object({
     ),
 })
 
-export function sendMessageBody({ messageMaxContentBytes }: Pick<BodyLimits, 'messageMaxContentBytes'>) {
+export function sendMessageBody({
+  messageMaxContentBytes,
+}: Pick<BodyLimits, 'messageMaxContentBytes'>) {
   return z.object({
     to: text().min(1, 'must not be empty').describe('Address of the recipient'),
     content: text()
@@ -71,10 +82,16 @@ export function writeStateBody({ stateMaxValueBytes }: Pick<BodyLimits, 'stateMa
   })
 }
 
-export const errorBody = z.object({ error: z.string(), message: z.string().describe('For a person') })
+export const errorBody = z.object({
+  error: z.string(),
+  message: z.string().describe('For a person'),
+})
 
 export const healthBody = z.object({ status: z.literal('ok'), version: z.string() })
-export const operatorBody = z.object({ operator_id: z.uuid(), api_key: z.string().describe('Shown once') })
+export const operatorBody = z.object({
+  operator_id: z.uuid(),
+  api_key: z.string().describe('Shown once'),
+})
 export const challengeBody = z.object({
   challenge_id: z.uuid(),
   challenge_type: z.enum(['pipeline', 'stub']),
@@ -90,16 +107,34 @@ export const registrationBody = z.object({
   webhook_secret: z
     .string()
     .optional()
-    .describe('With a `webhook_url`: verifies its deliveries, signed as Standard Webhooks has it. Shown once'),
+    .describe(
+      'With a `webhook_url`: verifies its deliveries, signed as Standard Webhooks has it. Shown once',
+    ),
 })
 const agentBody = z.object({ address: address(), registered_at: timestamp() })
 export const meBody = agentBody
-const nextCursor = () => z.string().nullable().describe('Give it as `cursor` for the next page; null on the last one')
-export const registryBody = z.object({ agents: z.array(agentBody), next_cursor: nextCursor(), total: z.int() })
-export const acceptedBody = z.object({ message_id: z.uuid(), from: address(), to: address(), timestamp: timestamp() })
+const nextCursor = () =>
+  z.string().nullable().describe('Give it as `cursor` for the next page; null on the last one')
+export const registryBody = z.object({
+  agents: z.array(agentBody),
+  next_cursor: nextCursor(),
+  total: z.int(),
+})
+export const acceptedBody = z.object({
+  message_id: z.uuid(),
+  from: address(),
+  to: address(),
+  timestamp: timestamp(),
+})
 export const messagesBody = z.object({
   messages: z.array(
-    z.object({ message_id: z.uuid(), from: address(), to: address(), content: z.string(), timestamp: timestamp() }),
+    z.object({
+      message_id: z.uuid(),
+      from: address(),
+      to: address(),
+      content: z.string(),
+      timestamp: timestamp(),
+    }),
   ),
   remaining: z.int().describe('Messages still queued'),
 })
@@ -109,7 +144,23 @@ export const stateBody = z.object({
   last_modified_by: address(),
   last_modified_at: timestamp(),
 })
-export const writtenBody = z.object({ key: z.string(), written_by: address(), written_at: timestamp() })
-export const deletedBody = z.object({ key: z.string(), deleted_by: address(), deleted_at: timestamp() })
-export const keysBody = z.object({ keys: z.array(z.string()), next_cursor: nextCursor(), total: z.int() })
-export const capacityBody = z.object({ used_bytes: z.int(), total_bytes: z.int(), key_count: z.int() })
+export const writtenBody = z.object({
+  key: z.string(),
+  written_by: address(),
+  written_at: timestamp(),
+})
+export const deletedBody = z.object({
+  key: z.string(),
+  deleted_by: address(),
+  deleted_at: timestamp(),
+})
+export const keysBody = z.object({
+  keys: z.array(z.string()),
+  next_cursor: nextCursor(),
+  total: z.int(),
+})
+export const capacityBody = z.object({
+  used_bytes: z.int(),
+  total_bytes: z.int(),
+  key_count: z.int(),
+})

@@ -9,12 +9,17 @@ export interface StaticFile {
 }
 
 /** 304 to who has it. */
-export function answerWithFile(request: Request, { bytes, gzipped, headers }: StaticFile): Response {
+export function answerWithFile(
+  request: Request,
+  { bytes, gzipped, headers }: StaticFile,
+): Response {
   const known = request.headers.get('if-none-match')?.split(',') ?? []
   // One that was compressed on the way comes back as a weak one.
   const isKnown = known.some((tag) => tag.trim().replace(/^W\//, '') === headers.ETag)
   if (isKnown) return new Response(null, { status: 304, headers })
-  const accepts = /\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))/i.test(request.headers.get('accept-encoding') ?? '')
+  const accepts = /\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))/i.test(
+    request.headers.get('accept-encoding') ?? '',
+  )
   const body = accepts ? gzipped : bytes
   return new Response(body, {
     headers: {

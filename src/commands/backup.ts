@@ -1,4 +1,7 @@
-/** `backup`: a copy of the embedded database as it is at one moment, while a kernel may go on using it. */
+/**
+ * `backup`: a copy of the embedded database as it is at one moment, while a kernel may go on using
+ * it.
+ */
 import { unlinkSync } from 'node:fs'
 import { rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -10,9 +13,12 @@ import { readDatabase } from '../storage/embedded-database.ts'
 
 export async function backup(config: Config, target: string | undefined): Promise<void> {
   if (config.cluster) {
-    throw new ConfigError('backup copies embedded storage; docs/deploying.md says how a cluster is backed up')
+    throw new ConfigError(
+      'backup copies embedded storage; docs/deploying.md says how a cluster is backed up',
+    )
   }
-  if (target === undefined) throw new StartupError('backup takes the file, or the directory, to write the copy to')
+  if (target === undefined)
+    throw new StartupError('backup takes the file, or the directory, to write the copy to')
   const file = (await isDirectory(target)) ? join(target, `tabulum-${timestamp()}.db`) : target
   if (await exists(file)) throw new StartupError(`${file} is there already: name another file`)
   const partial = `${file}.partial`

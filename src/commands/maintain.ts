@@ -12,12 +12,17 @@ export async function maintain(config: Config, names: readonly string[]): Promis
   const unknown = names.find((name) => !known.includes(name))
   if (unknown !== undefined) {
     const storage = config.cluster ? 'a cluster' : 'embedded storage'
-    throw new StartupError(`${storage} has no job ${JSON.stringify(unknown)}: there are ${known.join(', ')}`)
+    throw new StartupError(
+      `${storage} has no job ${JSON.stringify(unknown)}: there are ${known.join(', ')}`,
+    )
   }
   const perform = async (jobs: readonly Job[]) => {
     const logger = createLogger('silent', 'maintain')
     for (const job of jobs.filter(({ name }) => names.length === 0 || names.includes(name))) {
-      const { outcome, rows, seconds, reason } = await runJob(job, { signal: new AbortController().signal, logger })
+      const { outcome, rows, seconds, reason } = await runJob(job, {
+        signal: new AbortController().signal,
+        logger,
+      })
       const why = reason === undefined ? '' : `: ${reason}`
       console.log(`${job.name}: ${outcome}${why} (${rows} rows, ${seconds.toFixed(1)} s)`)
       if (outcome === 'failed') process.exitCode = 1

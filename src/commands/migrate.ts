@@ -8,7 +8,8 @@ import { connectDatabase } from '../storage/cluster.ts'
 
 export async function migrate(config: Config): Promise<void> {
   const url = config.DATABASE_URL
-  if (url === undefined) throw new ConfigError('DATABASE_URL is missing: migrate needs the owner of the schema')
+  if (url === undefined)
+    throw new ConfigError('DATABASE_URL is missing: migrate needs the owner of the schema')
   const database = await untilThere(
     () => connectDatabase(config, url, openPostgresSession),
     config.STARTUP_TIMEOUT,
@@ -19,7 +20,8 @@ export async function migrate(config: Config): Promise<void> {
     if (steps.length > 0) console.log(`Applied ${steps.join(', ')}.`)
     if (installed.length > 0) console.log(`Installed the functions ${installed.join(', ')}.`)
     if (dropped.length > 0) console.log(`Dropped the functions ${dropped.join(', ')}.`)
-    if (steps.length + installed.length + dropped.length === 0) console.log('The schema is up to date.')
+    if (steps.length + installed.length + dropped.length === 0)
+      console.log('The schema is up to date.')
   } finally {
     await database.destroy()
   }

@@ -1,4 +1,7 @@
-/** An API node on given storage: the capabilities put together, behind HTTP. The same for embedded and cluster storage. */
+/**
+ * An API node on given storage: the capabilities put together, behind HTTP. The same for embedded
+ * and cluster storage.
+ */
 import { Credentials } from '../access/credentials.ts'
 import { agentAccess } from '../api/agent-access.ts'
 import { createApp } from '../api/app.ts'
@@ -54,7 +57,10 @@ export async function startNode(
       newWebhookSecret: (address, authorization) => webhookSecrets.create(address, authorization),
     },
   )
-  const state = new State({ store: storage.state, log, cursors }, { capacityBytes: config.STATE_CAPACITY_BYTES })
+  const state = new State(
+    { store: storage.state, log, cursors },
+    { capacityBytes: config.STATE_CAPACITY_BYTES },
+  )
   const { queue, queueProgress: progress } = storage
   const messaging = new Messaging({ registry, log, queue, removals, progress })
   const allow = config.WEBHOOK_ALLOW_CIDRS.map(parseCidr)

@@ -1,4 +1,6 @@
-/** `observe`: the observation service, which reads and never writes but what follows from the log. */
+/**
+ * `observe`: the observation service, which reads and never writes but what follows from the log.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Config } from '../config.ts'
 import type { EventLog } from '../events/event-log.ts'
@@ -14,11 +16,16 @@ import { openEmbeddedObservation, rebuildEmbedded } from '../storage/embedded-ob
 /** Load balancers ask `/readyz` every 200 ms; after this they send nothing more. */
 const DRAIN_MS = 1_000
 
-export async function observe(config: Config, { isRebuild }: { isRebuild: boolean }): Promise<void> {
+export async function observe(
+  config: Config,
+  { isRebuild }: { isRebuild: boolean },
+): Promise<void> {
   const logger = createLogger(config.LOG_LEVEL, 'observe')
   const isCluster = config.DATABASE_URL !== undefined || config.NATS_URL.length > 0
   if (isRebuild) return rebuildFromNothing(config, isCluster, logger)
-  const storage = await (isCluster ? openClusterObservation(config, logger) : openEmbeddedObservation(config, logger))
+  const storage = await (isCluster
+    ? openClusterObservation(config, logger)
+    : openEmbeddedObservation(config, logger))
   const observation = await startObservation(config, storage, logger)
   const internal = await startInternalServer({
     host: config.internalHost,
@@ -27,7 +34,10 @@ export async function observe(config: Config, { isRebuild }: { isRebuild: boolea
     logger,
   })
   const stopped = untilStopped(logger, config.SHUTDOWN_TIMEOUT)
-  logger.info({ port: observation.port, internalPort: internal.port }, 'the observation service serves')
+  logger.info(
+    { port: observation.port, internalPort: internal.port },
+    'the observation service serves',
+  )
 
   await stopped
   internal.drain()
@@ -40,7 +50,11 @@ export async function observe(config: Config, { isRebuild }: { isRebuild: boolea
 /** How often progress is told, in ms. */
 const TELL_MS = 2_000
 
-async function rebuildFromNothing(config: Config, isCluster: boolean, logger: Logger): Promise<void> {
+async function rebuildFromNothing(
+  config: Config,
+  isCluster: boolean,
+  logger: Logger,
+): Promise<void> {
   let toldAt = performance.now()
   const tell = (progress: Progress) => {
     if (performance.now() - toldAt < TELL_MS) return

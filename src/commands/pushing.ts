@@ -16,19 +16,25 @@ import { runWebhookWorker } from '../webhooks/webhook-worker.ts'
 const MINUTE_MS = 60_000
 const ROTATION_RETRY_MS = 5_000
 
-/** Begins to push what there is to push. `stop` lets the deliveries in flight finish and begins no new ones. Throws `StartupError`. */
+/**
+ * Begins to push what there is to push. `stop` lets the deliveries in flight finish and begins no
+ * new ones. Throws `StartupError`.
+ */
 export async function startPushing(
   config: Config,
   storage: Storage,
   logger: Logger,
 ): Promise<{ stop(): Promise<void> }> {
   if (config.cluster && config.WEBHOOK_SECRET_KEY.length === 0) {
-    logger.warn('WEBHOOK_SECRET_KEY is not set: the key of the webhook secrets is in the database that they are in')
+    logger.warn(
+      'WEBHOOK_SECRET_KEY is not set: the key of the webhook secrets is in the database that they are in',
+    )
   }
   const client = openClient(config)
   const secrets = await WebhookSecrets.load(storage, config.WEBHOOK_SECRET_KEY)
   const stop = new AbortController()
-  const rotating = config.WEBHOOK_SECRET_KEY.length > 1 ? rotate(secrets, logger, stop.signal) : undefined
+  const rotating =
+    config.WEBHOOK_SECRET_KEY.length > 1 ? rotate(secrets, logger, stop.signal) : undefined
   const pushing = runWebhookWorker(
     {
       lanes: storage.lanes,
@@ -42,7 +48,10 @@ export async function startPushing(
       holder: `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`,
       concurrency: config.WEBHOOK_CONCURRENCY,
       retry: { ...RETRY_POLICY, maxAttempts: config.WEBHOOK_MAX_RETRIES + 1 },
-      circuit: { threshold: config.WEBHOOK_CIRCUIT_THRESHOLD, duration: config.WEBHOOK_CIRCUIT_DURATION },
+      circuit: {
+        threshold: config.WEBHOOK_CIRCUIT_THRESHOLD,
+        duration: config.WEBHOOK_CIRCUIT_DURATION,
+      },
       outbound: { limit: config.RATE_LIMIT_WEBHOOK_PER_MIN, periodMs: MINUTE_MS },
       maxBacklog: config.MESSAGE_MAX_QUEUE_PER_AGENT,
     },
@@ -58,12 +67,16 @@ export async function startPushing(
   }
 }
 
-/** While there is more than one key: brings all secrets under the first, and says when the others can go. */
+/**
+ * While there is more than one key: brings all secrets under the first, and says when the others
+ * can go.
+ */
 async function rotate(secrets: WebhookSecrets, logger: Logger, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
     try {
       const done = await secrets.sealAnew(signal)
-      if (!signal.aborted) logger.info(done, 'all webhook secrets are under the first key of WEBHOOK_SECRET_KEY now')
+      if (!signal.aborted)
+        logger.info(done, 'all webhook secrets are under the first key of WEBHOOK_SECRET_KEY now')
       return
     } catch (error) {
       logger.warn({ error: String(error) }, 'webhook secrets not sealed anew, trying again')
@@ -82,6 +95,8 @@ function openClient(config: Config): WebhookClient {
       maxIdleConnections: Math.max(256, config.WEBHOOK_CONCURRENCY),
     })
   } catch (error) {
-    throw new StartupError(`WEBHOOK_CA_FILE cannot be used: ${error instanceof Error ? error.message : error}`)
+    throw new StartupError(
+      `WEBHOOK_CA_FILE cannot be used: ${error instanceof Error ? error.message : error}`,
+    )
   }
 }

@@ -44,13 +44,22 @@ interface Order extends RemovalDetails {
   readonly erases: boolean
 }
 
-export async function remove(config: Config, args: readonly string[], flags: Flags, options: Options): Promise<void> {
+export async function remove(
+  config: Config,
+  args: readonly string[],
+  flags: Flags,
+  options: Options,
+): Promise<void> {
   const [subcommand = '', ...rest] = args
   const own = Object.hasOwn(SUBCOMMANDS, subcommand) ? SUBCOMMANDS[subcommand] : undefined
-  if (own === undefined) throw new StartupError('remove takes what to remove: state or message; or list')
+  if (own === undefined)
+    throw new StartupError('remove takes what to remove: state or message; or list')
   const takes = subcommand === 'list' ? [] : [...own, ...OF_ALL_REMOVALS]
-  const given = Object.entries({ ...flags, ...options }).flatMap(([name, value]) => (value === undefined ? [] : name))
-  const wrong = rest.length > 0 ? JSON.stringify(rest[0]) : given.find((name) => !takes.includes(name))
+  const given = Object.entries({ ...flags, ...options }).flatMap(([name, value]) =>
+    value === undefined ? [] : name,
+  )
+  const wrong =
+    rest.length > 0 ? JSON.stringify(rest[0]) : given.find((name) => !takes.includes(name))
   if (wrong !== undefined) {
     const right = takes.length === 0 ? 'nothing else' : takes.map((name) => `--${name}`).join(', ')
     throw new StartupError(
@@ -89,9 +98,12 @@ async function withStore(
   } catch (error) {
     if (!(error instanceof Unavailable)) throw error
     const cause = error.cause instanceof Error ? `: ${error.cause.message}` : ''
-    throw new StartupError(`${error.message}${cause} (what was removed until now is in \`remove list\`)`, {
-      cause: error,
-    })
+    throw new StartupError(
+      `${error.message}${cause} (what was removed until now is in \`remove list\`)`,
+      {
+        cause: error,
+      },
+    )
   }
 }
 
@@ -109,14 +121,20 @@ function orderOf(flags: Flags, { reason, by = 'operator' }: Options): Order {
     erases: flags.erase === true,
   }
   if (!order.isConfirmed && !order.isDryRun && !isAtTerminal()) {
-    throw new StartupError('there is no terminal to ask on: add --yes, or --dry-run to see what would be done')
+    throw new StartupError(
+      'there is no terminal to ask on: add --yes, or --dry-run to see what would be done',
+    )
   }
   return order
 }
 
 function textOf(name: string, text: string, most: number): string {
   const trimmed = text.trim()
-  if (trimmed === '' || trimmed.length > most || /[\p{Cc}\p{Zl}\p{Zp}\p{Cs}\p{Bidi_Control}]/u.test(trimmed)) {
+  if (
+    trimmed === '' ||
+    trimmed.length > most ||
+    /[\p{Cc}\p{Zl}\p{Zp}\p{Cs}\p{Bidi_Control}]/u.test(trimmed)
+  ) {
     throw new StartupError(`--${name} is to be a line of 1 to ${most} characters`)
   }
   return trimmed
@@ -124,7 +142,9 @@ function textOf(name: string, text: string, most: number): string {
 
 function keyOf({ key, 'encoded-key': encoded }: Options): string {
   if ((key === undefined) === (encoded === undefined)) {
-    throw new StartupError('remove state takes the key to remove: --key, or percent-encoded --encoded-key')
+    throw new StartupError(
+      'remove state takes the key to remove: --key, or percent-encoded --encoded-key',
+    )
   }
   try {
     const decoded = key ?? decodeURIComponent(encoded ?? '')
@@ -132,7 +152,9 @@ function keyOf({ key, 'encoded-key': encoded }: Options): string {
   } catch {
     // Said below.
   }
-  throw new StartupError(`${JSON.stringify(key ?? encoded)} is no key: a key has 1 to 1,024 bytes of UTF-8`)
+  throw new StartupError(
+    `${JSON.stringify(key ?? encoded)} is no key: a key has 1 to 1,024 bytes of UTF-8`,
+  )
 }
 
 function idOf({ id }: Options): string {
@@ -171,7 +193,8 @@ async function removeMessage(store: RemovalStore, id: string, order: Order): Pro
   if (await isRefused(order)) return
   const { event, seq } = await redactMessage(store, message, order)
   await tellOutcome(store, name, event, seq)
-  if (order.erases) await eraseAll(store, name, { seq, message_id: id, reason: order.reason }, message)
+  if (order.erases)
+    await eraseAll(store, name, { seq, message_id: id, reason: order.reason }, message)
 }
 
 /** What was removed already can be erased still, and what was begun is ended. */
@@ -200,22 +223,37 @@ async function eraseAll(
 }
 
 /** Whether nothing is to be done: it was to be told only, or who was asked says no. */
-async function isRefused({ isDryRun, isConfirmed: isSure, reason, erases }: Order): Promise<boolean> {
+async function isRefused({
+  isDryRun,
+  isConfirmed: isSure,
+  reason,
+  erases,
+}: Order): Promise<boolean> {
   if (isDryRun) {
     if (erases) console.error('The original would be erased from the log and all stores.')
     console.log('Nothing was changed: this was a dry run.')
     return true
   }
   const what = erases ? 'Remove it and erase the original' : 'Remove it'
-  if (isSure || (await isConfirmed(`${what} for ${JSON.stringify(reason)}, which is public, for ever?`))) return false
+  if (
+    isSure ||
+    (await isConfirmed(`${what} for ${JSON.stringify(reason)}, which is public, for ever?`))
+  )
+    return false
   console.log('Nothing was changed.')
   process.exitCode = 1
   return true
 }
 
-async function tellOutcome(store: RemovalStore, name: string, event: RemovalEvent, seq: number): Promise<void> {
+async function tellOutcome(
+  store: RemovalStore,
+  name: string,
+  event: RemovalEvent,
+  seq: number,
+): Promise<void> {
   const late = await store.inForce(event, seq)
-  if (late === undefined) console.log(`Removed ${name}: event ${seq}, SHA-256 ${event.data.content_hash}.`)
+  if (late === undefined)
+    console.log(`Removed ${name}: event ${seq}, SHA-256 ${event.data.content_hash}.`)
   else {
     console.log(
       `The removal of ${name} is in the log as event ${seq}, and not in force yet: ${late}. It will be as soon as that is there.`,
@@ -234,13 +272,24 @@ async function list(store: RemovalStore): Promise<void> {
   }
 }
 
-function lineOf({ seq, ts, action, key, message_id, reason, performed_by, content_hash }: Removal): string {
+function lineOf({
+  seq,
+  ts,
+  action,
+  key,
+  message_id,
+  reason,
+  performed_by,
+  content_hash,
+}: Removal): string {
   const what = key === undefined ? message_id : printed(key)
   return `${ts} ${seq} ${action} ${what} ${content_hash} by ${escapeControls(performed_by)}: ${escapeControls(reason)}`
 }
 
 const tellProgress: OnProgress = ({ events, last }) =>
-  console.error(`Reading the log: ${events.toLocaleString('en')} events so far, the last of ${last.ts}.`)
+  console.error(
+    `Reading the log: ${events.toLocaleString('en')} events so far, the last of ${last.ts}.`,
+  )
 
 function size(content: string): string {
   return `${Buffer.byteLength(content).toLocaleString('en')} bytes, SHA-256 ${hashOf(content)}`

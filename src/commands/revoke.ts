@@ -15,7 +15,9 @@ export async function revoke(config: Config, identity: string | undefined): Prom
   if (identity === undefined)
     throw new StartupError('revoke takes the address of an agent (tab_…) or the id of an operator')
   const level = identity.startsWith('tab_') ? 'agent' : 'operator'
-  await (config.cluster ? revokeInCluster(config, level, identity) : revokeEmbedded(config, level, identity))
+  await (config.cluster
+    ? revokeInCluster(config, level, identity)
+    : revokeEmbedded(config, level, identity))
 }
 
 async function revokeInCluster(config: Config, level: Level, identity: string): Promise<void> {
@@ -33,8 +35,15 @@ async function revokeInCluster(config: Config, level: Level, identity: string): 
 /** Without Redis the sessions end by themselves. */
 async function endSessions(config: Config, redisUrl: string, lookup: Buffer): Promise<void> {
   try {
-    const redis = await RedisClient.open(redisUrl, config.REDIS_MODE, createLogger('silent', 'revoke'))
-    await new RedisAdmission(redis, { sessionTtlMs: config.SESSION_TTL, allowances: allowances(config) }).revoke(lookup)
+    const redis = await RedisClient.open(
+      redisUrl,
+      config.REDIS_MODE,
+      createLogger('silent', 'revoke'),
+    )
+    await new RedisAdmission(redis, {
+      sessionTtlMs: config.SESSION_TTL,
+      allowances: allowances(config),
+    }).revoke(lookup)
     await redis.close()
     console.log('Revoked: no node accepts the token any more.')
   } catch (error) {
@@ -49,7 +58,9 @@ async function endSessions(config: Config, redisUrl: string, lookup: Buffer): Pr
 async function revokeEmbedded(config: Config, level: Level, identity: string): Promise<void> {
   const isKnown = await changeDatabase(config, (sqlite) => revokeToken(sqlite, { level, identity }))
   if (!isKnown) throw unknown(level, identity)
-  console.log(`Revoked the token of ${level} ${identity}: within a second it is not accepted any more.`)
+  console.log(
+    `Revoked the token of ${level} ${identity}: within a second it is not accepted any more.`,
+  )
 }
 
 function unknown(level: Level, identity: string): StartupError {

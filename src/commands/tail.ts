@@ -18,9 +18,14 @@ export interface TailOptions {
   readonly json: boolean
 }
 
-export async function tail(config: Config, { since: sinceText = '0', json }: TailOptions): Promise<void> {
+export async function tail(
+  config: Config,
+  { since: sinceText = '0', json }: TailOptions,
+): Promise<void> {
   if (!/^\d{1,15}$/.test(sinceText))
-    throw new StartupError('tail takes the sequence number of the event to begin after: a whole number')
+    throw new StartupError(
+      'tail takes the sequence number of the event to begin after: a whole number',
+    )
   const since = Number(sinceText)
   const print = (event: LoggedEvent) => console.log(json ? formatEvent(event) : toText(event))
   // Who read it has gone; `console` says nothing of that.
@@ -29,7 +34,11 @@ export async function tail(config: Config, { since: sinceText = '0', json }: Tai
   else await readDatabase(config, (sqlite) => follow(new SqliteEventLog(sqlite), since, print))
 }
 
-async function follow(log: Pick<EventLog, 'read'>, since: number, print: (event: LoggedEvent) => void): Promise<never> {
+async function follow(
+  log: Pick<EventLog, 'read'>,
+  since: number,
+  print: (event: LoggedEvent) => void,
+): Promise<never> {
   for (let position = since; ; await sleep(POLL_MS)) {
     for await (const event of readEvents(log, position)) {
       print(event)

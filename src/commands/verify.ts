@@ -29,7 +29,10 @@ export async function verify(config: Config): Promise<void> {
   if (differences > 0) process.exitCode = 1
 }
 
-async function verifyCluster(config: Config, report: (difference: string) => void): Promise<Verification> {
+async function verifyCluster(
+  config: Config,
+  report: (difference: string) => void,
+): Promise<Verification> {
   if (config.DATABASE_POOL_MODE === 'transaction') {
     throw new StartupError(
       'verify works with temporary tables, which a pooler does not keep: give it DATABASE_URL of Postgres itself, and DATABASE_POOL_MODE=session',

@@ -1,4 +1,7 @@
-/** `worker`: applies the log to the projections, which one of them does at a time, and pushes to webhooks, which they all share. */
+/**
+ * `worker`: applies the log to the projections, which one of them does at a time, and pushes to
+ * webhooks, which they all share.
+ */
 import type { Config } from '../config.ts'
 import { measureFill } from '../maintenance/fill-metrics.ts'
 import { startKeeper } from '../maintenance/keeper.ts'

@@ -1,4 +1,7 @@
-/** Appending to the stream: who waits for what, repeats, and noticing that the log has lost something. */
+/**
+ * Appending to the stream: who waits for what, repeats, and noticing that the log has lost
+ * something.
+ */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { headers, type JetStreamClient, type MsgHdrs, NatsError } from 'nats'
@@ -6,13 +9,21 @@ import { Counter, Gauge, Histogram } from 'prom-client'
 import { SilenceTimeout } from '../platform/silence-timeout.ts'
 import { messageOf, seqOf, subjectOf, toLine } from './batch.ts'
 import { classOf, type EventClass, type NewEvent } from './event.ts'
-import { type Appended, type AppendOptions, DEDUPLICATION_WINDOW_MS, LogUnavailable } from './event-log.ts'
+import {
+  type Appended,
+  type AppendOptions,
+  DEDUPLICATION_WINDOW_MS,
+  LogUnavailable,
+} from './event-log.ts'
 import { ORIGIN } from './event-stream.ts'
 import { BATCH_CHARACTERS, type Entry, Outbox } from './outbox.ts'
 
 /** A log that confirms nothing is waited for so long, retries included: a client is waiting. */
 const APPEND_TIMEOUT_MS = 1_500
-/** What has happened already is tried for longer; a repeat is known as one for DEDUPLICATION_WINDOW_MS. */
+/**
+ * What has happened already is tried for longer; a repeat is known as one for
+ * DEDUPLICATION_WINDOW_MS.
+ */
 const PERSISTENT_TIMEOUT_MS = DEDUPLICATION_WINDOW_MS - 20_000
 const RETRY_MS = 50
 /** One try: long enough for a busy quorum, short enough to try another server. */
@@ -77,7 +88,8 @@ export class BatchWriter {
     this.#origin = origin
     const outbox = (eventClass: EventClass, timeoutMs: number, lingerMs?: number) =>
       new Outbox({
-        send: async (entries) => (await this.#publish({ eventClass, entries, timeoutMs, ...ownId() })).seq,
+        send: async (entries) =>
+          (await this.#publish({ eventClass, entries, timeoutMs, ...ownId() })).seq,
         isLate: (entry) => performance.now() > this.#deadlineOf(entry, timeoutMs),
         ...(lingerMs !== undefined && { lingerMs }),
       })
@@ -97,7 +109,10 @@ export class BatchWriter {
     return this.#highest
   }
 
-  /** Takes note that the log had an event at `seq`: a lower number from now on shows that the log has lost what was confirmed. */
+  /**
+   * Takes note that the log had an event at `seq`: a lower number from now on shows that the log
+   * has lost what was confirmed.
+   */
   heardOf(seq: number): void {
     if (seq <= this.#highest) return
     this.#highest = seq
@@ -115,7 +130,10 @@ export class BatchWriter {
       if (id !== undefined || entry.line.length > BATCH_CHARACTERS) {
         const timeoutMs = isPersistent ? PERSISTENT_TIMEOUT_MS : APPEND_TIMEOUT_MS
         const naming = id === undefined ? ownId() : { id, isShared: true }
-        return await this.#appendAlone({ eventClass, entries: [entry], timeoutMs, ...naming }, entry.line.length)
+        return await this.#appendAlone(
+          { eventClass, entries: [entry], timeoutMs, ...naming },
+          entry.line.length,
+        )
       }
       const adding = this.#outboxes[isPersistent ? 'persistent' : eventClass].add(entry)
       this.#count()
@@ -165,7 +183,10 @@ export class BatchWriter {
     const start = Math.min(...entries.map((entry) => entry.start))
     const notAfter = Math.min(...entries.map((entry) => entry.notAfter))
     const extraMs = payload.length / BYTES_PER_MS
-    /** For how long this process was held up itself: confirmations that came meanwhile were given up unread. */
+    /**
+     * For how long this process was held up itself: confirmations that came meanwhile were given up
+     * unread.
+     */
     let heldUpMs = 0
     const deadline = () => this.#silence.deadline(start + heldUpMs, timeoutMs + extraMs)
     const subject = subjectOf(eventClass)
@@ -173,17 +194,27 @@ export class BatchWriter {
     for (;;) {
       if (performance.now() > Math.min(deadline(), notAfter))
         throw new LogUnavailable('the event log did not confirm in time')
-      const timeout = Math.max(1, Math.min(TRY_TIMEOUT_MS + extraMs, deadline() - performance.now()))
+      const timeout = Math.max(
+        1,
+        Math.min(TRY_TIMEOUT_MS + extraMs, deadline() - performance.now()),
+      )
       const latest = performance.now() + timeout
       try {
-        // The same id on each try, so that one that was stored although its confirmation was lost is stored once.
-        const { seq: message, duplicate } = await this.#stream.publish(subject, payload, { ...options, timeout })
+        // The same id on each try, so that one that was stored although its confirmation was lost
+        // is stored once.
+        const { seq: message, duplicate } = await this.#stream.publish(subject, payload, {
+          ...options,
+          timeout,
+        })
         this.#silence.answered()
-        // 0: an earlier try is on its way to the quorum. Its number is not known yet, nor whether it will be stored.
+        // 0: an earlier try is on its way to the quorum. Its number is not known yet, nor whether
+        // it will be stored.
         if (message > 0) {
-          // What is stored now cannot have a number that was taken, nor can a repeat of what is this one's alone.
+          // What is stored now cannot have a number that was taken, nor can a repeat of what is
+          // this one's alone.
           if (message <= taken && (!duplicate || !isShared)) this.#hasLost = true
-          if (this.#hasLost) throw new LogUnavailable('the event log has lost events that were confirmed')
+          if (this.#hasLost)
+            throw new LogUnavailable('the event log has lost events that were confirmed')
           this.heardOf(seqOf(message, entries.length - 1))
           return { seq: seqOf(message, 0), duplicate: duplicate && isShared }
         }
@@ -205,8 +236,9 @@ export class BatchWriter {
   }
 
   /**
-   * Resolves when the event loop has got through what came in together. The library writes to its connection once for all that is published
-   * in a row, so appends that wait for each other here share that write.
+   * Resolves when the event loop has got through what came in together. The library writes to its
+   * connection once for all that is published in a row, so appends that wait for each other here
+   * share that write.
    */
   #endOfTurn(): Promise<void> {
     this.#turn ??= new Promise((resolve) => {

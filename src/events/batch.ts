@@ -1,19 +1,28 @@
 /**
- * Batches of events: what one message of the stream holds. A line of JSON for each event, and a sequence number that says which message it is in and
- * where.
+ * Batches of events: what one message of the stream holds. A line of JSON for each event, and a
+ * sequence number that says which message it is in and where.
  */
-import { EVENT_CLASSES, type EventClass, type LoggedEvent, type NewEvent, type Routing } from './event.ts'
+import {
+  EVENT_CLASSES,
+  type EventClass,
+  type LoggedEvent,
+  type NewEvent,
+  type Routing,
+} from './event.ts'
 
 /**
- * A sequence number is that of the message of the stream, times this, plus the index of the event in it, from 0. Numbers stay exact up to 9 × 10¹²
- * messages.
+ * A sequence number is that of the message of the stream, times this, plus the index of the event
+ * in it, from 0. Numbers stay exact up to 9 × 10¹² messages.
  */
 export const MAX_BATCH_EVENTS = 1_000
 
 const SUBJECT = 'events'
 /** Every subject of the log. */
 export const ALL_SUBJECTS = `${SUBJECT}.*`
-/** Of each class, which is all that a subject says: with the agents' addresses in them, servers would keep a table of all agents. */
+/**
+ * Of each class, which is all that a subject says: with the agents' addresses in them, servers
+ * would keep a table of all agents.
+ */
 export function subjectOf(eventClass: EventClass): string {
   return `${SUBJECT}.${eventClass}`
 }
@@ -25,7 +34,9 @@ export function isChange(subject: string): boolean {
   return changeSubjects.has(subject)
 }
 
-/** The sequence number of an event. @param message that of its message @param index from 0, in it */
+/**
+ * The sequence number of an event. @param message that of its message @param index from 0, in it
+ */
 export function seqOf(message: number, index: number): number {
   return message * MAX_BATCH_EVENTS + index
 }
@@ -44,7 +55,13 @@ export function indexOf(seq: number): number {
 export function toLine({ ts, type, agent, data }: NewEvent, routing: Routing): string {
   const { via, about, recipient, reservation } = routing
   const isBare = [via, about, recipient, reservation].every((value) => value === undefined)
-  return JSON.stringify({ ts, type, agent, data, ...(!isBare && { routing: { via, about, recipient, reservation } }) })
+  return JSON.stringify({
+    ts,
+    type,
+    agent,
+    data,
+    ...(!isBare && { routing: { via, about, recipient, reservation } }),
+  })
 }
 
 const NEWLINE = 0x0a
@@ -75,7 +92,8 @@ export class Batch {
   /** The sequence number of its last event. */
   get lastSeq(): number {
     let count = 0
-    for (let at = this.#data.indexOf(NEWLINE); at !== -1; at = this.#data.indexOf(NEWLINE, at + 1)) count++
+    for (let at = this.#data.indexOf(NEWLINE); at !== -1; at = this.#data.indexOf(NEWLINE, at + 1))
+      count++
     return seqOf(this.message, count)
   }
 
@@ -91,7 +109,8 @@ export class Batch {
   /** The event at `seq`; undefined if it has none there. */
   get(seq: number): StoredEvent | undefined {
     let index = 0
-    for (const line of this.#lines()) if (seqOf(this.message, index++) === seq) return this.#parse(seq, line)
+    for (const line of this.#lines())
+      if (seqOf(this.message, index++) === seq) return this.#parse(seq, line)
     return undefined
   }
 
@@ -105,7 +124,9 @@ export class Batch {
   }
 
   #parse(seq: number, line: Buffer): StoredEvent {
-    const { routing, ...event } = JSON.parse(line.toString('utf8')) as NewEvent & { routing?: Routing }
+    const { routing, ...event } = JSON.parse(line.toString('utf8')) as NewEvent & {
+      routing?: Routing
+    }
     const origin = this.#origin
     return {
       event: { seq, ...event, ...routing, ...(origin !== undefined && { origin }) },

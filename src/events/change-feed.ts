@@ -1,7 +1,8 @@
 /**
- * Following what changes in the log. One consumer of JetStream serves all followers of a process that are at about the same
- * position: an event comes over the wire and is parsed once, however many projections the process leads. Those that nobody wants come too, and
- * are not parsed: that no message is missing shows that the replica which sends them has lost nothing.
+ * Following what changes in the log. One consumer of JetStream serves all followers of a process
+ * that are at about the same position: an event comes over the wire and is parsed once, however
+ * many projections the process leads. Those that nobody wants come too, and are not parsed: that no
+ * message is missing shows that the replica which sends them has lost nothing.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
@@ -17,15 +18,28 @@ import { inBackground } from '../platform/background.ts'
 import { type Batch, isChange, messageOf, type StoredEvent, seqOf } from './batch.ts'
 import { changesOf, classOf, type EventType, type LoggedEvent } from './event.ts'
 import { EventLost, type FollowOptions, LogUnavailable } from './event-log.ts'
-import { addConsumer, CONSUMER_NOT_FOUND, deleteConsumer, STREAM, toBatch, unavailable } from './event-stream.ts'
+import {
+  addConsumer,
+  CONSUMER_NOT_FOUND,
+  deleteConsumer,
+  STREAM,
+  toBatch,
+  unavailable,
+} from './event-stream.ts'
 import type { SkippedMessages } from './skipped-messages.ts'
 
 /** Events that one batch holds at most, in number and in bytes as they came over the wire. */
 const BATCH_EVENTS = 2_000
 const BATCH_BYTES = 8 * 1_048_576
-/** For more events, where nobody waits for those that are there. A message that is fetched within it never enters the index of undelivered ones. */
+/**
+ * For more events, where nobody waits for those that are there. A message that is fetched within it
+ * never enters the index of undelivered ones.
+ */
 const LINGER_MS = 200
-/** What a follower may have before it, in number and in bytes. With more it leaves its feed until it has done all that. */
+/**
+ * What a follower may have before it, in number and in bytes. With more it leaves its feed until it
+ * has done all that.
+ */
 const WAITING_EVENTS = 20_000
 const WAITING_BYTES = 16 * 1_048_576
 /** What a feed keeps of what it has handed out, for followers that are about to join it. */
@@ -37,11 +51,20 @@ const READ_AHEAD_BYTES = 16 * 1_048_576
 const PASSED_MS = 250
 /** A consumer that has been quiet for so long is looked after. */
 const WATCH_MS = 500
-/** So often in a row it is found to be behind, or not heard of, until it is given up: the servers may only be busy. */
+/**
+ * So often in a row it is found to be behind, or not heard of, until it is given up: the servers
+ * may only be busy.
+ */
 const MAX_DOUBTS = 3
-/** So many consumers are tried for a message that some replica lacks: each is on a replica that the servers choose by chance. */
+/**
+ * So many consumers are tried for a message that some replica lacks: each is on a replica that the
+ * servers choose by chance.
+ */
 const MAX_SKIPS = 30
-/** The server says at least this often that it is there while it has nothing to send. The least that it allows. */
+/**
+ * The server says at least this often that it is there while it has nothing to send. The least that
+ * it allows.
+ */
 const HEARTBEAT_MS = 500
 /** A request for more events ends after this, and the library makes another. */
 const REQUEST_MS = 10_000
@@ -55,8 +78,16 @@ export class ChangeFeeds {
   /** The oldest first. */
   readonly #feeds = new Set<ChangeFeed>()
 
-  /** @param isObserver may not remove consumers: the server does so when they have not been used for a while */
-  constructor(stream: JetStreamClient, manager: JetStreamManager, skipped: SkippedMessages, isObserver: boolean) {
+  /**
+   * @param isObserver may not remove consumers: the server does so when they have not been used for
+   *   a while
+   */
+  constructor(
+    stream: JetStreamClient,
+    manager: JetStreamManager,
+    skipped: SkippedMessages,
+    isObserver: boolean,
+  ) {
     this.#stream = stream
     this.#manager = manager
     this.#skipped = skipped
@@ -64,15 +95,20 @@ export class ChangeFeeds {
   }
 
   /**
-   * As `EventLog.follow`. A follower joins the oldest feed that still has what comes next for it, where there is none a new one; and moves to
-   * an older one as soon as it is that far.
+   * As `EventLog.follow`. A follower joins the oldest feed that still has what comes next for it,
+   * where there is none a new one; and moves to an older one as soon as it is that far.
    */
-  async *follow(since: number, signal: AbortSignal, options: FollowOptions): AsyncIterable<LoggedEvent[]> {
+  async *follow(
+    since: number,
+    signal: AbortSignal,
+    options: FollowOptions,
+  ): AsyncIterable<LoggedEvent[]> {
     const follower = new Follower(since, options)
     const wake = () => follower.wake()
     signal.addEventListener('abort', wake, { once: true })
     try {
-      // As the stream's leader says: a consumer may be on a replica that has yet to get what was confirmed.
+      // As the stream's leader says: a consumer may be on a replica that has yet to get what was
+      // confirmed.
       let begun = await beginningOfLast(this.#manager)
       let askedAt = performance.now()
       let passed = since
@@ -137,7 +173,8 @@ export class ChangeFeeds {
   }
 
   #covering({ position, wantsReads }: Follower): ChangeFeed | undefined {
-    for (const feed of this.#feeds) if (feed.hasReads === wantsReads && feed.covers(position)) return feed
+    for (const feed of this.#feeds)
+      if (feed.hasReads === wantsReads && feed.covers(position)) return feed
     return undefined
   }
 
@@ -182,7 +219,9 @@ interface FeedOptions {
   readonly onEnd: () => void
 }
 
-/** All that changes something after a position, and what else is wanted, for one follower or more. */
+/**
+ * All that changes something after a position, and what else is wanted, for one follower or more.
+ */
 class ChangeFeed {
   /** Messages that the server has yet to send, as it said with the last one, or when it began. */
   pending = 0
@@ -258,7 +297,10 @@ class ChangeFeed {
     if (this.#source !== source) messages.stop()
   }
 
-  /** Whether somebody who is at `position` can join, misses nothing, and need not wait until the feed is as far. */
+  /**
+   * Whether somebody who is at `position` can join, misses nothing, and need not wait until the
+   * feed is as far.
+   */
   covers(position: number): boolean {
     return position >= this.#recentSince && (position <= this.position || this.pending === 0)
   }
@@ -288,7 +330,8 @@ class ChangeFeed {
     if (source === undefined) return
     this.#source = undefined
     source.messages?.stop()
-    if (this.#removesConsumers) inBackground('delete_consumer', deleteConsumer(this.#manager, source.name))
+    if (this.#removesConsumers)
+      inBackground('delete_consumer', deleteConsumer(this.#manager, source.name))
   }
 
   #receive(message: JsMsg): void {
@@ -323,7 +366,10 @@ class ChangeFeed {
     }
   }
 
-  /** The replica that a consumer is on lacks the next message. It was erased, or another consumer may be on a replica that has it. */
+  /**
+   * The replica that a consumer is on lacks the next message. It was erased, or another consumer
+   * may be on a replica that has it.
+   */
   #skip(consumer: Consumer): void {
     this.#stopConsuming()
     const goOn = async () => {
@@ -357,8 +403,9 @@ class ChangeFeed {
   }
 
   /**
-   * Throws when the consumer has stopped working: the server that ran it is gone, or has fallen behind, or it has events to send and sends none.
-   * The library notices some of that as well, but after many seconds.
+   * Throws when the consumer has stopped working: the server that ran it is gone, or has fallen
+   * behind, or it has events to send and sends none. The library notices some of that as well, but
+   * after many seconds.
    */
   async #watch(): Promise<void> {
     const { signal } = this.#ended
@@ -386,13 +433,15 @@ class ChangeFeed {
     try {
       const { num_pending: pending } = await this.#manager.consumers.info(STREAM, this.#source.name)
       const isBehind = pending > 0 || (await stateOf(this.#manager)).last_seq >= this.#next
-      // At the end of the stream nothing comes behind an erased message that would show its absence.
+      // At the end of the stream nothing comes behind an erased message that would show its
+      // absence.
       const erased = isBehind && pending === 0 ? await this.#skipped.erased(this.#next) : undefined
       if (erased?.message === this.#next) this.#take(erased, true)
       if (erased !== undefined) return undefined
       return isBehind ? new LogUnavailable('the event log has stopped sending') : undefined
     } catch (error) {
-      if (error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND) throw error
+      if (error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND)
+        throw error
       return unavailable(error)
     }
   }
@@ -438,7 +487,8 @@ class Follower {
     if (!this.#types.has(event.type)) return
     this.#arrived.push(arrival)
     this.#bytes += bytes
-    if (this.#isReady || this.#arrived.length >= BATCH_EVENTS || !this.#mayWait(event)) this.#deliver()
+    if (this.#isReady || this.#arrived.length >= BATCH_EVENTS || !this.#mayWait(event))
+      this.#deliver()
     else this.#lingering ??= setTimeout(() => this.#deliver(), LINGER_MS)
   }
 
@@ -484,7 +534,10 @@ class Follower {
     this.#lingering = undefined
   }
 
-  /** Resolves when it has been woken since it was called last, or when so much time is over, then to true. */
+  /**
+   * Resolves when it has been woken since it was called last, or when so much time is over, then to
+   * true.
+   */
   async woken(afterMs?: number): Promise<boolean> {
     let isOver = false
     const timer =

@@ -1,10 +1,13 @@
-/** What was erased from the log on purpose: their sequence numbers stay, and what is left of them is kept apart. */
+/**
+ * What was erased from the log on purpose: their sequence numbers stay, and what is left of them is
+ * kept apart.
+ */
 import type { Batch } from './batch.ts'
 
 export interface Erasures {
   /**
-   * What is left of a message of the stream that was erased: all its events, of which some say no more what they said. Undefined for
-   * one that was not erased. Throws `Unavailable`.
+   * What is left of a message of the stream that was erased: all its events, of which some say no
+   * more what they said. Undefined for one that was not erased. Throws `Unavailable`.
    */
   find(message: number): Promise<Batch | undefined>
 }

@@ -9,17 +9,33 @@ const line = {
 const routing = z
   .looseObject({
     via: z.literal('webhook').optional().describe('A message that is to be pushed'),
-    about: z.int().optional().describe('Sequence number of the message that was delivered, queued or redacted'),
-    recipient: z.string().optional().describe('Whose queue a message that was redacted may wait in'),
+    about: z
+      .int()
+      .optional()
+      .describe('Sequence number of the message that was delivered, queued or redacted'),
+    recipient: z
+      .string()
+      .optional()
+      .describe('Whose queue a message that was redacted may wait in'),
     reservation: z.string().optional(),
   })
-  .describe("What the kernel's own projections need beside the public event; not for others to rely on")
+  .describe(
+    "What the kernel's own projections need beside the public event; not for others to rely on",
+  )
 
-/** JSON Schema (draft 2020-12) of a line of a message of the stream. Readers ignore what they do not know. */
+/**
+ * JSON Schema (draft 2020-12) of a line of a message of the stream. Readers ignore what they do not
+ * know.
+ */
 export function eventLineSchema(): object {
   const types = Object.keys(eventData) as EventType[]
   const events = types.map((type) =>
-    z.looseObject({ ...line, type: z.literal(type), data: eventData[type].loose(), routing: routing.optional() }),
+    z.looseObject({
+      ...line,
+      type: z.literal(type),
+      data: eventData[type].loose(),
+      routing: routing.optional(),
+    }),
   )
   return {
     title: 'Event',

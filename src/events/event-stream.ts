@@ -1,4 +1,7 @@
-/** The stream in JetStream that holds the event log: created where there is none, checked where there is; and its consumers. */
+/**
+ * The stream in JetStream that holds the event log: created where there is none, checked where
+ * there is; and its consumers.
+ */
 
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -55,7 +58,8 @@ export async function findStream(manager: JetStreamManager): Promise<void> {
 
 async function findOrCreateStream(manager: JetStreamManager, replicas: number): Promise<void> {
   const existing = await manager.streams.info(STREAM).catch((error: unknown) => {
-    if (error instanceof NatsError && error.api_error?.err_code === STREAM_NOT_FOUND) return undefined
+    if (error instanceof NatsError && error.api_error?.err_code === STREAM_NOT_FOUND)
+      return undefined
     throw error
   })
   if (existing) {
@@ -73,15 +77,16 @@ async function findOrCreateStream(manager: JetStreamManager, replicas: number): 
     discard: DiscardPolicy.New,
     num_replicas: replicas,
     duplicate_window: nanos(DEDUPLICATION_WINDOW_MS),
-    // What is illegal to host must be erasable, by an administrator. `deny_delete` and `deny_purge` nobody could undo; the kernel's user
-    // may do neither (deploy/nats/common.conf).
+    // What is illegal to host must be erasable, by an administrator. `deny_delete` and `deny_purge`
+    // nobody could undo; the kernel's user may do neither (deploy/nats/common.conf).
     allow_direct: true,
   })
 }
 
 /**
- * Creates a consumer of our own, of every message of the stream from `first` on: one of some of them could not tell those that it leaves out
- * from those that its replica lacks. Resolves to its name; throws `LogUnavailable`.
+ * Creates a consumer of our own, of every message of the stream from `first` on: one of some of
+ * them could not tell those that it leaves out from those that its replica lacks. Resolves to its
+ * name; throws `LogUnavailable`.
  */
 export async function addConsumer(manager: JetStreamManager, first: number): Promise<string> {
   const name = `kernel-${randomUUID()}`
@@ -101,13 +106,17 @@ export async function addConsumer(manager: JetStreamManager, first: number): Pro
   return name
 }
 
-/** Removes a consumer of our own. The server does so by itself when it has not been used for a while. Throws `LogUnavailable`. */
+/**
+ * Removes a consumer of our own. The server does so by itself when it has not been used for a
+ * while. Throws `LogUnavailable`.
+ */
 export async function deleteConsumer(manager: JetStreamManager, name: string): Promise<void> {
   try {
     await manager.consumers.delete(STREAM, name)
   } catch (error) {
     // One that is gone already is what was wanted.
-    if (!(error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND)) throw unavailable(error)
+    if (!(error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND))
+      throw unavailable(error)
   }
 }
 
@@ -123,5 +132,7 @@ export function toBatch(message: number, { data, headers }: StreamMessage): Batc
 }
 
 export function unavailable(error: unknown): LogUnavailable {
-  return error instanceof LogUnavailable ? error : new LogUnavailable('the event log cannot be read', { cause: error })
+  return error instanceof LogUnavailable
+    ? error
+    : new LogUnavailable('the event log cannot be read', { cause: error })
 }

@@ -27,7 +27,11 @@ const redaction = {
 
 /** What an event of each type carries. Never a credential or a hash of one. */
 export const eventData = {
-  operator_created: z.object({ operator_id: z.string(), contact_hash: z.string(), accepted_terms: z.literal(true) }),
+  operator_created: z.object({
+    operator_id: z.string(),
+    contact_hash: z.string(),
+    accepted_terms: z.literal(true),
+  }),
   agent_registered: z.object({ address, operator_id: z.string(), has_webhook: z.boolean() }),
   message_sent: z.object({
     message_id: messageId,
@@ -37,7 +41,11 @@ export const eventData = {
     content_length: z.int().describe('In bytes, of what was sent'),
     ...redaction,
   }),
-  message_delivered: z.object({ message_id: messageId, to: address, delivery_method: z.enum(['pull', 'push']) }),
+  message_delivered: z.object({
+    message_id: messageId,
+    to: address,
+    delivery_method: z.enum(['pull', 'push']),
+  }),
   // A message that was to be pushed is in the pull queue instead.
   push_failed: z.object({ message_id: messageId, to: address, reason: pushFailure }),
   state_written: z.object({
@@ -59,8 +67,13 @@ export type EventData = { [T in keyof typeof eventData]: z.infer<(typeof eventDa
 
 export type EventType = keyof EventData
 
-/** An event before the log has given it its sequence number. `ts` is RFC 3339 in UTC. `agent` is absent for operator events. */
-export type NewEvent = { [T in EventType]: { ts: string; type: T; agent?: string; data: EventData[T] } }[EventType]
+/**
+ * An event before the log has given it its sequence number. `ts` is RFC 3339 in UTC. `agent` is
+ * absent for operator events.
+ */
+export type NewEvent = {
+  [T in EventType]: { ts: string; type: T; agent?: string; data: EventData[T] }
+}[EventType]
 
 export type EventOf<T extends EventType> = Extract<NewEvent, { type: T }>
 
@@ -75,7 +88,10 @@ export function sizeOf({ data }: NewEvent): number {
 export interface Routing {
   /** Set on a message that is to be pushed. */
   via?: 'webhook'
-  /** The sequence number of the event that this one is about: of a delivery, a move to the pull queue or a redaction, that of its message. */
+  /**
+   * The sequence number of the event that this one is about: of a delivery, a move to the pull
+   * queue or a redaction, that of its message.
+   */
   about?: number
   /** Whose queue the message of a redaction may wait in. */
   recipient?: string
@@ -83,10 +99,16 @@ export interface Routing {
   reservation?: string
 }
 
-/** An event with its sequence number in the one total order, and who appended it, where that is known: there it is waited for. */
+/**
+ * An event with its sequence number in the one total order, and who appended it, where that is
+ * known: there it is waited for.
+ */
 export type LoggedEvent = NewEvent & Routing & { seq: number; origin?: string }
 
-/** What events are about: a capability where they change something, and `read` where they only record that somebody looked. */
+/**
+ * What events are about: a capability where they change something, and `read` where they only
+ * record that somebody looked.
+ */
 export const EVENT_CLASSES = ['registry', 'message', 'state', 'read'] as const
 export type EventClass = (typeof EVENT_CLASSES)[number]
 export type Capability = Exclude<EventClass, 'read'>
@@ -109,7 +131,10 @@ export function classOf(type: EventType): EventClass {
   return CLASS[type]
 }
 
-/** The events that change what the API answers, or those of one capability; the others only record that somebody looked. */
+/**
+ * The events that change what the API answers, or those of one capability; the others only record
+ * that somebody looked.
+ */
 export function changesOf(capability?: Capability): EventType[] {
   return Object.entries(CLASS).flatMap(([type, name]) =>
     name !== 'read' && (capability === undefined || name === capability) ? [type as EventType] : [],

@@ -1,6 +1,14 @@
-/** The event log in a JetStream stream: replicated, on disk, one total order for the whole cluster. */
+/**
+ * The event log in a JetStream stream: replicated, on disk, one total order for the whole cluster.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type JetStreamClient, type JetStreamManager, type NatsConnection, nanos, type StreamState } from 'nats'
+import {
+  type JetStreamClient,
+  type JetStreamManager,
+  type NatsConnection,
+  nanos,
+  type StreamState,
+} from 'nats'
 import { inBackground } from '../platform/background.ts'
 import { NotThereYet, StartupError } from '../platform/startup-error.ts'
 import { type Batch, messageOf } from './batch.ts'
@@ -17,7 +25,15 @@ import {
   LogUnavailable,
   PAGE_BYTES,
 } from './event-log.ts'
-import { addConsumer, deleteConsumer, ensureStream, findStream, STREAM, toBatch, unavailable } from './event-stream.ts'
+import {
+  addConsumer,
+  deleteConsumer,
+  ensureStream,
+  findStream,
+  STREAM,
+  toBatch,
+  unavailable,
+} from './event-stream.ts'
 import { SkippedMessages } from './skipped-messages.ts'
 
 const RETRY_MS = 50
@@ -27,11 +43,17 @@ const READ_TIMEOUT_MS = 1_000
 const API_TIMEOUT_MS = 1_000
 /** The next event of a page, which may be as large. */
 const PAGED_EVENT_TIMEOUT_MS = 3_000
-/** So many events are read one by one: a consumer, which more take, is for the whole cluster to agree on. */
+/**
+ * So many events are read one by one: a consumer, which more take, is for the whole cluster to
+ * agree on.
+ */
 const MAX_DIRECT_READS = 64
 /** So many of them at the same time, each of which may be of 8 MiB. */
 const DIRECT_READS_AT_ONCE = 8
-/** So often in a row is one event not found before it is looked for on each replica by itself: one may lag for a moment. */
+/**
+ * So often in a row is one event not found before it is looked for on each replica by itself: one
+ * may lag for a moment.
+ */
 const DIRECT_GET_TRIES = 10
 /** What the server may send of a page at once; more than one event of the greatest size. */
 const FETCH_BYTES = 16 * 1_048_576
@@ -63,7 +85,10 @@ export class JetStreamEventLog implements EventLog {
   readonly #onClose: () => Promise<void>
   /** An observer cannot remove a consumer, and a page is no reason to leave one behind. */
   readonly #isObserver: boolean
-  /** The last event of the last message that was read: who asks for what comes after it need not have that message again. */
+  /**
+   * The last event of the last message that was read: who asks for what comes after it need not
+   * have that message again.
+   */
   #readTo = 0
 
   private constructor(
@@ -81,7 +106,10 @@ export class JetStreamEventLog implements EventLog {
     this.#feeds = new ChangeFeeds(this.#stream, manager, this.#skipped, isObserver)
   }
 
-  /** Opens the log, creating the stream where there is none. Throws `StartupError` where the cluster cannot hold the log. */
+  /**
+   * Opens the log, creating the stream where there is none. Throws `StartupError` where the cluster
+   * cannot hold the log.
+   */
   static async open(
     connection: NatsConnection,
     replicas: number,
@@ -100,7 +128,10 @@ export class JetStreamEventLog implements EventLog {
     return new JetStreamEventLog(connection, manager, options)
   }
 
-  /** Takes note that the log had an event at `seq`: one that gets a lower number from now on shows that the log has lost what was confirmed. */
+  /**
+   * Takes note that the log had an event at `seq`: one that gets a lower number from now on shows
+   * that the log has lost what was confirmed.
+   */
   heardOf(seq: number): void {
     this.#writer.heardOf(seq)
   }
@@ -129,7 +160,9 @@ export class JetStreamEventLog implements EventLog {
   async #readOneByOne(page: Page, first: number, last: number): Promise<void> {
     for (let next = first; next <= last && !page.isFull; next += DIRECT_READS_AT_ONCE) {
       const length = Math.min(DIRECT_READS_AT_ONCE, last - next + 1)
-      const reads = Array.from({ length }, (_, index) => this.#getBatch(next + index, PAGED_EVENT_TIMEOUT_MS))
+      const reads = Array.from({ length }, (_, index) =>
+        this.#getBatch(next + index, PAGED_EVENT_TIMEOUT_MS),
+      )
       for (const [index, result] of (await Promise.allSettled(reads)).entries()) {
         if (result.status === 'fulfilled') page.add(result.value)
         // What comes before it is a page; who asks for the next one meets it.
@@ -139,13 +172,19 @@ export class JetStreamEventLog implements EventLog {
     }
   }
 
-  /** Reads messages from `first` to `last` until the page is full, or meets one that is missing where it has something. */
+  /**
+   * Reads messages from `first` to `last` until the page is full, or meets one that is missing
+   * where it has something.
+   */
   async #readInTurn(page: Page, first: number, last: number): Promise<void> {
     const name = await addConsumer(this.#manager, first)
     let silence: NodeJS.Timeout | undefined
     try {
       const consumer = await this.#stream.consumers.get(STREAM, name)
-      const messages = await consumer.consume({ max_bytes: FETCH_BYTES, expires: PAGED_EVENT_TIMEOUT_MS })
+      const messages = await consumer.consume({
+        max_bytes: FETCH_BYTES,
+        expires: PAGED_EVENT_TIMEOUT_MS,
+      })
       silence = setTimeout(() => messages.stop(), PAGED_EVENT_TIMEOUT_MS)
       let next = first
       for await (const message of messages) {
@@ -155,8 +194,11 @@ export class JetStreamEventLog implements EventLog {
           if (page.events.length > 0) return
           const { cluster } = await consumer.info(true)
           page.add(await this.#skipped.find(next, cluster?.leader ?? ''))
-          // Of an erased message nothing may be left to read; an empty page would say that the log ends there.
-          return page.events.length === 0 && next < last ? this.#readInTurn(page, next + 1, last) : undefined
+          // Of an erased message nothing may be left to read; an empty page would say that the log
+          // ends there.
+          return page.events.length === 0 && next < last
+            ? this.#readInTurn(page, next + 1, last)
+            : undefined
         }
         page.add(toBatch(message.seq, message))
         if (page.isFull || next === last) return
@@ -176,7 +218,9 @@ export class JetStreamEventLog implements EventLog {
   async get(seqs: readonly number[]): Promise<LoggedEvent[]> {
     const messages = [...new Set(seqs.map(messageOf))]
     const batches = new Map(
-      await Promise.all(messages.map(async (message) => [message, await this.#getBatch(message)] as const)),
+      await Promise.all(
+        messages.map(async (message) => [message, await this.#getBatch(message)] as const),
+      ),
     )
     return seqs.map((seq) => {
       const stored = batches.get(messageOf(seq))?.get(seq)
@@ -185,12 +229,16 @@ export class JetStreamEventLog implements EventLog {
     })
   }
 
-  /** Any replica answers, and one that lags, or has lost something, may not have it: then they are asked one by one. */
+  /**
+   * Any replica answers, and one that lags, or has lost something, may not have it: then they are
+   * asked one by one.
+   */
   async #getBatch(message: number, timeout = TRY_TIMEOUT_MS): Promise<Batch> {
     for (let tries = 0; tries < DIRECT_GET_TRIES; tries++) {
       const found = await this.#persistently(() => this.#directGet(message, timeout))
       if (found !== undefined) return found
-      const erased = tries === 0 ? await this.#persistently(() => this.#skipped.erased(message)) : undefined
+      const erased =
+        tries === 0 ? await this.#persistently(() => this.#skipped.erased(message)) : undefined
       if (erased !== undefined) return erased
       await sleep(RETRY_MS)
     }
@@ -213,17 +261,25 @@ export class JetStreamEventLog implements EventLog {
     }
   }
 
-  /** One request to whichever replica is nearest (ADR-31 of the NATS architecture); the library's own call is not in its public types. */
+  /**
+   * One request to whichever replica is nearest (ADR-31 of the NATS architecture); the library's
+   * own call is not in its public types.
+   */
   async #directGet(message: number, timeout: number): Promise<Batch | undefined> {
     const asked = JSON.stringify({ seq: message })
     const reply = await this.#connection.request(`$JS.API.DIRECT.GET.${STREAM}`, asked, { timeout })
     const subject = reply.headers?.get('Nats-Subject')
     if (!subject && reply.headers?.code === NOT_FOUND) return undefined
-    if (!subject) throw new LogUnavailable(`message ${message}: ${reply.headers?.description ?? 'no answer'}`)
+    if (!subject)
+      throw new LogUnavailable(`message ${message}: ${reply.headers?.description ?? 'no answer'}`)
     return toBatch(message, { subject, data: reply.data, headers: reply.headers })
   }
 
-  async *follow(since: number, signal: AbortSignal, options: FollowOptions = {}): AsyncIterable<LoggedEvent[]> {
+  async *follow(
+    since: number,
+    signal: AbortSignal,
+    options: FollowOptions = {},
+  ): AsyncIterable<LoggedEvent[]> {
     try {
       yield* this.#feeds.follow(since, signal, options)
     } catch (error) {
@@ -231,7 +287,10 @@ export class JetStreamEventLog implements EventLog {
     }
   }
 
-  /** The sequence number of an event that was found in the last 10 s to be lost on every replica: nothing behind it is read. */
+  /**
+   * The sequence number of an event that was found in the last 10 s to be lost on every replica:
+   * nothing behind it is read.
+   */
   get lost(): number | undefined {
     return this.#skipped.lost
   }
@@ -242,13 +301,15 @@ export class JetStreamEventLog implements EventLog {
   }
 
   /**
-   * The last message of the stream, as its leader says; 0 in an empty one. Throws `LogUnavailable` where it is less than is
-   * known: a leader that was just elected, that does not know yet that another was, or that has lost the end.
+   * The last message of the stream, as its leader says; 0 in an empty one. Throws `LogUnavailable`
+   * where it is less than is known: a leader that was just elected, that does not know yet that
+   * another was, or that has lost the end.
    */
   async #lastMessage(): Promise<number> {
     const { last_seq: last } = await this.#state()
     const known = messageOf(this.#writer.highest)
-    if (last < known) throw new LogUnavailable(`the event log ends at message ${last}, before ${known}`)
+    if (last < known)
+      throw new LogUnavailable(`the event log ends at message ${last}, before ${known}`)
     return last
   }
 
@@ -258,14 +319,16 @@ export class JetStreamEventLog implements EventLog {
   }
 
   /**
-   * Other replicas than the one that leads, as that one sees them: how many take no part, and by how many events the last is behind. One that has met
-   * a write error, or has switched JetStream off, is not told of as offline: it is silent.
+   * Other replicas than the one that leads, as that one sees them: how many take no part, and by
+   * how many events the last is behind. One that has met a write error, or has switched JetStream
+   * off, is not told of as offline: it is silent.
    */
   async replicas(): Promise<{ offline: number; lagEvents: number }> {
     try {
       const replicas = (await this.#manager.streams.info(STREAM)).cluster?.replicas ?? []
       return {
-        offline: replicas.filter(({ offline, active }) => offline || nanos(SILENT_MS) < active).length,
+        offline: replicas.filter(({ offline, active }) => offline || nanos(SILENT_MS) < active)
+          .length,
         lagEvents: Math.max(0, ...replicas.map(({ lag }) => lag ?? 0)),
       }
     } catch (error) {
@@ -288,7 +351,10 @@ export class JetStreamEventLog implements EventLog {
   }
 }
 
-/** What is read of the log at once: events after a sequence number, as many as are asked for and as fit. */
+/**
+ * What is read of the log at once: events after a sequence number, as many as are asked for and as
+ * fit.
+ */
 class Page {
   readonly events: LoggedEvent[] = []
   /** The message that was added last. */

@@ -1,6 +1,7 @@
 /**
- * Events on their way to the stream: those that come while earlier ones are under way go together in the next message. With nothing
- * under way an event goes at once, at the end of its turn of the event loop; nobody waits for a timer.
+ * Events on their way to the stream: those that come while earlier ones are under way go together
+ * in the next message. With nothing under way an event goes at once, at the end of its turn of the
+ * event loop; nobody waits for a timer.
  */
 import { MAX_BATCH_EVENTS } from './batch.ts'
 import { LogUnavailable } from './event-log.ts'
@@ -14,7 +15,10 @@ export interface Entry {
   readonly notAfter: number
 }
 
-/** What a batch holds at most, in characters of its lines; a larger event is none of an outbox's business. */
+/**
+ * What a batch holds at most, in characters of its lines; a larger event is none of an outbox's
+ * business.
+ */
 export const BATCH_CHARACTERS = 65_536
 /** Batches of one outbox that are under way at most. */
 const MAX_UNDER_WAY = 4
@@ -34,7 +38,10 @@ export interface OutboxOptions {
   readonly send: (batch: readonly Entry[]) => Promise<number>
   /** Whether it is too late to send this. */
   readonly isLate: (entry: Entry) => boolean
-  /** For how long an event waits for others that are to go with it, where nobody waits for it, in ms. Default: not at all. */
+  /**
+   * For how long an event waits for others that are to go with it, where nobody waits for it, in
+   * ms. Default: not at all.
+   */
   readonly lingerMs?: number
 }
 
@@ -61,10 +68,14 @@ export class Outbox {
 
   /**
    * @returns the sequence number of the event, once its batch is stored
-   * @throws `LogUnavailable` where too much waits, or it is too late; and what `send` throws, with all others of the batch
+   * @throws `LogUnavailable` where too much waits, or it is too late; and what `send` throws, with
+   *   all others of the batch
    */
   add(entry: Entry): Promise<number> {
-    if (this.#waiting.length >= MAX_WAITING || this.#characters + entry.line.length > MAX_WAITING_CHARACTERS)
+    if (
+      this.#waiting.length >= MAX_WAITING ||
+      this.#characters + entry.line.length > MAX_WAITING_CHARACTERS
+    )
       return Promise.reject(new LogUnavailable('too many events wait for the event log'))
     const waiting = { ...entry, ...Promise.withResolvers<number>() }
     this.#waiting.push(waiting)
@@ -76,7 +87,10 @@ export class Outbox {
     return waiting.promise
   }
 
-  /** Sends what waits, without waiting for more, and resolves when nothing waits or is under way any more. */
+  /**
+   * Sends what waits, without waiting for more, and resolves when nothing waits or is under way any
+   * more.
+   */
   async flush(): Promise<void> {
     this.#isFlushing = true
     for (this.#send(); this.#underWay.size > 0; this.#send()) await Promise.race(this.#underWay)
@@ -121,7 +135,8 @@ export class Outbox {
       if (batch.length > 0 && characters + waiting.line.length > BATCH_CHARACTERS) break
       taken++
       this.#characters -= waiting.line.length
-      if (this.#options.isLate(waiting)) waiting.reject(new LogUnavailable('the event log is too slow'))
+      if (this.#options.isLate(waiting))
+        waiting.reject(new LogUnavailable('the event log is too slow'))
       else {
         batch.push(waiting)
         characters += waiting.line.length

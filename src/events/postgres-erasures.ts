@@ -14,7 +14,11 @@ export class PostgresErasures implements Erasures {
   async find(message: number): Promise<Batch | undefined> {
     const database = await this.#database()
     const row = await roundTrip(database, 'find_erasure', () =>
-      database.selectFrom('erasures').select('lines').where('message', '=', message).executeTakeFirst(),
+      database
+        .selectFrom('erasures')
+        .select('lines')
+        .where('message', '=', message)
+        .executeTakeFirst(),
     )
     return row && new Batch(message, Buffer.from(row.lines))
   }

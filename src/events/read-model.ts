@@ -1,6 +1,7 @@
 /**
- * A read model: what a capability keeps of the log, so that the API can read it. All that there is to say of one is in one object, which both
- * storages and `verify` take from the list in `src/storage/read-models.ts`. In Postgres its function applies it: `project_<name>`, in
+ * A read model: what a capability keeps of the log, so that the API can read it. All that there is
+ * to say of one is in one object, which both storages and `verify` take from the list in
+ * `src/storage/read-models.ts`. In Postgres its function applies it: `project_<name>`, in
  * `src/<capability>/sql/`.
  */
 import type { Sqlite } from '../platform/sqlite.ts'
@@ -19,9 +20,15 @@ export interface ReadModel {
   readonly types: readonly EventType[]
   /** Whether nobody waits for an event; where it is not said, somebody does. */
   readonly mayWait?: (event: LoggedEvent) => boolean
-  /** What a batch of events changes, as JSON for its function in Postgres. That returns what was dropped, as `Effects`; null is nothing. */
+  /**
+   * What a batch of events changes, as JSON for its function in Postgres. That returns what was
+   * dropped, as `Effects`; null is nothing.
+   */
   changesOf(events: readonly LoggedEvent[]): object
-  /** How it takes in an event in SQLite, one after the other; undefined where something else writes its tables with the event. */
+  /**
+   * How it takes in an event in SQLite, one after the other; undefined where something else writes
+   * its tables with the event.
+   */
   readonly onSqlite?: (sqlite: Sqlite) => (event: LoggedEvent, effects: Effects) => void
   readonly checks: Checks
 }
@@ -31,8 +38,8 @@ export interface Checks {
   /** What should be there: the log replayed in the simplest way, into temporary tables. */
   readonly replayed: readonly Replayed[]
   /**
-   * Statements that return a row for each difference, which its column `difference` tells, on both storages. SQLite is given Postgres's
-   * functions `sha256`, `encode` and `decode`.
+   * Statements that return a row for each difference, which its column `difference` tells, on both
+   * storages. SQLite is given Postgres's functions `sha256`, `encode` and `decode`.
    */
   readonly both: readonly string[]
   /** Of what is kept on one of them only. */
@@ -51,5 +58,8 @@ export type ColumnType = 'text' | 'integer' | 'boolean' | 'uuid' | 'bytes'
 export type Value = string | number | boolean | Uint8Array
 export type Row = Readonly<Record<string, Value>>
 
-/** `put`: a whole row. `set`: the key, and columns of the row that has it, if there is one. `remove`: the row with this key. */
+/**
+ * `put`: a whole row. `set`: the key, and columns of the row that has it, if there is one.
+ * `remove`: the row with this key.
+ */
 export type RowChange = { readonly put: Row } | { readonly set: Row } | { readonly remove: Value }

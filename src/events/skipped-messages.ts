@@ -1,7 +1,8 @@
 /**
- * Messages of the stream that a replica lacks. A consumer lives on one replica, and one that has lost a block goes on behind it
- * without a word; so whoever reads checks that no message is skipped, notes here who skipped one, and asks again until another
- * replica has it. One that was erased on purpose is on none; what is left of it is among the erasures.
+ * Messages of the stream that a replica lacks. A consumer lives on one replica, and one that has
+ * lost a block goes on behind it without a word; so whoever reads checks that no message is
+ * skipped, notes here who skipped one, and asks again until another replica has it. One that was
+ * erased on purpose is on none; what is left of it is among the erasures.
  */
 import { LRUCache } from 'lru-cache'
 import type { JetStreamManager } from 'nats'
@@ -11,7 +12,9 @@ import type { Erasures } from './erasures.ts'
 import { EventLost, LogUnavailable } from './event-log.ts'
 import { STREAM, unavailable } from './event-stream.ts'
 
-/** So many are searched for at once; of one more, the search that is the longest ago begins anew. */
+/**
+ * So many are searched for at once; of one more, the search that is the longest ago begins anew.
+ */
 const MAX_MESSAGES = 1_000
 /** What is known of one counts for so long: somebody may mend the replica meanwhile. */
 const REMEMBERED_MS = 10_000
@@ -42,14 +45,18 @@ export class SkippedMessages {
     return this.#lost.get('seq')
   }
 
-  /** What is left of a message that was erased; undefined for one that was not. Throws `Unavailable`. */
+  /**
+   * What is left of a message that was erased; undefined for one that was not. Throws
+   * `Unavailable`.
+   */
   async erased(message: number): Promise<Batch | undefined> {
     return this.#erasures?.find(message)
   }
 
   /**
-   * Notes that the replica on `server` has messages behind this one but not this one. Resolves to what is left of it where it was erased. Throws
-   * `EventLost` where every replica has been asked by now, `LogUnavailable` where another may have it, or if that cannot be found out.
+   * Notes that the replica on `server` has messages behind this one but not this one. Resolves to
+   * what is left of it where it was erased. Throws `EventLost` where every replica has been asked
+   * by now, `LogUnavailable` where another may have it, or if that cannot be found out.
    */
   async find(message: number, server: string): Promise<Batch> {
     const erased = await this.erased(message)

@@ -1,4 +1,7 @@
-/** Appending to the event log in SQLite: the event and all that follows from it, in the transaction that is under way. */
+/**
+ * Appending to the event log in SQLite: the event and all that follows from it, in the transaction
+ * that is under way.
+ */
 import type { Sqlite } from '../platform/sqlite.ts'
 import type { EventType, LoggedEvent, NewEvent, Routing } from './event.ts'
 import { type Appended, DEDUPLICATION_WINDOW_MS } from './event-log.ts'
@@ -6,7 +9,10 @@ import type { Effects, ReadModel } from './read-model.ts'
 
 export type AppendResult = Appended & Effects
 /** Stores an event, unless one with the same id was stored within `DEDUPLICATION_WINDOW_MS`. */
-export type Append = (event: NewEvent, options?: Routing & { readonly id?: string | undefined }) => AppendResult
+export type Append = (
+  event: NewEvent,
+  options?: Routing & { readonly id?: string | undefined },
+) => AppendResult
 
 /** @param now the calendar, in ms since 1970, as `steadyClock` tells it */
 export function createAppend(
@@ -25,9 +31,11 @@ export function createAppend(
   function known(id: string, time: number): number | undefined {
     const row = sql.get`select seq, expires_at from event_ids where id = ${id}`
     if (!row || (row.expires_at as number) <= time) return undefined
-    // Further ahead than it is ever set: the clock was set back since. It is known no longer than the window from now either.
+    // Further ahead than it is ever set: the clock was set back since. It is known no longer than
+    // the window from now either.
     const latest = time + DEDUPLICATION_WINDOW_MS
-    if ((row.expires_at as number) > latest) sql.run`update event_ids set expires_at = ${latest} where id = ${id}`
+    if ((row.expires_at as number) > latest)
+      sql.run`update event_ids set expires_at = ${latest} where id = ${id}`
     return row.seq as number
   }
 
@@ -69,7 +77,10 @@ export function tidyEventIds({ sql }: Pick<Sqlite, 'sql'>, time: number, limit: 
 export function eventWrites(sqlite: Sqlite, append: Append, now: () => number) {
   return {
     tidyEventIds: (limit: number): number => tidyEventIds(sqlite, now(), limit),
-    append: ({ event, ...options }: { event: NewEvent; id?: string | undefined } & Routing): AppendResult =>
+    append: ({
+      event,
+      ...options
+    }: { event: NewEvent; id?: string | undefined } & Routing): AppendResult =>
       append(event, options),
   }
 }

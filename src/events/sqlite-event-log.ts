@@ -1,4 +1,7 @@
-/** The event log in a table of the embedded database. An event is applied in the transaction that appends it. */
+/**
+ * The event log in a table of the embedded database. An event is applied in the transaction that
+ * appends it.
+ */
 import { droppedMessages } from '../messaging/queue-metrics.ts'
 import { BatchQueueFull } from '../platform/batch.ts'
 import type { Sqlite } from '../platform/sqlite.ts'
@@ -36,7 +39,11 @@ export class SqliteEventLog implements EventLog {
    * @param writer undefined where nothing is appended: what others append is looked for
    * @param onAppended called with each event that was appended here, once it is on the disk
    */
-  constructor(reader: Sqlite, writer?: Writer, onAppended: (event: LoggedEvent) => void = () => {}) {
+  constructor(
+    reader: Sqlite,
+    writer?: Writer,
+    onAppended: (event: LoggedEvent) => void = () => {},
+  ) {
     this.#sql = reader.sql
     this.#writer = writer
     this.#onAppended = onAppended
@@ -47,7 +54,8 @@ export class SqliteEventLog implements EventLog {
     { notAfter = Number.POSITIVE_INFINITY, ...options }: AppendOptions = {},
   ): Promise<Appended> {
     if (this.#isClosed || !this.#writer) throw new LogUnavailable('the event log is closed')
-    if (performance.now() > notAfter) throw new LogUnavailable('the event was prepared too long ago')
+    if (performance.now() > notAfter)
+      throw new LogUnavailable('the event was prepared too long ago')
     try {
       const { seq, duplicate, ...effects } = await this.#writer.run(
         'append',
@@ -64,7 +72,8 @@ export class SqliteEventLog implements EventLog {
   }
 
   async read(since: number, limit: number): Promise<LoggedEvent[]> {
-    const rows = this.#sql.iterate`select * from events where seq > ${since} order by seq limit ${limit}`
+    const rows = this.#sql
+      .iterate`select * from events where seq > ${since} order by seq limit ${limit}`
     return pageOf(rows)
   }
 

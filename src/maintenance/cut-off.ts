@@ -1,11 +1,15 @@
 /**
- * Before which time nothing that was staged or reserved can be needed any more. What is prepared is appended within seconds or never
- * (`PREPARATION_USABLE_MS`), so what is a minute old and not settled by the whole log until now never will be.
+ * Before which time nothing that was staged or reserved can be needed any more. What is prepared is
+ * appended within seconds or never (`PREPARATION_USABLE_MS`), so what is a minute old and not
+ * settled by the whole log until now never will be.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Unavailable } from '../platform/unavailable.ts'
 
-/** What was reserved or staged so long ago and is not in a log that has been applied to its end never will be. */
+/**
+ * What was reserved or staged so long ago and is not in a log that has been applied to its end
+ * never will be.
+ */
 export const ABANDONED_MS = 60_000
 /** How long the projection is waited for. */
 const WAIT_MS = 10_000
@@ -17,7 +21,10 @@ export class NotCaughtUp extends Unavailable {
 }
 
 export interface Projected {
-  /** How far the projection is that settles what was staged and reserved, and what time it is by the clock that dates that. */
+  /**
+   * How far the projection is that settles what was staged and reserved, and what time it is by the
+   * clock that dates that.
+   */
   standing(): Promise<{ appliedSeq: number; now: Date }>
   /** The sequence number of the last event. */
   lastSeq(): Promise<number>
@@ -26,7 +33,10 @@ export interface Projected {
 export class CutOff {
   readonly #projected: Projected
   readonly #waitMs: number
-  /** What time it was by that clock, and by the one here that does not jump: those of the last minute, and one older. */
+  /**
+   * What time it was by that clock, and by the one here that does not jump: those of the last
+   * minute, and one older.
+   */
   #readings: { time: number; at: number }[] = []
 
   constructor(projected: Projected, { waitMs = WAIT_MS }: { waitMs?: number } = {}) {
@@ -34,7 +44,10 @@ export class CutOff {
     this.#waitMs = waitMs
   }
 
-  /** Waits until all that may still be needed has been applied. Throws `NotCaughtUp`, or that a part is out. */
+  /**
+   * Waits until all that may still be needed has been applied. Throws `NotCaughtUp`, or that a part
+   * is out.
+   */
   async find(signal: AbortSignal): Promise<Date> {
     const { now } = await this.#projected.standing()
     const before = this.#before(now.getTime())
@@ -53,14 +66,19 @@ export class CutOff {
   }
 
   /**
-   * A minute ago by that clock, however it was set meanwhile: set forward it makes what is new look old, set back it dates what is new before what
-   * is old. So each time that was read says what it would be now, had nobody touched the clock, and the least counts.
+   * A minute ago by that clock, however it was set meanwhile: set forward it makes what is new look
+   * old, set back it dates what is new before what is old. So each time that was read says what it
+   * would be now, had nobody touched the clock, and the least counts.
    */
   #before(time: number): number {
     const at = performance.now()
     this.#readings.push({ time, at })
     const past = this.#readings.findLastIndex((reading) => reading.at <= at - ABANDONED_MS)
     if (past > 0) this.#readings.splice(0, past)
-    return Math.min(...this.#readings.map((reading) => reading.time - Math.max(0, ABANDONED_MS - (at - reading.at))))
+    return Math.min(
+      ...this.#readings.map(
+        (reading) => reading.time - Math.max(0, ABANDONED_MS - (at - reading.at)),
+      ),
+    )
   }
 }

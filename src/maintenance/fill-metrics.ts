@@ -1,4 +1,7 @@
-/** How full is what a cluster stores in. Asked for when Prometheus asks, and by workers alone: all would say the same. */
+/**
+ * How full is what a cluster stores in. Asked for when Prometheus asks, and by workers alone: all
+ * would say the same.
+ */
 import { Gauge } from 'prom-client'
 
 export interface Fillable {
@@ -12,7 +15,13 @@ export interface Fillable {
   stateCapacityBytes: number
 }
 
-export function measureFill({ logBytes, logReplicas, redisMemory, stateUsage, stateCapacityBytes }: Fillable): void {
+export function measureFill({
+  logBytes,
+  logReplicas,
+  redisMemory,
+  stateUsage,
+  stateCapacityBytes,
+}: Fillable): void {
   measure(
     'tabulum_log_bytes',
     'Bytes of the event log on each NATS server that keeps a copy. NATS_MAX_FILE_STORE is where it ends.',
@@ -28,13 +37,21 @@ export function measureFill({ logBytes, logReplicas, redisMemory, stateUsage, st
     'Events by which the last copy of the event log is behind.',
     async () => (await logReplicas()).lagEvents,
   )
-  measure('tabulum_redis_memory_bytes', 'Memory that Redis uses.', async () => (await redisMemory()).usedBytes)
+  measure(
+    'tabulum_redis_memory_bytes',
+    'Memory that Redis uses.',
+    async () => (await redisMemory()).usedBytes,
+  )
   measure(
     'tabulum_redis_memory_limit_bytes',
     'Memory that Redis may use at most; 0 if nothing says.',
     async () => (await redisMemory()).limitBytes,
   )
-  measure('tabulum_state_bytes', 'Bytes of all keys and values.', async () => (await stateUsage()).usedBytes)
+  measure(
+    'tabulum_state_bytes',
+    'Bytes of all keys and values.',
+    async () => (await stateUsage()).usedBytes,
+  )
   measure('tabulum_state_capacity_bytes', 'STATE_CAPACITY_BYTES.', async () => stateCapacityBytes)
 }
 

@@ -8,8 +8,9 @@ export interface Job {
   /** When it runs, as cron has it, in UTC. */
   readonly schedule: string
   /**
-   * Does its work in batches, each with a deadline, and yields how many rows each has changed. May be ended between any two of them, and begun
-   * again at any time, also where another process runs it: it goes by what it finds.
+   * Does its work in batches, each with a deadline, and yields how many rows each has changed. May
+   * be ended between any two of them, and begun again at any time, also where another process runs
+   * it: it goes by what it finds.
    */
   run(signal: AbortSignal): AsyncIterable<number>
 }
@@ -60,7 +61,9 @@ export function countRuns(jobs: readonly Job[]): void {
   }
 }
 
-/** Runs a job until there is nothing more to do, its time is over, or `signal` aborts. Never throws. */
+/**
+ * Runs a job until there is nothing more to do, its time is over, or `signal` aborts. Never throws.
+ */
 export async function runJob(
   job: Job,
   { signal, logger, runMs = RUN_MS }: { signal: AbortSignal; logger: Logger; runMs?: number },

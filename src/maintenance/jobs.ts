@@ -1,4 +1,7 @@
-/** The list of what is tidied now and then. What a job does is told by the capability that owns the data; when, here. */
+/**
+ * The list of what is tidied now and then. What a job does is told by the capability that owns the
+ * data; when, here.
+ */
 import type { CutOff } from './cut-off.ts'
 import { BATCH_ROWS, type Job } from './job.ts'
 
@@ -27,16 +30,34 @@ export interface EmbeddedTidying {
   readonly idempotency: Batch
 }
 
-export const CLUSTER_JOBS = ['challenges', 'registrations', 'reservations', 'allotments', 'generations'] as const
+export const CLUSTER_JOBS = [
+  'challenges',
+  'registrations',
+  'reservations',
+  'allotments',
+  'generations',
+] as const
 export const EMBEDDED_JOBS = ['challenges', 'idempotency'] as const
 
 export function clusterJobs(tidying: ClusterTidying, cutOff: Pick<CutOff, 'find'>): Job[] {
   const { challenges, registrations, reservations, allotments, generations } = tidying
   return [
     { name: 'challenges', schedule: EVERY_MINUTE, run: () => inBatches(challenges) },
-    { name: 'registrations', schedule: EVERY_MINUTE, run: (signal) => settled(registrations, cutOff, signal) },
-    { name: 'reservations', schedule: EVERY_TEN_SECONDS, run: (signal) => settled(reservations, cutOff, signal) },
-    { name: 'allotments', schedule: EVERY_TEN_SECONDS, run: (signal) => settled(allotments, cutOff, signal) },
+    {
+      name: 'registrations',
+      schedule: EVERY_MINUTE,
+      run: (signal) => settled(registrations, cutOff, signal),
+    },
+    {
+      name: 'reservations',
+      schedule: EVERY_TEN_SECONDS,
+      run: (signal) => settled(reservations, cutOff, signal),
+    },
+    {
+      name: 'allotments',
+      schedule: EVERY_TEN_SECONDS,
+      run: (signal) => settled(allotments, cutOff, signal),
+    },
     { name: 'generations', schedule: EVERY_MINUTE, run: generations },
   ]
 }

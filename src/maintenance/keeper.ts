@@ -1,6 +1,6 @@
 /**
- * Runs the jobs of maintenance when they are due, on one process at a time: the one that holds a lease. One that dies is replaced within a
- * minute; one that loses its lease begins no other batch.
+ * Runs the jobs of maintenance when they are due, on one process at a time: the one that holds a
+ * lease. One that dies is replaced within a minute; one that loses its lease begins no other batch.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createTask } from 'node-cron'
@@ -10,9 +10,15 @@ import type { Lease } from '../platform/lease.ts'
 import type { Logger } from '../platform/logger.ts'
 import { countRuns, type Job, runJob } from './job.ts'
 
-/** How long a keeper that died or froze is waited for. It is asked for, and prolonged, four times as often. */
+/**
+ * How long a keeper that died or froze is waited for. It is asked for, and prolonged, four times as
+ * often.
+ */
 const LEASE_MS = 20_000
-/** A batch that is under way when the process is to end is waited for so long; it has a deadline, and is whole or nothing. */
+/**
+ * A batch that is under way when the process is to end is waited for so long; it has a deadline,
+ * and is whole or nothing.
+ */
 const STOP_MS = 2_000
 /** Timers may go off a millisecond early, and a run must not be due twice. */
 const LATE_MS = 50
@@ -37,7 +43,13 @@ export interface Keeper {
   stop(): Promise<void>
 }
 
-export function startKeeper({ jobs, logger, lease, leaseMs = LEASE_MS, vacantMs = 0 }: KeeperOptions): Keeper {
+export function startKeeper({
+  jobs,
+  logger,
+  lease,
+  leaseMs = LEASE_MS,
+  vacantMs = 0,
+}: KeeperOptions): Keeper {
   countRuns(jobs)
   const stop = new AbortController()
   const work = async (signal: AbortSignal) => {
@@ -48,7 +60,9 @@ export function startKeeper({ jobs, logger, lease, leaseMs = LEASE_MS, vacantMs 
       keeping.set(0)
     }
   }
-  const running = lease ? keep({ lease, leaseMs, vacantMs, logger }, work, stop.signal) : work(stop.signal)
+  const running = lease
+    ? keep({ lease, leaseMs, vacantMs, logger }, work, stop.signal)
+    : work(stop.signal)
   inBackground('maintenance', running)
   return {
     async stop() {
@@ -59,8 +73,9 @@ export function startKeeper({ jobs, logger, lease, leaseMs = LEASE_MS, vacantMs 
 }
 
 /**
- * Runs a job each time that it is due, until `signal` aborts. The library knows when that is; its timers are not used, as they wait for a time of
- * the clock: an hour where that was set back by one, and where it was set forward they count each time that was passed over, for seconds.
+ * Runs a job each time that it is due, until `signal` aborts. The library knows when that is; its
+ * timers are not used, as they wait for a time of the clock: an hour where that was set back by
+ * one, and where it was set forward they count each time that was passed over, for seconds.
  */
 async function follow(job: Job, signal: AbortSignal, logger: Logger): Promise<void> {
   const task = createTask(job.schedule, () => {}, { name: job.name, timezone: 'UTC' })

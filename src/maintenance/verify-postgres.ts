@@ -1,9 +1,10 @@
 /**
  * Compares what the API reads with the log that it comes from, and tells each difference.
  *
- * The log is replayed into temporary tables of the database, a page at a time, so that memory does not grow with it, and each page in a
- * transaction of its own. The kernel goes on meanwhile. Only the last stretch is replayed in the snapshot in which all is compared, so
- * that no snapshot is held for longer than that takes: one that is held for hours keeps Postgres from cleaning up.
+ * The log is replayed into temporary tables of the database, a page at a time, so that memory does
+ * not grow with it, and each page in a transaction of its own. The kernel goes on meanwhile. Only
+ * the last stretch is replayed in the snapshot in which all is compared, so that no snapshot is
+ * held for longer than that takes: one that is held for hours keeps Postgres from cleaning up.
  */
 import { type Kysely, sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
@@ -14,12 +15,15 @@ import type { Verification } from './verification.ts'
 
 const PAGE = 1_000
 
-/** So many sequence numbers are replayed in the snapshot at most, unless the log grows as fast as it is replayed: a second or two. */
+/**
+ * So many sequence numbers are replayed in the snapshot at most, unless the log grows as fast as it
+ * is replayed: a second or two.
+ */
 const LAST_STRETCH = 5_000
 
 /**
- * Replays the log up to where the database projection stands, and calls `report` with each difference. `database` has to be one session: of
- * `openPostgresSession`.
+ * Replays the log up to where the database projection stands, and calls `report` with each
+ * difference. `database` has to be one session: of `openPostgresSession`.
  */
 export async function verifyPostgres(
   database: Database,
@@ -48,7 +52,10 @@ export async function verifyPostgres(
       .setIsolationLevel('repeatable read')
       .execute(async (snapshot) => {
         await replayTo(snapshot, await positionOf(snapshot))
-        for (const check of models.flatMap(({ checks }) => [...checks.both, ...(checks.postgres ?? [])])) {
+        for (const check of models.flatMap(({ checks }) => [
+          ...checks.both,
+          ...(checks.postgres ?? []),
+        ])) {
           const { rows } = await sql<{ difference: string }>`${sql.raw(check)}`.execute(snapshot)
           for (const { difference } of rows) report(difference)
         }
@@ -111,7 +118,9 @@ const POSTGRES_TYPES: Record<ColumnType, string> = {
 }
 
 function creation({ table, columns }: Replayed): string {
-  const [key, ...others] = Object.entries(columns).map(([name, type]) => `${name} ${POSTGRES_TYPES[type]}`)
+  const [key, ...others] = Object.entries(columns).map(
+    ([name, type]) => `${name} ${POSTGRES_TYPES[type]}`,
+  )
   return `create temporary table ${table} (${[`${key} primary key`, ...others]})`
 }
 
@@ -147,7 +156,8 @@ async function replayInto(
   const by = Map.groupBy(outcomes.values(), ({ kind }) => kind)
   const names = [key, ...others]
   const rows = `json_to_recordset($rows::json) as changed (${names.map((name) => `${name} ${jsonType(columns[name])}`)})`
-  const value = (name: string) => (columns[name] === 'bytes' ? `decode(changed.${name}, 'base64')` : `changed.${name}`)
+  const value = (name: string) =>
+    columns[name] === 'bytes' ? `decode(changed.${name}, 'base64')` : `changed.${name}`
   const run = async (kind: Outcome['kind'], statement: string) => {
     const changed = by.get(kind)
     if (changed === undefined) return
@@ -174,6 +184,7 @@ function jsonType(type: ColumnType = 'text'): string {
 }
 
 function toJson(row: Row): Record<string, unknown> {
-  const json = (value: Value) => (value instanceof Uint8Array ? Buffer.from(value).toString('base64') : value)
+  const json = (value: Value) =>
+    value instanceof Uint8Array ? Buffer.from(value).toString('base64') : value
   return Object.fromEntries(Object.entries(row).map(([name, value]) => [name, json(value)]))
 }

@@ -1,7 +1,9 @@
 /**
- * Compares what the API reads from the embedded database with the log in it, and tells each difference.
+ * Compares what the API reads from the embedded database with the log in it, and tells each
+ * difference.
  *
- * All of it is one snapshot, which keeps nobody from writing. The log is replayed into temporary tables, so memory does not grow with it.
+ * All of it is one snapshot, which keeps nobody from writing. The log is replayed into temporary
+ * tables, so memory does not grow with it.
  */
 import { hash } from 'node:crypto'
 import type { EventType, LoggedEvent } from '../events/event.ts'
@@ -10,7 +12,10 @@ import { toEvent } from '../events/sqlite-event-log.ts'
 import type { Sqlite } from '../platform/sqlite.ts'
 import type { Verification } from './verification.ts'
 
-/** Calls `report` with each difference. `sqlite` is a connection that nothing else uses; it may be one that only reads. */
+/**
+ * Calls `report` with each difference. `sqlite` is a connection that nothing else uses; it may be
+ * one that only reads.
+ */
 export function verifySqlite(
   { connection, sql }: Sqlite,
   models: readonly ReadModel[],
@@ -30,7 +35,10 @@ export function verifySqlite(
       seq = event.seq
       events++
     }
-    for (const check of models.flatMap(({ checks }) => [...checks.both, ...(checks.sqlite ?? [])])) {
+    for (const check of models.flatMap(({ checks }) => [
+      ...checks.both,
+      ...(checks.sqlite ?? []),
+    ])) {
       for (const { difference } of connection.prepare(check).iterate()) report(String(difference))
     }
     return { seq, events }
@@ -49,7 +57,9 @@ function likePostgres(connection: Sqlite['connection']): void {
     // Keys are UTF-8, which can be read as it is.
     return format === 'escape' ? bytes.toString('utf8') : bytes.toString(format as BufferEncoding)
   })
-  connection.function('decode', options, (text, format) => Buffer.from(text as string, format as BufferEncoding))
+  connection.function('decode', options, (text, format) =>
+    Buffer.from(text as string, format as BufferEncoding),
+  )
 }
 
 const SQLITE_TYPES: Record<ColumnType, string> = {
@@ -61,7 +71,9 @@ const SQLITE_TYPES: Record<ColumnType, string> = {
 }
 
 function creation({ table, columns }: Replayed): string {
-  const [key, ...others] = Object.entries(columns).map(([name, type]) => `${name} ${SQLITE_TYPES[type]}`)
+  const [key, ...others] = Object.entries(columns).map(
+    ([name, type]) => `${name} ${SQLITE_TYPES[type]}`,
+  )
   return `create temporary table ${table} (${[`${key} primary key`, ...others]}) without rowid`
 }
 
@@ -79,7 +91,9 @@ function replaysOf(connection: Sqlite['connection'], models: readonly ReadModel[
 
 function replayInto(connection: Sqlite['connection'], { table, columns, changeBy }: Replayed) {
   const [key = '', ...others] = Object.keys(columns)
-  const put = connection.prepare(`insert or replace into ${table} values (${[key, ...others].map(() => '?')})`)
+  const put = connection.prepare(
+    `insert or replace into ${table} values (${[key, ...others].map(() => '?')})`,
+  )
   const set = connection.prepare(
     `update ${table} set ${others.map((name) => `${name} = coalesce(?, ${name})`)} where ${key} = ?`,
   )

@@ -1,4 +1,7 @@
-/** Loads what queues hold of messages, within bounds: the contents of a page may be many times what it can carry. */
+/**
+ * Loads what queues hold of messages, within bounds: the contents of a page may be many times what
+ * it can carry.
+ */
 import type { LoggedEvent } from '../events/event.ts'
 import type { EventLog } from '../events/event-log.ts'
 import { Turnstile } from '../platform/turnstile.ts'
@@ -41,8 +44,8 @@ export class MessageLoader {
   }
 
   /**
-   * The messages in their order, up to the first one that `accept` refuses; those that were redacted, redacted. Throws `Unavailable`,
-   * and what `accept` throws.
+   * The messages in their order, up to the first one that `accept` refuses; those that were
+   * redacted, redacted. Throws `Unavailable`, and what `accept` throws.
    */
   async load(queued: readonly Queued[], accept: Accept): Promise<LeasedMessage[]> {
     const messages: LeasedMessage[] = []
@@ -55,12 +58,20 @@ export class MessageLoader {
   }
 
   /** Adds those that are accepted. Returns whether one was not. */
-  async #take(part: readonly Queued[], accept: Accept, messages: LeasedMessage[]): Promise<boolean> {
+  async #take(
+    part: readonly Queued[],
+    accept: Accept,
+    messages: LeasedMessage[],
+  ): Promise<boolean> {
     const inLog = part.filter(isInLog)
     if (inLog.length === 0) return addAccepted(part.filter(isWhole), accept, messages)
     return this.#loading.pass(async () => {
-      const found = new Map((await this.#loadFromLog(inLog)).map((message) => [message.seq, message]))
-      const loaded = part.flatMap((entry) => (isInLog(entry) ? (found.get(entry.seq) ?? []) : entry))
+      const found = new Map(
+        (await this.#loadFromLog(inLog)).map((message) => [message.seq, message]),
+      )
+      const loaded = part.flatMap((entry) =>
+        isInLog(entry) ? (found.get(entry.seq) ?? []) : entry,
+      )
       return addAccepted(loaded, accept, messages)
     })
   }
@@ -70,7 +81,9 @@ export class MessageLoader {
     const events = await this.#log.get([...redactions.keys()])
     const toAsk = events.filter(({ seq }) => redactions.get(seq) === 'ask')
     const asked = new Map<number, LoggedEvent>(
-      toAsk.length === 0 ? [] : (await redact(toAsk, this.#removals)).map((event) => [event.seq, event]),
+      toAsk.length === 0
+        ? []
+        : (await redact(toAsk, this.#removals)).map((event) => [event.seq, event]),
     )
     return events.map((event) => {
       const message = toLeasedMessage(asked.get(event.seq) ?? event)
@@ -87,7 +100,11 @@ function isWhole(entry: Queued): entry is LeasedMessage {
   return !isInLog(entry)
 }
 
-function addAccepted(loaded: readonly LeasedMessage[], accept: Accept, messages: LeasedMessage[]): boolean {
+function addAccepted(
+  loaded: readonly LeasedMessage[],
+  accept: Accept,
+  messages: LeasedMessage[],
+): boolean {
   for (const message of loaded) {
     if (!accept(message)) return true
     messages.push(message)

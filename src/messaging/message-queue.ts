@@ -22,7 +22,10 @@ export interface Lease {
   messages: LeasedMessage[]
   /** Queued messages that are not leased to anybody. */
   remaining: number
-  /** The messages have not been delivered: they are back in the queue, where they were. Does nothing where the lease has run out. */
+  /**
+   * The messages have not been delivered: they are back in the queue, where they were. Does nothing
+   * where the lease has run out.
+   */
   release(): Promise<void>
 }
 
@@ -36,14 +39,15 @@ export class QueueUnavailable extends Unavailable {
 
 export interface MessageQueue {
   /**
-   * Leases the oldest messages of an agent, at most `limit`, and only as long as `accept` takes them: the first one that it refuses, and
-   * those after it, stay in the queue. What it throws is thrown, and nothing is leased.
+   * Leases the oldest messages of an agent, at most `limit`, and only as long as `accept` takes
+   * them: the first one that it refuses, and those after it, stay in the queue. What it throws is
+   * thrown, and nothing is leased.
    */
   lease(recipient: string, limit: number, accept?: Accept): Promise<Lease>
 
   /**
-   * The leased messages have been delivered, and their delivery is in the log or on its way there: they are gone. `isProjected`: the projection
-   * that the queues are has applied it already.
+   * The leased messages have been delivered, and their delivery is in the log or on its way there:
+   * they are gone. `isProjected`: the projection that the queues are has applied it already.
    */
   remove(
     recipient: string,

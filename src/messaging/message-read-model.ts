@@ -1,4 +1,7 @@
-/** Which messages of the log have not been delivered yet: the pull queues, and the lanes of what is to be pushed. */
+/**
+ * Which messages of the log have not been delivered yet: the pull queues, and the lanes of what is
+ * to be pushed.
+ */
 import type { LoggedEvent } from '../events/event.ts'
 import type { Effects, ReadModel } from '../events/read-model.ts'
 import type { Sqlite } from '../platform/sqlite.ts'
@@ -6,12 +9,16 @@ import type { Sqlite } from '../platform/sqlite.ts'
 /** Whose lanes those of unknown agents are. */
 const NOBODY = '00000000-0000-0000-0000-000000000000'
 
-/** @param options.maxQueue messages that a pull queue holds at most; past that its oldest are dropped */
+/**
+ * @param options.maxQueue messages that a pull queue holds at most; past that its oldest are
+ *   dropped
+ */
 export function messageReadModel({ maxQueue }: { maxQueue: number }): ReadModel {
   return {
     name: 'messages',
     types: ['message_sent', 'push_failed', 'message_delivered'],
-    // In a cluster agents wait for the queues, not for the index of what is in them. What is to be pushed is in a hurry.
+    // In a cluster agents wait for the queues, not for the index of what is in them. What is to be
+    // pushed is in a hurry.
     mayWait: ({ via }) => via !== 'webhook',
     changesOf: (events) => ({ ...changesOf(events), max_length: maxQueue }),
     onSqlite: (sqlite) => onSqlite(sqlite, maxQueue),
@@ -19,8 +26,14 @@ export function messageReadModel({ maxQueue }: { maxQueue: number }): ReadModel 
   }
 }
 
-function changesOf(events: readonly LoggedEvent[]): { sent: object[]; queued: string[]; delivered: string[] } {
-  const delivered = new Set(events.flatMap(({ type, data }) => (type === 'message_delivered' ? [data.message_id] : [])))
+function changesOf(events: readonly LoggedEvent[]): {
+  sent: object[]
+  queued: string[]
+  delivered: string[]
+} {
+  const delivered = new Set(
+    events.flatMap(({ type, data }) => (type === 'message_delivered' ? [data.message_id] : [])),
+  )
   const queued = new Set(
     events.flatMap(({ type, data }) =>
       type === 'push_failed' && !delivered.has(data.message_id) ? [data.message_id] : [],
@@ -105,8 +118,16 @@ const checks: ReadModel['checks'] = {
       columns: { message_id: 'uuid', seq: 'integer', recipient: 'text', via_webhook: 'boolean' },
       changeBy({ seq, type, via, data }) {
         if (type === 'message_sent')
-          return { put: { message_id: data.message_id, seq, recipient: data.to, via_webhook: via === 'webhook' } }
-        if (type === 'push_failed') return { set: { message_id: data.message_id, via_webhook: false } }
+          return {
+            put: {
+              message_id: data.message_id,
+              seq,
+              recipient: data.to,
+              via_webhook: via === 'webhook',
+            },
+          }
+        if (type === 'push_failed')
+          return { set: { message_id: data.message_id, via_webhook: false } }
         if (type === 'message_delivered') return { remove: data.message_id }
         return undefined
       },

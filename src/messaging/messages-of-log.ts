@@ -2,9 +2,13 @@
 import type { LoggedEvent } from '../events/event.ts'
 import type { LeasedMessage } from './message-queue.ts'
 
-/** The message that a `message_sent` event records. Throws a TypeError on another event: a queue that points to one is corrupt. */
+/**
+ * The message that a `message_sent` event records. Throws a TypeError on another event: a queue
+ * that points to one is corrupt.
+ */
 export function toLeasedMessage(event: LoggedEvent): LeasedMessage {
-  if (event.type !== 'message_sent') throw new TypeError(`event ${event.seq} is ${event.type}, not a message`)
+  if (event.type !== 'message_sent')
+    throw new TypeError(`event ${event.seq} is ${event.type}, not a message`)
   const { message_id, from, to, content } = event.data
   return { seq: event.seq, message_id, from, to, content, timestamp: event.ts }
 }

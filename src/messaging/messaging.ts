@@ -8,7 +8,13 @@ import { type Applied, PROJECTOR_SILENCE_MS, ProjectionBehind } from '../events/
 import { batched } from '../platform/batch.ts'
 import type { Registry } from '../registry/registry.ts'
 import type { Removals } from '../removal/removals.ts'
-import { type Accept, type LeasedMessage, type Message, type MessageQueue, QueueUnavailable } from './message-queue.ts'
+import {
+  type Accept,
+  type LeasedMessage,
+  type Message,
+  type MessageQueue,
+  QueueUnavailable,
+} from './message-queue.ts'
 import { toLeasedMessage, wasErased } from './messages-of-log.ts'
 
 /** Nobody has that address. */
@@ -21,22 +27,32 @@ export class IdempotencyKeyReused extends Error {
   override name = 'IdempotencyKeyReused'
 }
 
-/** Messages that a response is about to carry. One of the two must be called when its fate is known. */
+/**
+ * Messages that a response is about to carry. One of the two must be called when its fate is known.
+ */
 export interface Receipt {
   messages: Message[]
   remaining: number
-  /** The response has been written: the messages are gone and their delivery is recorded. Never throws. */
+  /**
+   * The response has been written: the messages are gone and their delivery is recorded. Never
+   * throws.
+   */
   delivered(): Promise<void>
   /** The response could not be written: the messages go back. Never throws. */
   undelivered(): Promise<void>
 }
 
-/** Deliveries that wait for the log at most, while it is out; past that nothing more is handed out. */
+/**
+ * Deliveries that wait for the log at most, while it is out; past that nothing more is handed out.
+ */
 const MAX_UNRECORDED = 10_000
 const RECORD_RETRY_MS = 250
 /** A log that has not recorded a delivery after this is out, or slow. */
 const RECORDED_SOON_MS = 1_500
-/** Responses that wait to hear that the projector has taken what they delivered out of its queue, at most; past that this process does it. */
+/**
+ * Responses that wait to hear that the projector has taken what they delivered out of its queue, at
+ * most; past that this process does it.
+ */
 const MAX_AWAITED = 10_000
 /** Admission may have taken half a second; the whole stays within 2 s. */
 const SENT_WITHIN_MS = 1_500
@@ -62,7 +78,10 @@ export class Messaging {
   /** Deliveries under way to the log. */
   readonly #recording = new Set<Promise<void>>()
   #unrecorded = 0
-  /** Whether the projector has taken out of its queue what was delivered with the event of that sequence number. */
+  /**
+   * Whether the projector has taken out of its queue what was delivered with the event of that
+   * sequence number.
+   */
   readonly #takenOut: (seq: number) => Promise<boolean>
 
   constructor(
@@ -91,10 +110,15 @@ export class Messaging {
   }
 
   /**
-   * Sends a message. With an idempotency key, a retry within two minutes returns the first message and sends nothing again.
-   * Throws `UnknownRecipient`, `IdempotencyKeyReused`, `LogUnavailable`.
+   * Sends a message. With an idempotency key, a retry within two minutes returns the first message
+   * and sends nothing again. Throws `UnknownRecipient`, `IdempotencyKeyReused`, `LogUnavailable`.
    */
-  async send(from: string, to: string, content: string, idempotencyKey?: string): Promise<Omit<Message, 'content'>> {
+  async send(
+    from: string,
+    to: string,
+    content: string,
+    idempotencyKey?: string,
+  ): Promise<Omit<Message, 'content'>> {
     const start = performance.now()
     const recipient = await this.#registry.findAgent(to)
     if (!recipient) throw new UnknownRecipient()
@@ -109,7 +133,13 @@ export class Messaging {
       ts: message.timestamp,
       type: 'message_sent',
       agent: from,
-      data: { message_id: message.message_id, from, to, content, content_length: Buffer.byteLength(content) },
+      data: {
+        message_id: message.message_id,
+        from,
+        to,
+        content,
+        content_length: Buffer.byteLength(content),
+      },
     }
     const { seq, duplicate } = await this.#log.append(event, {
       ...(recipient.hasWebhook && { via: 'webhook' as const }),
@@ -125,8 +155,11 @@ export class Messaging {
   async #first(seq: number, again: Message): Promise<Message> {
     const [event] = await this.#log.get([seq])
     const first = event && toLeasedMessage(event)
-    if (!first || first.from !== again.from || first.to !== again.to) throw new IdempotencyKeyReused()
-    const isSame = wasErased(event) ? await this.#wasContentOf(first, again.content) : first.content === again.content
+    if (!first || first.from !== again.from || first.to !== again.to)
+      throw new IdempotencyKeyReused()
+    const isSame = wasErased(event)
+      ? await this.#wasContentOf(first, again.content)
+      : first.content === again.content
     if (!isSame) throw new IdempotencyKeyReused()
     return first
   }
@@ -138,8 +171,8 @@ export class Messaging {
   }
 
   /**
-   * Waits until the queues are where the log was at `seq`, so that what is acknowledged can be fetched; but not for a projector that is
-   * away. Returns whether they are.
+   * Waits until the queues are where the log was at `seq`, so that what is acknowledged can be
+   * fetched; but not for a projector that is away. Returns whether they are.
    */
   async #queued(seq: number, silentMs = QUEUED_TIMEOUT_MS): Promise<boolean> {
     if (this.#progress.silenceMs() > PROJECTOR_SILENCE_MS) return false
@@ -153,11 +186,12 @@ export class Messaging {
   }
 
   /**
-   * Takes the oldest queued messages of an agent, at most `limit`, as long as `accept` takes them. Throws `QueueUnavailable`,
-   * `LogUnavailable`, and what `accept` throws.
+   * Takes the oldest queued messages of an agent, at most `limit`, as long as `accept` takes them.
+   * Throws `QueueUnavailable`, `LogUnavailable`, and what `accept` throws.
    */
   async receive(recipient: string, limit: number, accept?: Accept): Promise<Receipt> {
-    if (this.#unrecorded >= MAX_UNRECORDED) throw new QueueUnavailable('too many deliveries wait to be recorded')
+    if (this.#unrecorded >= MAX_UNRECORDED)
+      throw new QueueUnavailable('too many deliveries wait to be recorded')
     const lease = await this.#queue.lease(recipient, limit, accept)
     const { messages } = lease
     return {
@@ -187,11 +221,14 @@ export class Messaging {
     this.#countUnrecorded(messages.length)
     try {
       const recording = this.#record(messages)
-      const seq = await Promise.race([recording, sleep(RECORDED_SOON_MS, undefined, { ref: false })])
+      const seq = await Promise.race([
+        recording,
+        sleep(RECORDED_SOON_MS, undefined, { ref: false }),
+      ])
       // It rejects where too many wait.
       const isProjected = seq !== undefined && (await this.#takenOut(seq).catch(() => false))
-      // Not left until the log is back: the lease would run out. The queue may be out as well; the projector removes what the log says was
-      // delivered.
+      // Not left until the log is back: the lease would run out. The queue may be out as well; the
+      // projector removes what the log says was delivered.
       await this.#queue.remove(recipient, messages, { isProjected }).catch(() => {})
       await recording
     } finally {
@@ -204,14 +241,22 @@ export class Messaging {
     unrecordedGauge.set(this.#unrecorded)
   }
 
-  /** Appends the deliveries to the log, however long that takes. Returns the sequence number of the last. */
+  /**
+   * Appends the deliveries to the log, however long that takes. Returns the sequence number of the
+   * last.
+   */
   async #record(messages: readonly LeasedMessage[]): Promise<number> {
     return Math.max(...(await Promise.all(messages.map((message) => this.#recordOne(message)))))
   }
 
   async #recordOne({ seq: about, message_id, to }: LeasedMessage): Promise<number> {
     const data = { message_id, to, delivery_method: 'pull' } as const
-    const event = { ts: new Date(this.#now()).toISOString(), type: 'message_delivered', agent: to, data } as const
+    const event = {
+      ts: new Date(this.#now()).toISOString(),
+      type: 'message_delivered',
+      agent: to,
+      data,
+    } as const
     for (;;) {
       try {
         return (await this.#log.append(event, { about, isPersistent: true })).seq

@@ -1,15 +1,22 @@
 /**
- * Pull queues in Redis: a stream for each agent, read through a consumer group, so that what is leased to one response is not given to
- * another, and comes back when the lease runs out.
+ * Pull queues in Redis: a stream for each agent, read through a consumer group, so that what is
+ * leased to one response is not given to another, and comes back when the lease runs out.
  *
- * Streams belong to a generation. When Redis has lost or forgotten something, the projector builds a new generation from the database
- * and the log, and announces it when it is whole; until then nothing is handed out.
+ * Streams belong to a generation. When Redis has lost or forgotten something, the projector builds
+ * a new generation from the database and the log, and announces it when it is whole; until then
+ * nothing is handed out.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { indexOf, messageOf, seqOf } from '../events/batch.ts'
 import type { EventLog } from '../events/event-log.ts'
 import { inBackground } from '../platform/background.ts'
-import { COMMAND_TIMEOUT_MS, loadScript, type RedisClient, RedisFull, RedisUnavailable } from '../platform/redis.ts'
+import {
+  COMMAND_TIMEOUT_MS,
+  loadScript,
+  type RedisClient,
+  RedisFull,
+  RedisUnavailable,
+} from '../platform/redis.ts'
 import type { Removals } from '../removal/removals.ts'
 import { MessageLoader, type Queued } from './message-loader.ts'
 import {
@@ -22,19 +29,35 @@ import {
 } from './message-queue.ts'
 
 const leaseScript = loadScript('lease', new URL('./lua/lease.lua', import.meta.url), 1)
-const releaseScript = loadScript('release_messages', new URL('./lua/release.lua', import.meta.url), 1)
+const releaseScript = loadScript(
+  'release_messages',
+  new URL('./lua/release.lua', import.meta.url),
+  1,
+)
 const addScript = loadScript('add_messages', new URL('./lua/add.lua', import.meta.url))
 const redactScript = loadScript('redact_messages', new URL('./lua/redact.lua', import.meta.url), 2)
 const removeScript = loadScript('remove_messages', new URL('./lua/remove.lua', import.meta.url))
 
-/** A queue that the projector has emptied is forgotten after this; one that was frozen for longer would find its lease gone. */
+/**
+ * A queue that the projector has emptied is forgotten after this; one that was frozen for longer
+ * would find its lease gone.
+ */
 export const EMPTY_QUEUE_TTL_MS = 600_000
-/** One that a node has emptied: the projector may be held up for long, and is to pass over what it has added before. */
+/**
+ * One that a node has emptied: the projector may be held up for long, and is to pass over what it
+ * has added before.
+ */
 const EMPTIED_AHEAD_TTL_MS = 86_400_000
-/** Contents up to this many bytes are kept in the queue; larger ones are fetched from the log when they are delivered. */
+/**
+ * Contents up to this many bytes are kept in the queue; larger ones are fetched from the log when
+ * they are delivered.
+ */
 export const INLINE_CONTENT_BYTES = 1_024
 
-/** What a lease that is given up took is given back as soon as Redis can be reached, for so long at most: later ones must not overtake it. */
+/**
+ * What a lease that is given up took is given back as soon as Redis can be reached, for so long at
+ * most: later ones must not overtake it.
+ */
 const RELEASE_PATIENCE_MS = 5_000
 const RELEASE_RETRY_MS = 50
 
@@ -72,7 +95,10 @@ export class RedisMessageQueue implements MessageQueue {
   readonly #redis: RedisClient
   readonly #loader: MessageLoader
   readonly #current: () => QueueGeneration | undefined
-  /** Redis's clock less `performance.now()`, in ms, at most: as it was answered last. In Redis Cluster, by whichever master that was. */
+  /**
+   * Redis's clock less `performance.now()`, in ms, at most: as it was answered last. In Redis
+   * Cluster, by whichever master that was.
+   */
   #clockOffset = Number.NEGATIVE_INFINITY
 
   /** `current` gives what the projector announced last. */
@@ -95,7 +121,11 @@ export class RedisMessageQueue implements MessageQueue {
       const messages = await this.#loader.load(entries.map(toQueued), accept)
       const [carried, left] = [entries.slice(0, messages.length), entries.slice(messages.length)]
       await this.#release(key, left, now)
-      return { messages, remaining: remaining + left.length, release: () => this.#release(key, carried, now) }
+      return {
+        messages,
+        remaining: remaining + left.length,
+        release: () => this.#release(key, carried, now),
+      }
     } catch (error) {
       // Before the answer: who asks again must not get later ones first.
       await this.#release(key, entries, now).catch(() => {})
@@ -105,9 +135,14 @@ export class RedisMessageQueue implements MessageQueue {
 
   async #lease(key: string, limit: number): Promise<Leased> {
     for (let tries = 0; tries < LEASE_TRIES; tries++) {
-      const deadline = Math.max(0, Math.floor(this.#clockOffset + performance.now() + COMMAND_TIMEOUT_MS))
+      const deadline = Math.max(
+        0,
+        Math.floor(this.#clockOffset + performance.now() + COMMAND_TIMEOUT_MS),
+      )
       const answer = (await this.#run(() =>
-        this.#redis.script(leaseScript, [key], [limit, LEASE_MS, deadline], (late) => this.#giveBack(key, late)),
+        this.#redis.script(leaseScript, [key], [limit, LEASE_MS, deadline], (late) =>
+          this.#giveBack(key, late),
+        ),
       )) as Leased | TooLate
       this.#clockOffset = answer[0] - performance.now()
       if (answer.length === 3) return answer
@@ -128,12 +163,21 @@ export class RedisMessageQueue implements MessageQueue {
     return current.generation
   }
 
-  /** Not left to the projection where that is behind: a lease may run out before it gets there, or it waits for the room that this makes. */
-  async remove(recipient: string, messages: readonly LeasedMessage[], { isProjected = false } = {}): Promise<void> {
+  /**
+   * Not left to the projection where that is behind: a lease may run out before it gets there, or
+   * it waits for the room that this makes.
+   */
+  async remove(
+    recipient: string,
+    messages: readonly LeasedMessage[],
+    { isProjected = false } = {},
+  ): Promise<void> {
     if (messages.length === 0 || isProjected) return
     const change = { recipient, added: [], removed: messages.map(({ seq }) => seq) }
     const generation = this.#generation()
-    await this.#run(() => changeQueues(this.#redis, generation, [change], { emptyTtlMs: EMPTIED_AHEAD_TTL_MS }))
+    await this.#run(() =>
+      changeQueues(this.#redis, generation, [change], { emptyTtlMs: EMPTIED_AHEAD_TTL_MS }),
+    )
   }
 
   /** Gives back what was leased at `leasedAt`, by Redis's clock. */
@@ -156,7 +200,8 @@ export class RedisMessageQueue implements MessageQueue {
     try {
       return await command()
     } catch (error) {
-      if (error instanceof RedisUnavailable) throw new QueueUnavailable('Redis is out', { cause: error })
+      if (error instanceof RedisUnavailable)
+        throw new QueueUnavailable('Redis is out', { cause: error })
       throw error
     }
   }
@@ -172,7 +217,13 @@ function toQueued([id, [, payload]]: Entry): Queued {
   if (payload === PAYLOADS.large) return { seq, redaction: 'no' }
   if (payload === PAYLOADS.redacted) return { seq, redaction: 'yes' }
   if (payload === PAYLOADS.moved) return { seq, redaction: 'ask' }
-  const [message_id, from, to, content, timestamp] = JSON.parse(payload) as [string, string, string, string, string]
+  const [message_id, from, to, content, timestamp] = JSON.parse(payload) as [
+    string,
+    string,
+    string,
+    string,
+    string,
+  ]
   return { seq, message_id, from, to, content, timestamp }
 }
 
@@ -191,7 +242,9 @@ export interface QueueChange {
   removed: readonly number[]
 }
 
-/** Messages that one call of the script adds or takes out, about: Redis does nothing else meanwhile. */
+/**
+ * Messages that one call of the script adds or takes out, about: Redis does nothing else meanwhile.
+ */
 const CHANGED_AT_ONCE = 200
 
 /** Redis has lost the queues, or they are of another generation. */
@@ -200,26 +253,38 @@ export class QueuesLost extends Error {
 }
 
 export interface ChangeOptions {
-  /** Messages that a queue may have; those that are too many are dropped, the oldest first. Default: as many as there are. */
+  /**
+   * Messages that a queue may have; those that are too many are dropped, the oldest first. Default:
+   * as many as there are.
+   */
   readonly maxQueue?: number
-  /** Of a hash whose field `generation` must be that of the queues, or nothing is done. In Redis Cluster, where keys are of different slots, nothing is asked. */
+  /**
+   * Of a hash whose field `generation` must be that of the queues, or nothing is done. In Redis
+   * Cluster, where keys are of different slots, nothing is asked.
+   */
   readonly positionKey?: string
   /** After which an empty queue is forgotten. Default: `EMPTY_QUEUE_TTL_MS`. */
   readonly emptyTtlMs?: number
 }
 
 /**
- * Applies changes to the queues of a generation: takes out what is to be taken out, which frees memory, then adds. Returns how many messages
- * were dropped. Throws `RedisUnavailable`, `QueuesLost`, and `RedisFull` where not all were added: of each queue the first ones, in order.
+ * Applies changes to the queues of a generation: takes out what is to be taken out, which frees
+ * memory, then adds. Returns how many messages were dropped. Throws `RedisUnavailable`,
+ * `QueuesLost`, and `RedisFull` where not all were added: of each queue the first ones, in order.
  */
 export async function changeQueues(
   redis: RedisClient,
   generation: string,
   changes: readonly QueueChange[],
-  { maxQueue = Number.MAX_SAFE_INTEGER, positionKey, emptyTtlMs = EMPTY_QUEUE_TTL_MS }: ChangeOptions = {},
+  {
+    maxQueue = Number.MAX_SAFE_INTEGER,
+    positionKey,
+    emptyTtlMs = EMPTY_QUEUE_TTL_MS,
+  }: ChangeOptions = {},
 ): Promise<number> {
   const guard = positionKey !== undefined && redis.keysAtOnce > 1 ? positionKey : undefined
-  const keysOf = (call: Part<unknown>[]) => call.map(({ recipient }) => queueKey(generation, recipient))
+  const keysOf = (call: Part<unknown>[]) =>
+    call.map(({ recipient }) => queueKey(generation, recipient))
   const remove = (call: Part<number>[]) =>
     redis.script(removeScript, keysOf(call), [
       emptyTtlMs,
@@ -232,7 +297,10 @@ export async function changeQueues(
       [
         maxQueue,
         guard === undefined ? '' : generation,
-        ...call.flatMap(({ items }) => [items.length, ...items.flatMap(([seq, payload]) => [idOf(seq), payload])]),
+        ...call.flatMap(({ items }) => [
+          items.length,
+          ...items.flatMap(([seq, payload]) => [idOf(seq), payload]),
+        ]),
       ],
     )
   const removals = roundsOf(changes, ({ removed }) => removed).flat()
@@ -243,16 +311,20 @@ export async function changeQueues(
     const answers = await allOf([...removing, ...callsOf(additions, redis.keysAtOnce).map(add)])
     const dropped = answers.slice(removing.length)
     // What follows in a queue must not come into it where what is before it was refused.
-    for (const round of further) dropped.push(...(await allOf(callsOf(round, redis.keysAtOnce).map(add))))
+    for (const round of further)
+      dropped.push(...(await allOf(callsOf(round, redis.keysAtOnce).map(add))))
     return dropped.reduce<number>((sum, count) => sum + Number(count), 0)
   } catch (error) {
-    throw error instanceof Error && error.message.startsWith('LOST ') ? new QueuesLost(error.message) : error
+    throw error instanceof Error && error.message.startsWith('LOST ')
+      ? new QueuesLost(error.message)
+      : error
   }
 }
 
 /**
- * Takes the contents of messages out of the queue of a recipient, for good; those that are there still stay where they are. Those that are not are passed
- * over: whoever adds one later has to say that it was redacted. Throws `RedisUnavailable`.
+ * Takes the contents of messages out of the queue of a recipient, for good; those that are there
+ * still stay where they are. Those that are not are passed over: whoever adds one later has to say
+ * that it was redacted. Throws `RedisUnavailable`.
  */
 export async function redactQueued(
   redis: RedisClient,
@@ -267,11 +339,15 @@ export async function redactQueued(
   }
 }
 
-/** Waits for all, also where one is rejected, so that none is under way any more. Throws what is worst: that Redis is full comes last. */
+/**
+ * Waits for all, also where one is rejected, so that none is under way any more. Throws what is
+ * worst: that Redis is full comes last.
+ */
 async function allOf(calls: readonly Promise<unknown>[]): Promise<unknown[]> {
   const results = await Promise.allSettled(calls)
   const reasons = results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []))
-  if (reasons.length > 0) throw reasons.find((reason) => !(reason instanceof RedisFull)) ?? reasons[0]
+  if (reasons.length > 0)
+    throw reasons.find((reason) => !(reason instanceof RedisFull)) ?? reasons[0]
   return results.map((result) => (result.status === 'fulfilled' ? result.value : undefined))
 }
 
@@ -282,7 +358,10 @@ interface Part<T> {
 }
 
 /** Divides what is done to each queue into parts: all first ones, all second ones… */
-function roundsOf<T>(changes: readonly QueueChange[], itemsOf: (change: QueueChange) => readonly T[]): Part<T>[][] {
+function roundsOf<T>(
+  changes: readonly QueueChange[],
+  itemsOf: (change: QueueChange) => readonly T[],
+): Part<T>[][] {
   const rounds: Part<T>[][] = []
   for (const change of changes) {
     const items = itemsOf(change)
@@ -296,7 +375,10 @@ function roundsOf<T>(changes: readonly QueueChange[], itemsOf: (change: QueueCha
   return rounds
 }
 
-/** Divides parts into calls of a script, in their order: as few as there can be with so many queues in each. */
+/**
+ * Divides parts into calls of a script, in their order: as few as there can be with so many queues
+ * in each.
+ */
 function callsOf<T>(parts: readonly Part<T>[], queuesAtOnce: number): Part<T>[][] {
   const calls: Part<T>[][] = []
   let room = 0

@@ -1,6 +1,6 @@
 /**
- * Pull queues in the embedded database. The table holds what the log says is not delivered yet; who has leased what is known to this
- * process alone, and forgotten with it.
+ * Pull queues in the embedded database. The table holds what the log says is not delivered yet; who
+ * has leased what is known to this process alone, and forgotten with it.
  */
 import type { EventLog } from '../events/event-log.ts'
 import type { Sqlite } from '../platform/sqlite.ts'
@@ -8,17 +8,24 @@ import { SqliteRemovals } from '../removal/sqlite-removals.ts'
 import { MessageLoader } from './message-loader.ts'
 import type { Accept, Lease, LeasedMessage, MessageQueue } from './message-queue.ts'
 
-/** Removed messages that each removal looks after, beside its own: more than it leaves, so that they become fewer. */
+/**
+ * Removed messages that each removal looks after, beside its own: more than it leaves, so that they
+ * become fewer.
+ */
 const LOOKED_AFTER = 100
 
 export class SqliteMessageQueue implements MessageQueue {
   readonly #sql: Sqlite['sql']
   readonly #loader: MessageLoader
-  /** Sequence numbers of leased messages by recipient: as many as the responses under way carry, and those in `#removed`. */
+  /**
+   * Sequence numbers of leased messages by recipient: as many as the responses under way carry, and
+   * those in `#removed`.
+   */
   readonly #leased = new Map<string, Set<number>>()
   /**
-   * Sequence numbers of messages that were removed while the log does not say yet that they were delivered, with their recipients; as many as deliveries
-   * wait for the log. Until it does, they must stay out of sight.
+   * Sequence numbers of messages that were removed while the log does not say yet that they were
+   * delivered, with their recipients; as many as deliveries wait for the log. Until it does, they
+   * must stay out of sight.
    */
   readonly #removed = new Map<number, string>()
   /** Leases of one recipient follow each other, so that no two read the same rows. */
@@ -59,10 +66,14 @@ export class SqliteMessageQueue implements MessageQueue {
     }
   }
 
-  /** The sequence numbers of the oldest messages that are not leased, and how many such there are in all. Looks at these and at those that are leased. */
+  /**
+   * The sequence numbers of the oldest messages that are not leased, and how many such there are in
+   * all. Looks at these and at those that are leased.
+   */
   #read(recipient: string, limit: number): { oldest: number[]; free: number } {
     const sql = this.#sql
-    const lengthOf = () => (sql.get`select length from queues where recipient = ${recipient}`?.length ?? 0) as number
+    const lengthOf = () =>
+      (sql.get`select length from queues where recipient = ${recipient}`?.length ?? 0) as number
     // As most are that are asked for.
     if (!this.#leased.has(recipient) && lengthOf() === 0) return { oldest: [], free: 0 }
     // One snapshot, though the other thread writes.
@@ -98,7 +109,8 @@ export class SqliteMessageQueue implements MessageQueue {
 
   /** Lets go of those of these messages whose rows are gone. Returns the others. */
   #forgetGone(recipient: string, seqs: readonly number[]): number[] {
-    const isGone = (seq: number) => this.#sql.get`select 1 from queued_messages where seq = ${seq}` === undefined
+    const isGone = (seq: number) =>
+      this.#sql.get`select 1 from queued_messages where seq = ${seq}` === undefined
     const { gone = [], left = [] } = Object.groupBy(seqs, (seq) => (isGone(seq) ? 'gone' : 'left'))
     this.#forget(recipient, gone)
     return left

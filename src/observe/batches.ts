@@ -1,11 +1,17 @@
-/** The log in batches for the read models: large ones while there is much to catch up with, as a sum over more events changes fewer rows. */
+/**
+ * The log in batches for the read models: large ones while there is much to catch up with, as a sum
+ * over more events changes fewer rows.
+ */
 import type { LoggedEvent } from '../events/event.ts'
 import type { EventLog } from '../events/event-log.ts'
 import { ALL_TYPES } from './changes.ts'
 
 /** A batch of the log that is as large has more behind it. */
 const FULL_BATCH = 400
-/** Events of one batch, at least so many where there are as many; each takes some hundred bytes without what it carries. */
+/**
+ * Events of one batch, at least so many where there are as many; each takes some hundred bytes
+ * without what it carries.
+ */
 const MAX_EVENTS = 5_000
 
 /**

@@ -1,4 +1,7 @@
-/** Builds the page from `src/observe/page/` into `dist/` there. Where Vite was not installed (`--omit=dev`) nothing is built. */
+/**
+ * Builds the page from `src/observe/page/` into `dist/` there. Where Vite was not installed
+ * (`--omit=dev`) nothing is built.
+ */
 import { join } from 'node:path'
 
 const root = join(import.meta.dirname, 'page')

@@ -1,4 +1,7 @@
-/** What a batch of events changes in the observation's read models: sums, so that a store applies few rows. */
+/**
+ * What a batch of events changes in the observation's read models: sums, so that a store applies
+ * few rows.
+ */
 import type { EventType, LoggedEvent } from '../events/event.ts'
 
 /** How the read models write the types, which never change. */
@@ -16,7 +19,10 @@ export const TYPE_NUMBERS = {
   message_redacted: 11,
 } as const satisfies Record<EventType, number>
 
-/** What `events` has for a delivery that was pushed: it is nobody's doing, and `last_active` is looked up by number. */
+/**
+ * What `events` has for a delivery that was pushed: it is nobody's doing, and `last_active` is
+ * looked up by number.
+ */
 export const PUSHED = 12
 
 const TYPES = new Map<number, EventType>([
@@ -49,8 +55,8 @@ export function typeOf(number: number): EventType {
 export const ALL_TYPES = Object.keys(TYPE_NUMBERS) as EventType[]
 
 /**
- * Seconds that activity is summed over: of everybody, and of each agent. Each is a few times the one before, so that a chart of any stretch adds
- * up a few rows for each of its buckets.
+ * Seconds that activity is summed over: of everybody, and of each agent. Each is a few times the
+ * one before, so that a chart of any stretch adds up a few rows for each of its buckets.
  */
 export const SPANS = [60, 600, 3_600, 21_600, 86_400] as const
 export const AGENT_SPANS = [3_600] as const
@@ -74,7 +80,8 @@ export interface Changes {
   figures: Figures[]
   edges: { sender: number; recipient: number; count: number; seq: number }[]
   /**
-   * `nth` of its type, and `agent_nth` of its agent's messages or writes, in this batch. `keys`: so many there are after it; null where it changes none.
+   * `nth` of its type, and `agent_nth` of its agent's messages or writes, in this batch. `keys`: so
+   * many there are after it; null where it changes none.
    */
   events: {
     seq: number
@@ -90,9 +97,23 @@ export interface Changes {
   totals: { type: number; count: number }[]
   /** `nth` from this sender to this recipient, and `received` of the recipient's, in this batch. */
   messages: { sender: number; recipient: number; seq: number; nth: number; received: number }[]
-  activity: { agent: number; span: number; start: number; type: number; count: number; seq: number }[]
+  activity: {
+    agent: number
+    span: number
+    start: number
+    type: number
+    count: number
+    seq: number
+  }[]
   /** Keys in hexadecimal digits. Of a key that is gone the length is null. */
-  versions: { key: string; seq: number; type: number; author: number | null; at: number; length: number | null }[]
+  versions: {
+    key: string
+    seq: number
+    type: number
+    author: number | null
+    at: number
+    length: number | null
+  }[]
   /** How many keys there are now. */
   keys: number
   /** Of the agent that was registered last. */
@@ -119,7 +140,8 @@ export function addressesOf(events: readonly LoggedEvent[]): Set<string> {
     if (event.agent !== undefined) addresses.add(event.agent)
     if (event.type === 'message_sent') addresses.add(event.data.to)
   }
-  for (const event of events) if (event.type === 'agent_registered') addresses.delete(event.data.address)
+  for (const event of events)
+    if (event.type === 'agent_registered') addresses.delete(event.data.address)
   return addresses
 }
 
@@ -137,11 +159,16 @@ export function changesOf(events: readonly LoggedEvent[], known: Known): Changes
   const edges = new Map<string, Changes['edges'][number]>()
   const totals = new Map<number, number>()
   const activity = new Map<string, Changes['activity'][number]>()
-  const changes: Pick<Changes, 'events' | 'messages' | 'versions'> = { events: [], messages: [], versions: [] }
+  const changes: Pick<Changes, 'events' | 'messages' | 'versions'> = {
+    events: [],
+    messages: [],
+    versions: [],
+  }
   let { keys } = known
 
   const figuresOf = (id: number): Figures => {
-    const its = registered.get(id) ?? figures.get(id) ?? { id, sent: 0, received: 0, writes: 0, active: null }
+    const its = registered.get(id) ??
+      figures.get(id) ?? { id, sent: 0, received: 0, writes: 0, active: null }
     if (!registered.has(id)) figures.set(id, its)
     return its
   }
@@ -154,7 +181,11 @@ export function changesOf(events: readonly LoggedEvent[], known: Known): Changes
   }
 
   /** Adds a message to the figures, and returns how many its sender has sent in this batch. */
-  const addMessage = (seq: number, sender: number | undefined, recipient: number | undefined): number | null => {
+  const addMessage = (
+    seq: number,
+    sender: number | undefined,
+    recipient: number | undefined,
+  ): number | null => {
     const nth = sender === undefined ? null : ++figuresOf(sender).sent
     if (recipient === undefined) return nth
     const received = ++figuresOf(recipient).received
@@ -201,11 +232,17 @@ export function changesOf(events: readonly LoggedEvent[], known: Known): Changes
       else existing.add(key)
       keys = known.keys + existing.size - known.existing.size
     }
-    changes.events.push({ ...row, nth, agent_nth: agentNth, keys: isChangeOfKey(event) ? keys : null })
+    changes.events.push({
+      ...row,
+      nth,
+      agent_nth: agentNth,
+      keys: isChangeOfKey(event) ? keys : null,
+    })
   }
   // Minutes are few; longer spans are sums of them.
   for (const row of [...activity.values()])
-    if (row.agent === EVERYBODY) for (const span of SPANS.slice(1)) add(EVERYBODY, span, row.start, row)
+    if (row.agent === EVERYBODY)
+      for (const span of SPANS.slice(1)) add(EVERYBODY, span, row.start, row)
   return {
     ...changes,
     registered: [...registered.values()],
@@ -218,10 +255,17 @@ export function changesOf(events: readonly LoggedEvent[], known: Known): Changes
   }
 }
 
-type ChangeOfKey = Extract<LoggedEvent, { type: 'state_written' | 'state_deleted' | 'state_key_removed' }>
+type ChangeOfKey = Extract<
+  LoggedEvent,
+  { type: 'state_written' | 'state_deleted' | 'state_key_removed' }
+>
 
 function isChangeOfKey(event: LoggedEvent): event is ChangeOfKey {
-  return event.type === 'state_written' || event.type === 'state_deleted' || event.type === 'state_key_removed'
+  return (
+    event.type === 'state_written' ||
+    event.type === 'state_deleted' ||
+    event.type === 'state_key_removed'
+  )
 }
 
 export function toHex(text: string): string {

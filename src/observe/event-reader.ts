@@ -1,4 +1,7 @@
-/** Pages of the log for observers: by what the read models know of where events are, and with what was removed replaced. */
+/**
+ * Pages of the log for observers: by what the read models know of where events are, and with what
+ * was removed replaced.
+ */
 import { setImmediate as endOfTurn } from 'node:timers/promises'
 import { jsonBytes } from '../api/answer-size.ts'
 import type { EventType, LoggedEvent } from '../events/event.ts'
@@ -10,7 +13,10 @@ import type { Freshness } from './freshness.ts'
 import { type EventFilter, type EventSource, needsData, passes } from './live/source.ts'
 import type { ObservationTables, SeqRange } from './observation-tables.ts'
 
-/** Events that are fetched at once by their sequence numbers, as few as a large one was met: each may be of 6 MiB, and takes 30 ms to parse. */
+/**
+ * Events that are fetched at once by their sequence numbers, as few as a large one was met: each
+ * may be of 6 MiB, and takes 30 ms to parse.
+ */
 const FETCHED_AT_ONCE = 32
 const LARGE_BYTES = 65_536
 
@@ -32,10 +38,18 @@ export interface EventPage {
   readonly through: number
 }
 
-/** Events whose data are looked at for one page, which ends there; and that are fetched at once for it. */
+/**
+ * Events whose data are looked at for one page, which ends there; and that are fetched at once for
+ * it.
+ */
 const MAX_SEARCHED = 2_000
 const SEARCHED_AT_ONCE = 250
-const OF_KEYS = new Set<EventType>(['state_written', 'state_deleted', 'state_read', 'state_key_removed'])
+const OF_KEYS = new Set<EventType>([
+  'state_written',
+  'state_deleted',
+  'state_read',
+  'state_key_removed',
+])
 
 export interface EventReaderParts {
   readonly log: Pick<EventLog, 'read' | 'get' | 'follow' | 'lastSeq'>
@@ -51,13 +65,19 @@ export class EventReader implements EventSource {
     this.#parts = parts
   }
 
-  /** A page ends after `limit` events, 8 MiB, or what may be searched for it. Throws `Unavailable`. */
+  /**
+   * A page ends after `limit` events, 8 MiB, or what may be searched for it. Throws `Unavailable`.
+   */
   async page(question: EventQuestion): Promise<EventPage> {
     const { filter, since, until, before, limit } = question
     if (isAll(filter) && before === undefined) return this.#readOn(since, until, limit)
     await this.#parts.freshness.wait()
     const isBackwards = before !== undefined
-    const range = { after: since, until: isBackwards ? Math.min(until, before - 1) : until, isBackwards }
+    const range = {
+      after: since,
+      until: isBackwards ? Math.min(until, before - 1) : until,
+      isBackwards,
+    }
     if (needsData(filter)) return this.#search(filter, range, limit)
     const seqs = await this.#parts.tables.seqs(filter, range, limit + 1)
     const events = await this.#fetch(seqs.slice(0, limit))
@@ -68,7 +88,10 @@ export class EventReader implements EventSource {
   /** Looks into one event after the other. */
   async #search(filter: EventFilter, range: SeqRange, limit: number): Promise<EventPage> {
     // Only events of these types are about a key.
-    const narrowed = filter.key !== undefined && filter.types === undefined ? { ...filter, types: OF_KEYS } : filter
+    const narrowed =
+      filter.key !== undefined && filter.types === undefined
+        ? { ...filter, types: OF_KEYS }
+        : filter
     const found: LoggedEvent[] = []
     let bytes = 0
     let { after, until } = range
@@ -85,7 +108,8 @@ export class EventReader implements EventSource {
         if (found.length === limit) return { events: found, hasMore: true, through }
       }
       // A part that was fetched may have ended for its size.
-      if (events.length === seqs.length && seqs.length < wanted) return { events: found, hasMore: false, through }
+      if (events.length === seqs.length && seqs.length < wanted)
+        return { events: found, hasMore: false, through }
       searched += events.length
       if (range.isBackwards) until = through - 1
       else after = through
@@ -100,7 +124,8 @@ export class EventReader implements EventSource {
     const events = read.slice(0, limit)
     const through = events.at(-1)?.seq ?? since
     // A page that ended early may have ended for its size.
-    const hasMore = read.length > limit || (events.length > 0 && through < Math.min(until, await log.lastSeq()))
+    const hasMore =
+      read.length > limit || (events.length > 0 && through < Math.min(until, await log.lastSeq()))
     return { events: await this.redact(events), hasMore, through }
   }
 
@@ -148,12 +173,19 @@ export class EventReader implements EventSource {
     return this.#parts.log.follow(since, signal, { types: ALL_TYPES })
   }
 
-  /** Removals that are among the events count already: the kernel's projection may be behind whoever follows the log. */
+  /**
+   * Removals that are among the events count already: the kernel's projection may be behind whoever
+   * follows the log.
+   */
   async redact(events: readonly LoggedEvent[]): Promise<LoggedEvent[]> {
     const known = await redact(events, this.#parts.removals)
-    const removals = events.filter(({ type }) => type === 'message_redacted' || type === 'state_key_removed')
+    const removals = events.filter(
+      ({ type }) => type === 'message_redacted' || type === 'state_key_removed',
+    )
     if (removals.length === 0) return known
-    return known.map((event) => redacted(event, removals.find((removal) => removes(removal, event))?.data as Reason))
+    return known.map((event) =>
+      redacted(event, removals.find((removal) => removes(removal, event))?.data as Reason),
+    )
   }
 
   lastSeq(): Promise<number> {
@@ -170,7 +202,8 @@ export class EventReader implements EventSource {
 type Reason = { reason: string } | undefined
 
 function removes({ seq, type, data }: LoggedEvent, event: LoggedEvent): boolean {
-  if (type === 'message_redacted') return event.type === 'message_sent' && event.data.message_id === data.message_id
+  if (type === 'message_redacted')
+    return event.type === 'message_sent' && event.data.message_id === data.message_id
   if (type !== 'state_key_removed') return false
   return event.type === 'state_written' && event.data.key === data.key && event.seq < seq
 }

@@ -1,9 +1,15 @@
-/** How far the read models are, for who asks them: an answer is as new as what was acknowledged before the question, if that takes no longer than a second. */
+/**
+ * How far the read models are, for who asks them: an answer is as new as what was acknowledged
+ * before the question, if that takes no longer than a second.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { batched } from '../platform/batch.ts'
 import { Unavailable } from '../platform/unavailable.ts'
 
-/** After this the answer is given as it is; and where the read models have never been as far as the log, none is given. */
+/**
+ * After this the answer is given as it is; and where the read models have never been as far as the
+ * log, none is given.
+ */
 const WAITS = { ms: 1_000, firstMs: 10_000 }
 /** Where another process applies the log, it is looked how far it is so often. */
 const POLL_MS = 25
@@ -47,7 +53,10 @@ export class Freshness {
     this.#end = () => look(undefined)
   }
 
-  /** Resolves after so many ms, when `signal` aborts, or as soon as somebody waits for what has not been applied yet. For one who applies it. */
+  /**
+   * Resolves after so many ms, when `signal` aborts, or as soon as somebody waits for what has not
+   * been applied yet. For one who applies it.
+   */
   async pause(ms: number, signal: AbortSignal): Promise<void> {
     const wanted = new AbortController()
     this.#wake = () => wanted.abort()
@@ -60,7 +69,10 @@ export class Freshness {
     if (seq > this.#applied) this.#applied = seq
   }
 
-  /** Resolves when all that is in the log now has been applied, or after a second. Throws `BeingBuilt`, `Unavailable`. */
+  /**
+   * Resolves when all that is in the log now has been applied, or after a second. Throws
+   * `BeingBuilt`, `Unavailable`.
+   */
   async wait(): Promise<void> {
     const end = await this.#end()
     const deadline = performance.now() + (this.#hasCaughtUp ? this.#waits.ms : this.#waits.firstMs)

@@ -4,7 +4,10 @@ import type { ObservationDatabase } from './observation-database.ts'
 
 /** Edges that are looked at for those that were the heaviest at a moment. */
 const MAX_EXAMINED = 200_000
-/** Looked at in the first round, beside twice as many as are wanted; in each of the next ones four times as many. */
+/**
+ * Looked at in the first round, beside twice as many as are wanted; in each of the next ones four
+ * times as many.
+ */
 const LEAST_EXAMINED = 1_000
 
 export interface EdgeRow {
@@ -42,7 +45,8 @@ export function heaviestEdges(
 }
 
 /**
- * Those after the event `at`. An edge only grows: none that is lighter now than the lightest that was found was heavier then. Throws `Unavailable`.
+ * Those after the event `at`. An edge only grows: none that is lighter now than the lightest that
+ * was found was heavier then. Throws `Unavailable`.
  */
 export async function heaviestEdgesThen(
   database: ObservationDatabase,

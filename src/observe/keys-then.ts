@@ -24,8 +24,8 @@ export interface KeysQuestion {
 }
 
 /**
- * Keys with the prefix after `after`, as they were after the event `at`, in byte order. Where many are gone or came later, fewer than `limit`;
- * `next` is where to go on, undefined at the end.
+ * Keys with the prefix after `after`, as they were after the event `at`, in byte order. Where many
+ * are gone or came later, fewer than `limit`; `next` is where to go on, undefined at the end.
  */
 export async function keysThen(
   database: ObservationDatabase,
@@ -38,7 +38,8 @@ export async function keysThen(
   for (let examined = 0; ; ) {
     const round = Math.min(EXAMINED_AT_ONCE, MAX_EXAMINED - examined)
     const first = from === undefined ? sql`key >= ${start}` : sql`key > ${from} and key >= ${start}`
-    const hasPrefix = (key: RawBuilder<unknown>) => sql`substr(${key}, 1, ${sql.lit(start.length)}) = ${start}`
+    const hasPrefix = (key: RawBuilder<unknown>) =>
+      sql`substr(${key}, 1, ${sql.lit(start.length)}) = ${start}`
     const rows = await database.query(
       'observation_keys',
       sql<{ key: Buffer; author: string | null; at: number | null; length: number | null }>`

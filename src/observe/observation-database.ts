@@ -1,6 +1,7 @@
 /**
- * Where the observation keeps its read models: a schema of Postgres, or a SQLite database beside the kernel's. Statements are written once, for
- * both (`observation-tables.ts`); what differs is in the adapters.
+ * Where the observation keeps its read models: a schema of Postgres, or a SQLite database beside
+ * the kernel's. Statements are written once, for both (`observation-tables.ts`); what differs is in
+ * the adapters.
  */
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
@@ -19,16 +20,23 @@ export interface ObservationDatabase {
   /** The same where the changes are made, which `query` may be behind. */
   queryForChange<T>(operation: string, statement: RawBuilder<T>): Promise<T[]>
   /**
-   * Moves the position by `move`, an update of one row, and makes the changes with it, or does nothing. Each of them is made where `guard` holds. Returns
-   * whether it moved. Throws `Unavailable`.
+   * Moves the position by `move`, an update of one row, and makes the changes with it, or does
+   * nothing. Each of them is made where `guard` holds. Returns whether it moved. Throws
+   * `Unavailable`.
    */
-  change(move: RawBuilder<unknown>, changes: (guard: RawBuilder<unknown>) => RawBuilder<unknown>[]): Promise<boolean>
+  change(
+    move: RawBuilder<unknown>,
+    changes: (guard: RawBuilder<unknown>) => RawBuilder<unknown>[],
+  ): Promise<boolean>
 }
 
 const SCHEMAS = new URL('../../migrations/observation/', import.meta.url)
 
 export interface ObservationSchema {
-  /** The statements that make the tables, and then the indexes, which are made quicker when the tables are full. */
+  /**
+   * The statements that make the tables, and then the indexes, which are made quicker when the
+   * tables are full.
+   */
   readonly tables: string
   readonly indexes: string
   /** Tells them from those of another version. */

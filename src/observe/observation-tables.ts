@@ -1,11 +1,21 @@
 /**
- * Asking the read models of the observation, as they are now or as they were after an event. The same statements on both storages. What was costs
- * some looks at an index for each row that is returned, however long ago it is.
+ * Asking the read models of the observation, as they are now or as they were after an event. The
+ * same statements on both storages. What was costs some looks at an index for each row that is
+ * returned, however long ago it is.
  */
 import { type RawBuilder, sql } from 'kysely'
 import type { EventType } from '../events/event.ts'
 import { AgentIds } from './agent-ids.ts'
-import { AGENT_SPANS, ALL_TYPES, DEEDS, EVERYBODY, numbersOf, SPANS, TYPE_NUMBERS, typeOf } from './changes.ts'
+import {
+  AGENT_SPANS,
+  ALL_TYPES,
+  DEEDS,
+  EVERYBODY,
+  numbersOf,
+  SPANS,
+  TYPE_NUMBERS,
+  typeOf,
+} from './changes.ts'
 import { heaviestEdges, heaviestEdgesThen } from './heaviest-edges.ts'
 import { type KeysQuestion, keysThen } from './keys-then.ts'
 import type { EventFilter } from './live/source.ts'
@@ -83,18 +93,25 @@ interface AgentRow extends NodeRow {
 }
 
 export interface AgentsQuestion {
-  /** By registration, the first or the last of them first; the busiest now first; by address, of those that begin with `beginning`. */
+  /**
+   * By registration, the first or the last of them first; the busiest now first; by address, of
+   * those that begin with `beginning`.
+   */
   readonly order: 'registered' | 'newest' | 'busiest' | 'address'
   readonly beginning?: string
   /** The last one of the page before. */
-  readonly after?: { readonly id: number; readonly busy: number; readonly address: string } | undefined
+  readonly after?:
+    | { readonly id: number; readonly busy: number; readonly address: string }
+    | undefined
   readonly limit: number
   readonly at?: number | undefined
 }
 
 const BUSY = sql`messages_sent + messages_received`
 const busyOf = ({ sent, received }: AgentFigures) => sent + received
-const ORDERS: Readonly<Record<AgentsQuestion['order'], (one: AgentFigures, other: AgentFigures) => number>> = {
+const ORDERS: Readonly<
+  Record<AgentsQuestion['order'], (one: AgentFigures, other: AgentFigures) => number>
+> = {
   registered: (one, other) => one.id - other.id,
   newest: (one, other) => other.id - one.id,
   busiest: (one, other) => busyOf(other) - busyOf(one) || other.id - one.id,
@@ -108,7 +125,9 @@ function pageOf({ order, beginning = '', after }: AgentsQuestion): RawBuilder<un
   if (order === 'address')
     // Nothing in an address comes after `~`.
     return sql`${after ? sql`address > ${after.address}` : sql`address >= ${beginning}`} and address < ${`${beginning}~`} order by address`
-  const further = after ? sql`${BUSY} <= ${after.busy} and (${BUSY} < ${after.busy} or id < ${after.id})` : sql`true`
+  const further = after
+    ? sql`${BUSY} <= ${after.busy} and (${BUSY} < ${after.busy} or id < ${after.id})`
+    : sql`true`
   return sql`${further} order by ${BUSY} desc, id desc`
 }
 
@@ -139,8 +158,8 @@ export class ObservationTables {
   }
 
   /**
-   * The sequence numbers of events of the filter's types and agents, at most `limit`, in the order of the range's direction. What else the filter
-   * asks for is for who has the events themselves.
+   * The sequence numbers of events of the filter's types and agents, at most `limit`, in the order
+   * of the range's direction. What else the filter asks for is for who has the events themselves.
    */
   async seqs(filter: EventFilter, range: SeqRange, limit: number): Promise<number[]> {
     const { types, agent, with: partner } = filter
@@ -195,7 +214,8 @@ export class ObservationTables {
         select * from (${sql.join(parts, sql` union all `)}) as parts order by seq desc`,
     )
     const types = new Map<EventType, number>()
-    for (const { type, nth } of rows) types.set(typeOf(type), Math.max(nth, types.get(typeOf(type)) ?? 0))
+    for (const { type, nth } of rows)
+      types.set(typeOf(type), Math.max(nth, types.get(typeOf(type)) ?? 0))
     return {
       seq: rows[0]?.seq ?? 0,
       at: rows[0]?.at ?? null,
@@ -206,8 +226,8 @@ export class ObservationTables {
   }
 
   /**
-   * The last event up to a time, in ms since 1970; 0 before the first. Where clocks of nodes differ, one of the minute's that was logged late may be
-   * taken for it.
+   * The last event up to a time, in ms since 1970; 0 before the first. Where clocks of nodes
+   * differ, one of the minute's that was logged late may be taken for it.
    */
   async seqAt(time: number): Promise<number> {
     const activity = sql`${this.#table('activity')} where agent = ${EVERYBODY} and span = ${SPANS[0]}`
@@ -296,7 +316,8 @@ export class ObservationTables {
    *
    * @param options.minCount of an edge @param options.limit of edges, and of agents beside theirs
    * @param options.agent only edges of this one
-   * @param options.at as it had grown up to this event. The heaviest are looked for among the 200,000 that are the heaviest now
+   * @param options.at as it had grown up to this event. The heaviest are looked for among the
+   *   200,000 that are the heaviest now
    */
   async network(options: NetworkQuestion): Promise<{ nodes: NetworkNode[]; edges: Edge[] }> {
     const { limit, minCount, agent, at } = options
@@ -332,7 +353,9 @@ export class ObservationTables {
     const nodes = new Map([...joined, ...others].map((row) => [row.id, toNode(row)]))
     const addressOf = (id: number) => nodes.get(id)?.address ?? ''
     return {
-      nodes: [...nodes.values()].slice(0, Math.max(limit, ids.size)).sort((one, other) => one.id - other.id),
+      nodes: [...nodes.values()]
+        .slice(0, Math.max(limit, ids.size))
+        .sort((one, other) => one.id - other.id),
       edges: heaviest.map(({ sender, recipient, count }) => ({
         from: addressOf(sender),
         to: addressOf(recipient),
@@ -345,7 +368,9 @@ export class ObservationTables {
     return keysThen(this.#database, question)
   }
 
-  /** When the first event was, in seconds since 1970, to the minute; undefined where there is none. */
+  /**
+   * When the first event was, in seconds since 1970, to the minute; undefined where there is none.
+   */
   async beginning(): Promise<number | undefined> {
     const [row] = await this.#database.query(
       'observation_beginning',
@@ -356,8 +381,9 @@ export class ObservationTables {
   }
 
   /**
-   * How many events of each type there were, in buckets of `width` seconds from `from` on, both multiples of the span that serves them
-   * (`spanFor`), up to `to`, exclusive. Empty buckets are left out.
+   * How many events of each type there were, in buckets of `width` seconds from `from` on, both
+   * multiples of the span that serves them (`spanFor`), up to `to`, exclusive. Empty buckets are
+   * left out.
    */
   async activity(
     { from, to, width, span }: { from: number; to: number; width: number; span: number },
@@ -401,13 +427,21 @@ export class ObservationTables {
   }
 }
 
-/** The span that serves buckets of at least `seconds`: the largest that is not longer, or the shortest. */
+/**
+ * The span that serves buckets of at least `seconds`: the largest that is not longer, or the
+ * shortest.
+ */
 export function spanFor(seconds: number, agent: string | undefined): number {
   const spans: readonly number[] = agent === undefined ? SPANS : AGENT_SPANS
   return spans.findLast((span) => span <= seconds) ?? (spans[0] as number)
 }
 
-function toNode({ id, address, messages_sent: sent, messages_received: received }: NodeRow): NetworkNode {
+function toNode({
+  id,
+  address,
+  messages_sent: sent,
+  messages_received: received,
+}: NodeRow): NetworkNode {
   return { id, address, sent, received }
 }
 

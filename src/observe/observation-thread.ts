@@ -55,13 +55,19 @@ export async function startObservationThread(logger: Logger): Promise<Observatio
       isStopping = true
       const ending = ended(thread)
       thread.postMessage('stop' satisfies Told)
-      const isOver = await Promise.race([ending.then(() => true), sleep(STOP_MS, false, { ref: false })])
+      const isOver = await Promise.race([
+        ending.then(() => true),
+        sleep(STOP_MS, false, { ref: false }),
+      ])
       if (!isOver) await thread.terminate()
     },
   }
 }
 
-/** A thread ended before it served, and did not say why not: it may have found its read models damaged, and removed them. */
+/**
+ * A thread ended before it served, and did not say why not: it may have found its read models
+ * damaged, and removed them.
+ */
 class EndedAtStart extends Error {
   override name = 'EndedAtStart'
 }

@@ -1,11 +1,20 @@
-/** Applies batches of the log to the read models of the observation. The same statements on both storages. */
+/**
+ * Applies batches of the log to the read models of the observation. The same statements on both
+ * storages.
+ */
 import { type RawBuilder, sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
 import { AgentIds } from './agent-ids.ts'
 import { addressesOf, type Changes, changesOf, keysOf, TYPE_NUMBERS } from './changes.ts'
 import type { ObservationDatabase, RowTypes } from './observation-database.ts'
 
-const FIGURES: RowTypes = { id: 'integer', sent: 'integer', received: 'integer', writes: 'integer', active: 'integer' }
+const FIGURES: RowTypes = {
+  id: 'integer',
+  sent: 'integer',
+  received: 'integer',
+  writes: 'integer',
+  active: 'integer',
+}
 
 interface Position {
   seq: number
@@ -40,8 +49,8 @@ export class ObservationWriter {
   }
 
   /**
-   * Applies events that follow `from`; the last one becomes the position, in the same transaction. Returns false, and nothing is applied, where the
-   * position is another. Throws `Unavailable`.
+   * Applies events that follow `from`; the last one becomes the position, in the same transaction.
+   * Returns false, and nothing is applied, where the position is another. Throws `Unavailable`.
    */
   async apply(from: number, events: readonly LoggedEvent[]): Promise<boolean> {
     const last = events.at(-1)
@@ -88,7 +97,8 @@ export class ObservationWriter {
       types: RowTypes,
       statement: (r: RawBuilder<unknown>) => RawBuilder<unknown>,
     ) => (rows.length === 0 ? [] : [statement(this.#database.rows(rows, types))])
-    // What is counted on from what was there before comes first: on SQLite each statement sees those before it, on Postgres none does.
+    // What is counted on from what was there before comes first: on SQLite each statement sees
+    // those before it, on Postgres none does.
     return [
       ...of(
         events,
@@ -109,7 +119,13 @@ export class ObservationWriter {
       ),
       ...of(
         messages,
-        { sender: 'integer', recipient: 'integer', seq: 'integer', nth: 'integer', received: 'integer' },
+        {
+          sender: 'integer',
+          recipient: 'integer',
+          seq: 'integer',
+          nth: 'integer',
+          received: 'integer',
+        },
         (r) => sql`
         insert into ${this.#table('messages')} (sender, recipient, seq, nth, received)
         select r.sender, r.recipient, r.seq, coalesce(e.count, 0) + r.nth, coalesce(a.messages_received, 0) + r.received
@@ -152,7 +168,14 @@ export class ObservationWriter {
       ),
       ...of(
         activity,
-        { agent: 'integer', span: 'integer', start: 'integer', type: 'integer', count: 'integer', seq: 'integer' },
+        {
+          agent: 'integer',
+          span: 'integer',
+          start: 'integer',
+          type: 'integer',
+          count: 'integer',
+          seq: 'integer',
+        },
         (r) => sql`
         insert into ${this.#table('activity')} as a (agent, span, start, type, count, first_seq)
         select agent, span, start, type, count, seq from ${r} where ${guard}
@@ -160,7 +183,14 @@ export class ObservationWriter {
       ),
       ...of(
         versions,
-        { key: 'bytes', seq: 'integer', type: 'integer', author: 'integer', at: 'integer', length: 'integer' },
+        {
+          key: 'bytes',
+          seq: 'integer',
+          type: 'integer',
+          author: 'integer',
+          at: 'integer',
+          length: 'integer',
+        },
         (r) => sql`
         insert into ${this.#table('key_versions')} (key, seq, type, author, at, length)
         select key, seq, type, author, at, length from ${r} where ${guard}`,

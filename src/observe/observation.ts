@@ -1,4 +1,7 @@
-/** The observation service, put together: its read models kept up with the log, its API, its live streams. */
+/**
+ * The observation service, put together: its read models kept up with the log, its API, its live
+ * streams.
+ */
 import { MemoryBuckets } from '../access/memory-buckets.ts'
 import { ApiError } from '../api/api-error.ts'
 import { applyLimit, createApp } from '../api/app.ts'
@@ -24,7 +27,10 @@ import { ObservationWriter } from './observation-writer.ts'
 import { type ObservationLease, runObserver } from './observer.ts'
 import { loadPage } from './page-files.ts'
 
-/** What the service stands on: the log and the kernel's stores, which it only reads, and a database of its own. */
+/**
+ * What the service stands on: the log and the kernel's stores, which it only reads, and a database
+ * of its own.
+ */
 export interface ObservationStorage {
   readonly log: Pick<EventLog, 'read' | 'get' | 'follow' | 'lastSeq'>
   readonly state: StateReader
@@ -53,7 +59,8 @@ const CORS_HEADERS = {
   'Access-Control-Allow-Origin': '*',
   'Access-Control-Allow-Methods': 'GET, OPTIONS',
   'Access-Control-Allow-Headers': 'Last-Event-ID, Content-Type, Accept',
-  'Access-Control-Expose-Headers': 'X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After',
+  'Access-Control-Expose-Headers':
+    'X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After',
   'Access-Control-Max-Age': '86400',
 }
 
@@ -70,7 +77,11 @@ export async function startObservation(
     position: () => tables.position(),
   })
   const events = new EventReader({ log, tables, removals, freshness })
-  const streams = new LiveStreams({ source: events, maxWatchers: config.OBSERVE_MAX_STREAMS, logger })
+  const streams = new LiveStreams({
+    source: events,
+    maxWatchers: config.OBSERVE_MAX_STREAMS,
+    logger,
+  })
   const clientAddress = clientAddressReader({
     trustedProxies: config.TRUSTED_PROXIES,
     ipv6Prefix: config.RATE_LIMIT_IPV6_PREFIX,
@@ -89,7 +100,9 @@ export async function startObservation(
         return await streams.answer(context.env, query)
       } catch (error) {
         if (!(error instanceof TooManyWatchers)) throw error
-        throw new ApiError('too_many_connections', error.message, { 'Retry-After': TRY_AGAIN_SECONDS })
+        throw new ApiError('too_many_connections', error.message, {
+          'Retry-After': TRY_AGAIN_SECONDS,
+        })
       }
     },
     maxKeyBytes: config.STATE_MAX_KEY_BYTES,
@@ -98,7 +111,8 @@ export async function startObservation(
   const app = createApp({
     endpoints,
     admit: async (context, { limit }) => {
-      if (limit === 'client') applyLimit(context, buckets.take(clientAddress(context.env), allowance))
+      if (limit === 'client')
+        applyLimit(context, buckets.take(clientAddress(context.env), allowance))
     },
     clientAddress,
     logger,

@@ -1,7 +1,9 @@
 /**
- * Keeps the read models up with the log. Any number of processes run this for the same ones; a lease lets one of them work.
+ * Keeps the read models up with the log. Any number of processes run this for the same ones; a
+ * lease lets one of them work.
  *
- * Modes: *standing by* (another process has the lease) → *leading* (got the lease) → standing by (lost it, or a part is out).
+ * Modes: *standing by* (another process has the lease) → *leading* (got the lease) → standing by
+ * (lost it, or a part is out).
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge } from 'prom-client'
@@ -17,7 +19,10 @@ export const LEASE_MS = 5_000
 const RENEW_MS = 1_000
 const STANDBY_MS = 500
 const BACK_OFF_MS = 500
-/** So long after a batch the next one is applied, if nobody waits for it: few large batches cost less. */
+/**
+ * So long after a batch the next one is applied, if nobody waits for it: few large batches cost
+ * less.
+ */
 const PACE_MS = 100
 
 const applied = new Gauge({
@@ -44,8 +49,8 @@ export interface ObserverParts {
   readonly writer: Pick<ObservationWriter, 'position' | 'apply'>
   readonly freshness: Pick<Freshness, 'advance' | 'pause'>
   /**
-   * Saves others the work; that two apply nothing twice is for the position to say, which each batch must find where it left it. Undefined where there
-   * is no other process.
+   * Saves others the work; that two apply nothing twice is for the position to say, which each
+   * batch must find where it left it. Undefined where there is no other process.
    */
   readonly lease?: ObservationLease | undefined
   readonly logger: Logger
@@ -71,7 +76,10 @@ export async function runObserver(parts: ObserverParts, signal: AbortSignal): Pr
 }
 
 /** Applies the log until the lease is lost. */
-async function lead({ log, writer, freshness, lease }: ObserverParts, signal: AbortSignal): Promise<void> {
+async function lead(
+  { log, writer, freshness, lease }: ObserverParts,
+  signal: AbortSignal,
+): Promise<void> {
   const lost = new AbortController()
   const stop = AbortSignal.any([signal, lost.signal])
   const renewing = lease && renew(lease, lost, stop)
@@ -100,7 +108,11 @@ async function lead({ log, writer, freshness, lease }: ObserverParts, signal: Ab
 }
 
 /** Prolongs the lease until `stop` aborts; aborts `lost` where that was not to be had in time. */
-async function renew(lease: ObservationLease, lost: AbortController, stop: AbortSignal): Promise<void> {
+async function renew(
+  lease: ObservationLease,
+  lost: AbortController,
+  stop: AbortSignal,
+): Promise<void> {
   let until = performance.now() + LEASE_MS
   while (!stop.aborted) {
     await pause(RENEW_MS, stop)

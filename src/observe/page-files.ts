@@ -14,7 +14,10 @@ const TYPES: Readonly<Record<string, string>> = {
   '.svg': 'image/svg+xml',
 }
 
-/** Nothing from elsewhere, and nothing inline: what agents wrote cannot run, whatever becomes of it in the page. */
+/**
+ * Nothing from elsewhere, and nothing inline: what agents wrote cannot run, whatever becomes of it
+ * in the page.
+ */
 const SECURITY_HEADERS = {
   'Content-Security-Policy':
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; " +

@@ -12,10 +12,17 @@ export class PostgresObservation implements ObservationDatabase {
   readonly #schema: string
   readonly #timeoutMs: number | undefined
 
-  /** @param options.reader where to read: the same one, or a replica of it @param options.timeoutMs of a question */
+  /**
+   * @param options.reader where to read: the same one, or a replica of it @param options.timeoutMs
+   *   of a question
+   */
   constructor(
     database: Database,
-    { schema, reader = database, timeoutMs }: { schema: string; reader?: Database; timeoutMs?: number },
+    {
+      schema,
+      reader = database,
+      timeoutMs,
+    }: { schema: string; reader?: Database; timeoutMs?: number },
   ) {
     this.#database = database
     this.#reader = reader
@@ -47,7 +54,12 @@ export class PostgresObservation implements ObservationDatabase {
   }
 
   async #ask<T>(database: Database, operation: string, statement: RawBuilder<T>): Promise<T[]> {
-    const { rows } = await roundTrip(database, operation, () => statement.execute(database), this.#timeoutMs)
+    const { rows } = await roundTrip(
+      database,
+      operation,
+      () => statement.execute(database),
+      this.#timeoutMs,
+    )
     return rows
   }
 
@@ -58,7 +70,9 @@ export class PostgresObservation implements ObservationDatabase {
     const parts = changes(sql`exists (select from moved)`).map(
       (change, index) => sql`, ${sql.ref(`change_${index}`)} as (${change})`,
     )
-    const statement = sql<{ moved: number }>`with moved as (${move} returning 1)${sql.join(parts, sql``)}
+    const statement = sql<{
+      moved: number
+    }>`with moved as (${move} returning 1)${sql.join(parts, sql``)}
       select count(*) as moved from moved`
     const { rows } = await roundTrip(
       this.#database,

@@ -21,7 +21,8 @@ export function readEventFilter(query: Query): EventFilter {
   const partner = readAddress(query, 'with')
   const key = readText(query, 'key')
   const text = readText(query, 'text')
-  if (partner && !agent) throw new ApiError('bad_request', 'with needs agent: messages between the two are shown')
+  if (partner && !agent)
+    throw new ApiError('bad_request', 'with needs agent: messages between the two are shown')
   if (key && key.length > MAX_KEY_CHARACTERS)
     throw new ApiError('bad_request', `key must have at most ${MAX_KEY_CHARACTERS} characters`)
   if (text && text.length > MAX_TEXT_CHARACTERS)
@@ -43,7 +44,10 @@ export function readAddress(query: Query, name: string): string | undefined {
   return address || undefined
 }
 
-/** A parameter that is a sequence number; undefined if it was not given, or is empty. Throws `bad_request`. */
+/**
+ * A parameter that is a sequence number; undefined if it was not given, or is empty. Throws
+ * `bad_request`.
+ */
 export function readSeq(query: Query, name: string): number | undefined {
   return parseSeq(readText(query, name), name)
 }
@@ -52,18 +56,27 @@ export function readSeq(query: Query, name: string): number | undefined {
 export function parseSeq(text: string | undefined, what: string): number | undefined {
   if (!text) return undefined
   if (!/^\d{1,15}$/.test(text)) {
-    throw new ApiError('bad_request', `${what} must be the seq of an event: a whole number of at most 15 digits`)
+    throw new ApiError(
+      'bad_request',
+      `${what} must be the seq of an event: a whole number of at most 15 digits`,
+    )
   }
   return Number(text)
 }
 
-/** `type`, some separated by commas; undefined if it was not given, or is empty. Throws `bad_request`. */
+/**
+ * `type`, some separated by commas; undefined if it was not given, or is empty. Throws
+ * `bad_request`.
+ */
 export function readTypes(query: Query): Set<EventType> | undefined {
   const text = readText(query, 'type')
   if (!text) return undefined
   const names = text.split(',')
   if (!names.every(isEventType)) {
-    throw new ApiError('bad_request', `type must be some of ${[...EVENT_TYPES].join(', ')}, separated by commas`)
+    throw new ApiError(
+      'bad_request',
+      `type must be some of ${[...EVENT_TYPES].join(', ')}, separated by commas`,
+    )
   }
   return new Set(names)
 }
@@ -79,8 +92,13 @@ export function idOf(text: string | undefined): number | undefined {
   return Number(text)
 }
 
-/** The agent in one: its id, how many messages it had sent and received, and its address. Throws `UnknownCursor`. */
-export function agentOf(text: string | undefined): { id: number; busy: number; address: string } | undefined {
+/**
+ * The agent in one: its id, how many messages it had sent and received, and its address. Throws
+ * `UnknownCursor`.
+ */
+export function agentOf(
+  text: string | undefined,
+): { id: number; busy: number; address: string } | undefined {
   if (text === undefined) return undefined
   const [, id, busy, address] = /^(\d{1,15})\.(\d{1,15})\.(tab_[a-z0-9]{20})$/.exec(text) ?? []
   if (address === undefined) throw new UnknownCursor()

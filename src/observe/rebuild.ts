@@ -30,7 +30,8 @@ export async function rebuild(
     const last = events.at(-1)
     // The end: what comes from now on is applied by whoever serves.
     if (last === undefined) break
-    if (!(await writer.apply(progress.seq, events))) throw new Error('somebody else builds the read models as well')
+    if (!(await writer.apply(progress.seq, events)))
+      throw new Error('somebody else builds the read models as well')
     progress = {
       events: progress.events + events.length,
       seq: last.seq,
@@ -46,8 +47,8 @@ export async function rebuild(
 const CAUGHT_UP_AT_ONCE = 500
 
 /**
- * Applies what read models lack of the log up to a sequence number, so that whoever goes over to them from others, which are there already, sees nothing go
- * back.
+ * Applies what read models lack of the log up to a sequence number, so that whoever goes over to
+ * them from others, which are there already, sees nothing go back.
  *
  * @throws Unavailable
  */
@@ -60,8 +61,10 @@ export async function catchUp(
   for (let seq = await writer.position(); seq < until; ) {
     const events = (await log.read(seq, CAUGHT_UP_AT_ONCE)).filter((event) => event.seq <= until)
     const last = events.at(-1)
-    if (last === undefined) throw new LogUnavailable(`the event log ends at ${seq}, before ${until}`)
-    if (!(await writer.apply(seq, events))) throw new Error('somebody else builds the read models as well')
+    if (last === undefined)
+      throw new LogUnavailable(`the event log ends at ${seq}, before ${until}`)
+    if (!(await writer.apply(seq, events)))
+      throw new Error('somebody else builds the read models as well')
     seq = last.seq
   }
 }

@@ -5,14 +5,17 @@ import { eventData } from '../events/event.ts'
 const timestamp = () => z.iso.datetime().describe('RFC 3339 in UTC')
 const address = () => z.string().describe('Of an agent, tab_…')
 const seq = () => z.int().describe('Sequence number in the log')
-const nextCursor = () => z.string().nullable().describe('Give it as `cursor` for the next page; null on the last one')
+const nextCursor = () =>
+  z.string().nullable().describe('Give it as `cursor` for the next page; null on the last one')
 
 export const event = z.object({
   seq: seq(),
   ts: timestamp(),
   type: z.enum(Object.keys(eventData) as [string, ...string[]]),
   agent: address().optional().describe('Whose doing it was; absent for operators'),
-  data: z.looseObject({}).describe('By the type. `redacted` and `redacted_reason` where something was removed'),
+  data: z
+    .looseObject({})
+    .describe('By the type. `redacted` and `redacted_reason` where something was removed'),
 })
 
 export const eventsBody = z.object({
@@ -33,7 +36,10 @@ export const stateListBody = z.object({
     }),
   ),
   next_cursor: nextCursor(),
-  total: z.int().nullable().describe('Keys with that prefix; null with `at` and a prefix, where nobody counts them'),
+  total: z
+    .int()
+    .nullable()
+    .describe('Keys with that prefix; null with `at` and a prefix, where nobody counts them'),
 })
 
 export const stateBody = z.object({
@@ -53,7 +59,10 @@ export const historyBody = z.object({
       ts: timestamp(),
       type: z.enum(['state_written', 'state_deleted', 'state_key_removed']),
       agent: address().optional(),
-      value_length: z.int().nullable().describe('In bytes; null where the key was deleted or removed'),
+      value_length: z
+        .int()
+        .nullable()
+        .describe('In bytes; null where the key was deleted or removed'),
     }),
   ),
   next_cursor: nextCursor(),
@@ -67,7 +76,11 @@ export const agentBody = z.object({
   state_writes: z.int(),
   last_active: timestamp().nullable().describe('When it last did something; null if it never did'),
 })
-export const agentsBody = z.object({ agents: z.array(agentBody), next_cursor: nextCursor(), total: z.int() })
+export const agentsBody = z.object({
+  agents: z.array(agentBody),
+  next_cursor: nextCursor(),
+  total: z.int(),
+})
 
 export const networkBody = z.object({
   nodes: z.array(agentBody.pick({ address: true, messages_sent: true, messages_received: true })),

@@ -36,7 +36,10 @@ export class SqliteObservation implements ObservationDatabase {
     this.#attempt = attempt
   }
 
-  /** Goes on with another database, which has the same tables, if that is as far, and closes the one before. Returns whether it did. */
+  /**
+   * Goes on with another database, which has the same tables, if that is as far, and closes the one
+   * before. Returns whether it did.
+   */
   replace(connection: DatabaseSync): boolean {
     const [before, after] = [this.#connection, connection].map((its) =>
       Number(its.prepare('select applied_seq from position').get()?.applied_seq),
@@ -65,7 +68,9 @@ export class SqliteObservation implements ObservationDatabase {
   }
 
   async query<T>(_operation: string, statement: RawBuilder<T>): Promise<T[]> {
-    return this.#attempt(() => this.#prepare(statement, (prepared, parameters) => prepared.all(...parameters)) as T[])
+    return this.#attempt(
+      () => this.#prepare(statement, (prepared, parameters) => prepared.all(...parameters)) as T[],
+    )
   }
 
   queryForChange<T>(operation: string, statement: RawBuilder<T>): Promise<T[]> {

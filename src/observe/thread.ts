@@ -1,4 +1,7 @@
-/** The observation service in a thread of its own, within `serve`: whoever watches, and however many, agents do not notice. */
+/**
+ * The observation service in a thread of its own, within `serve`: whoever watches, and however
+ * many, agents do not notice.
+ */
 import { parentPort } from 'node:worker_threads'
 import { register } from 'prom-client'
 import { loadConfig } from '../config.ts'
@@ -18,7 +21,9 @@ export type Said =
 const OWN = 'tabulum_observ'
 
 async function ownMetrics(): Promise<string> {
-  const names = register.getMetricsAsArray().flatMap(({ name }) => (name.startsWith(OWN) ? name : []))
+  const names = register
+    .getMetricsAsArray()
+    .flatMap(({ name }) => (name.startsWith(OWN) ? name : []))
   return (await Promise.all(names.map((name) => register.getSingleMetricAsString(name)))).join('\n')
 }
 

@@ -1,4 +1,7 @@
-/** Compares the read models of the observation with the log, replayed in the simplest way: one row for each event. */
+/**
+ * Compares the read models of the observation with the log, replayed in the simplest way: one row
+ * for each event.
+ */
 import { type RawBuilder, sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, readEvents } from '../events/event-log.ts'
@@ -42,7 +45,9 @@ export async function verifyObservation(
 ): Promise<{ seq: number; events: number }> {
   const ask = <T>(statement: RawBuilder<T>) => database.query('verify_observation', statement)
   const position = async () => {
-    const [row] = await ask(sql<{ seq: number }>`select applied_seq as seq from ${database.table('position')}`)
+    const [row] = await ask(
+      sql<{ seq: number }>`select applied_seq as seq from ${database.table('position')}`,
+    )
     return row?.seq ?? 0
   }
   await ask(sql`
@@ -73,8 +78,8 @@ export async function verifyObservation(
   await ask(sql.raw(begin))
   const seq = await position()
   await replay(seq)
-  // Into tables with keys, as joins of two sums would compare each row with each. What is reckoned is cast: SQLite goes by no index of a column
-  // that has no type.
+  // Into tables with keys, as joins of two sums would compare each row with each. What is reckoned
+  // is cast: SQLite goes by no index of a column that has no type.
   for (const { name, columns, rows } of expectations()) {
     await ask(sql`create temporary table ${sql.ref(name)} as ${rows}`)
     await ask(
@@ -82,7 +87,9 @@ export async function verifyObservation(
     )
   }
   for (const check of checks(database)) {
-    for (const { difference } of await ask(sql<{ difference: string }>`${check} limit ${sql.lit(MAX_TOLD)}`))
+    for (const { difference } of await ask(
+      sql<{ difference: string }>`${check} limit ${sql.lit(MAX_TOLD)}`,
+    ))
       report(`observation: ${difference}`)
   }
   await ask(sql`commit`)
@@ -98,7 +105,8 @@ function toReplayed(event: LoggedEvent): object {
   if (type === 'agent_registered') return { ...row, other: data.address }
   if (type === 'message_delivered') return { ...row, other: data.delivery_method }
   if (type === 'state_written') return { ...row, key: toHex(data.key), length: data.value_length }
-  if (type === 'state_deleted' || type === 'state_key_removed') return { ...row, key: toHex(data.key) }
+  if (type === 'state_deleted' || type === 'state_key_removed')
+    return { ...row, key: toHex(data.key) }
   return row
 }
 

@@ -1,6 +1,6 @@
 /**
- * Work that nobody waits for, and the errors that reach the process itself. Neither passes unheard, and neither ends a process
- * whose state can be trusted.
+ * Work that nobody waits for, and the errors that reach the process itself. Neither passes unheard,
+ * and neither ends a process whose state can be trusted.
  */
 import { Counter } from 'prom-client'
 import { createLogger, type Logger } from './logger.ts'
@@ -19,8 +19,9 @@ const rejections = new Counter({
 let log: Pick<Logger, 'debug' | 'error' | 'fatal'> = createLogger('warn', 'background')
 
 /**
- * Lets `work` go on without anybody who waits for it. When it fails, that is logged and counted under the name of the task: an
- * outage for those who look closely, anything else as a defect with its stack. The work sees to it by itself that it ends.
+ * Lets `work` go on without anybody who waits for it. When it fails, that is logged and counted
+ * under the name of the task: an outage for those who look closely, anything else as a defect with
+ * its stack. The work sees to it by itself that it ends.
  */
 export function inBackground(task: string, work: Promise<unknown>): void {
   work.catch((error: unknown) => {
@@ -33,9 +34,10 @@ export function inBackground(task: string, work: Promise<unknown>): void {
 }
 
 /**
- * For processes that run for long, once at their start. A rejection that reaches the process is logged with its stack and counted, and the
- * process goes on: nothing was interrupted but that one piece of work. After an exception that nobody caught, code has stopped half
- * way, and the process ends with status 1.
+ * For processes that run for long, once at their start. A rejection that reaches the process is
+ * logged with its stack and counted, and the process goes on: nothing was interrupted but that one
+ * piece of work. After an exception that nobody caught, code has stopped half way, and the process
+ * ends with status 1.
  */
 export function hearProcessErrors(logger: Logger): void {
   log = logger

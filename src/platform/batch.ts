@@ -1,4 +1,7 @@
-/** Turns many single calls into few calls with many items: what arrives while one is under way goes together in the next. */
+/**
+ * Turns many single calls into few calls with many items: what arrives while one is under way goes
+ * together in the next.
+ */
 
 import { setImmediate as endOfTurn } from 'node:timers/promises'
 import { inBackground } from './background.ts'
@@ -11,9 +14,15 @@ export interface BatchOptions<Item> {
   size?: (item: Item) => number
   /** Items waiting at most; past that a call is refused with `BatchQueueFull`. */
   maxWaiting: number
-  /** Items that nobody waits for go with the next that somebody does, or when they are a whole call, and after so many ms at the latest. */
+  /**
+   * Items that nobody waits for go with the next that somebody does, or when they are a whole call,
+   * and after so many ms at the latest.
+   */
   mayWait?: { is: (item: Item) => boolean; ms: number }
-  /** Let in what comes in the whole turn of the event loop, from all connections, where each call of `run` costs much by itself. */
+  /**
+   * Let in what comes in the whole turn of the event loop, from all connections, where each call of
+   * `run` costs much by itself.
+   */
   wholeTurn?: boolean
 }
 
@@ -22,13 +31,20 @@ export class BatchQueueFull extends Error {
 }
 
 /**
- * Returns a function that hands its item to `run` together with others, one call of `run` at a time, in the order of arrival.
- * `run` takes the items and returns a result for each, in their order; when it throws, each of its items' calls throws the same.
- * Nothing that somebody waits for waits for a timer: an item that comes while nothing is under way goes at once.
+ * Returns a function that hands its item to `run` together with others, one call of `run` at a
+ * time, in the order of arrival. `run` takes the items and returns a result for each, in their
+ * order; when it throws, each of its items' calls throws the same. Nothing that somebody waits for
+ * waits for a timer: an item that comes while nothing is under way goes at once.
  */
 export function batched<Item, Result>(
   run: (items: Item[]) => Promise<Result[]>,
-  { maxItems, maxSize = Number.POSITIVE_INFINITY, size = () => 0, maxWaiting, ...when }: BatchOptions<Item>,
+  {
+    maxItems,
+    maxSize = Number.POSITIVE_INFINITY,
+    size = () => 0,
+    maxWaiting,
+    ...when
+  }: BatchOptions<Item>,
 ): (item: Item) => Promise<Result> {
   interface Waiting extends PromiseWithResolvers<Result> {
     item: Item
@@ -82,7 +98,8 @@ export function batched<Item, Result>(
   }
 
   return (item) => {
-    if (waiting.length >= maxWaiting) return Promise.reject(new BatchQueueFull(`over ${maxWaiting} calls are waiting`))
+    if (waiting.length >= maxWaiting)
+      return Promise.reject(new BatchQueueFull(`over ${maxWaiting} calls are waiting`))
     const deferred = { item, ...Promise.withResolvers<Result>() }
     waiting.push(deferred)
     if (isDue(item)) goOn()
@@ -94,7 +111,10 @@ export function batched<Item, Result>(
 /** Calls that share one answer at most. */
 const MAX_SHARING = 20_000
 
-/** Returns a function that shares the answers of `run`: calls that come while one is under way have the next one in common. */
+/**
+ * Returns a function that shares the answers of `run`: calls that come while one is under way have
+ * the next one in common.
+ */
 export function shared<Result>(run: () => Promise<Result>): () => Promise<Result> {
   const call = batched<undefined, Result>(
     async (calls) => {

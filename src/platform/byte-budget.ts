@@ -1,12 +1,16 @@
 /**
  * How many bytes requests under way, or answers, may hold in this process.
  *
- * A holder may have as much as is left for everybody else then: half of all when alone, a third each when there are
- * two, and so on. However many hold all that they may, there is room for those who ask for little.
+ * A holder may have as much as is left for everybody else then: half of all when alone, a third
+ * each when there are two, and so on. However many hold all that they may, there is room for those
+ * who ask for little.
  */
 import { Counter, Gauge } from 'prom-client'
 
-/** The process holds as much as it may. Nothing of the request took effect; it may be tried again at once. */
+/**
+ * The process holds as much as it may. Nothing of the request took effect; it may be tried again at
+ * once.
+ */
 export class Overloaded extends Error {
   override name = 'Overloaded'
 }
@@ -92,7 +96,10 @@ export class Hold implements Disposable {
     return this.#bytes
   }
 
-  /** Holds so many bytes, more or fewer than before. Returns whether it may; if not it holds what it did. */
+  /**
+   * Holds so many bytes, more or fewer than before. Returns whether it may; if not it holds what it
+   * did.
+   */
   tryResize(bytes: number): boolean {
     if (this.#isReleased || !this.#take(bytes - this.#bytes)) return false
     this.#bytes = bytes

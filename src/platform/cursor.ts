@@ -1,4 +1,6 @@
-/** Page cursors that only this kernel can issue: a position sealed with a key that all nodes share. */
+/**
+ * Page cursors that only this kernel can issue: a position sealed with a key that all nodes share.
+ */
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import type { SigningKeys } from './signing-keys.ts'
 
@@ -20,7 +22,10 @@ export class CursorSeal {
     return new CursorSeal(await keys.signingKey('cursor'))
   }
 
-  /** Makes the cursor of a position in a list; `list` names the list with all that selects its entries. */
+  /**
+   * Makes the cursor of a position in a list; `list` names the list with all that selects its
+   * entries.
+   */
   seal(list: string, position: Buffer): string {
     return Buffer.concat([this.#mac(list, position), position]).toString('base64url')
   }
@@ -30,12 +35,18 @@ export class CursorSeal {
     const bytes = Buffer.from(cursor, 'base64url')
     const position = bytes.subarray(MAC_BYTES)
     // The comparison with its own encoding refuses other spellings of the same bytes.
-    if (bytes.length < MAC_BYTES || bytes.toString('base64url') !== cursor) throw new UnknownCursor()
-    if (!timingSafeEqual(bytes.subarray(0, MAC_BYTES), this.#mac(list, position))) throw new UnknownCursor()
+    if (bytes.length < MAC_BYTES || bytes.toString('base64url') !== cursor)
+      throw new UnknownCursor()
+    if (!timingSafeEqual(bytes.subarray(0, MAC_BYTES), this.#mac(list, position)))
+      throw new UnknownCursor()
     return position
   }
 
   #mac(list: string, position: Buffer): Buffer {
-    return createHmac('sha256', this.#key).update(`${list}\0`).update(position).digest().subarray(0, MAC_BYTES)
+    return createHmac('sha256', this.#key)
+      .update(`${list}\0`)
+      .update(position)
+      .digest()
+      .subarray(0, MAC_BYTES)
   }
 }

@@ -1,7 +1,12 @@
 /** Postgres, which a cluster keeps state and registry in. */
 import { type Generated, Kysely, type Transaction } from 'kysely'
 import { Counter, Histogram } from 'prom-client'
-import { PostgresDialect, type PostgresOptions, PostgresPool, PostgresSession } from './postgres-dialect.ts'
+import {
+  PostgresDialect,
+  type PostgresOptions,
+  PostgresPool,
+  PostgresSession,
+} from './postgres-dialect.ts'
 import { SilenceTimeout } from './silence-timeout.ts'
 import { Unavailable } from './unavailable.ts'
 
@@ -35,7 +40,12 @@ export interface Schema {
     expires_at: Date
   }
   signing_keys: { name: string; key: Buffer }
-  projections: { name: string; applied_seq: number; holder: string | null; lease_expires_at: Date | null }
+  projections: {
+    name: string
+    applied_seq: number
+    holder: string | null
+    lease_expires_at: Date | null
+  }
   erasures: { message: number; lines: string; reason: string; erased_at: Generated<Date> }
   removals: {
     seq: number
@@ -57,7 +67,12 @@ export interface Schema {
     modified_at: Date
     delete_until: Date | null
   }
-  state_usage: { used_bytes: number; reserved_bytes: number; allotted_bytes: number; key_count: number }
+  state_usage: {
+    used_bytes: number
+    reserved_bytes: number
+    allotted_bytes: number
+    key_count: number
+  }
   state_reservations: { id: string; key: Buffer; size: number; reserved_at: Generated<Date> }
   state_allotments: { id: string; bytes: number; renewed_at: Generated<Date> }
   queued_messages: { message_id: string; recipient: string; seq: number; via_webhook: boolean }
@@ -82,16 +97,23 @@ export interface Schema {
 export type Database = Kysely<Schema>
 export type DatabaseTransaction = Transaction<Schema>
 
-/** The database did not answer, refused the connection, or is shutting down. Nothing is known of what it did. */
+/**
+ * The database did not answer, refused the connection, or is shutting down. Nothing is known of
+ * what it did.
+ */
 export class DatabaseUnavailable extends Unavailable {
   override name = 'DatabaseUnavailable'
 }
 
-/** How long a database that answers nothing is waited for before the request is answered 503. The contract's clients retry. */
+/**
+ * How long a database that answers nothing is waited for before the request is answered 503. The
+ * contract's clients retry.
+ */
 export const STATEMENT_TIMEOUT_MS = 1_000
 /**
- * … and by a statement of maintenance, which may have to wait for locks: above what Postgres itself lets a statement take and wait, so that it
- * ends the statement, and not this process the connections of all.
+ * … and by a statement of maintenance, which may have to wait for locks: above what Postgres itself
+ * lets a statement take and wait, so that it ends the statement, and not this process the
+ * connections of all.
  */
 export const MAINTENANCE_TIMEOUT_MS = 15_000
 
@@ -113,8 +135,9 @@ export function openPostgres(options: PostgresOptions): Database {
 }
 
 /**
- * Opens Postgres for an operator's command, which may take hours: one session, so that temporary tables last, and no limit on how long a
- * statement takes or waits for a lock. When the session is lost, whatever is asked of it fails from then on.
+ * Opens Postgres for an operator's command, which may take hours: one session, so that temporary
+ * tables last, and no limit on how long a statement takes or waits for a lock. When the session is
+ * lost, whatever is asked of it fails from then on.
  */
 export function openPostgresSession(options: PostgresOptions): Database {
   return new Kysely<Schema>({ dialect: new PostgresDialect(new PostgresSession(options)) })
@@ -133,8 +156,9 @@ const failures = new Counter({
 })
 
 /**
- * Runs one round trip with a deadline (so many milliseconds of silence, see `SilenceTimeout`) and a name for its metrics. Throws
- * `DatabaseUnavailable` when the database is out; lets errors of the statement itself through, as those are defects.
+ * Runs one round trip with a deadline (so many milliseconds of silence, see `SilenceTimeout`) and a
+ * name for its metrics. Throws `DatabaseUnavailable` when the database is out; lets errors of the
+ * statement itself through, as those are defects.
  */
 export async function roundTrip<T>(
   database: Database,
@@ -144,7 +168,11 @@ export async function roundTrip<T>(
 ): Promise<T> {
   const stop = duration.startTimer({ operation })
   try {
-    return await silenceOf(database).wait(run(), timeoutMs, () => new DatabaseUnavailable('it does not answer'))
+    return await silenceOf(database).wait(
+      run(),
+      timeoutMs,
+      () => new DatabaseUnavailable('it does not answer'),
+    )
   } catch (error) {
     if (error instanceof DatabaseUnavailable || isOutage(error)) {
       failures.inc({ operation })
@@ -158,21 +186,25 @@ export async function roundTrip<T>(
 }
 
 /**
- * Classes of SQLSTATE by which Postgres says that a statement of ours, or what it was given, is wrong: not supported (0A), the case,
- * cardinality, data and constraints (20 to 23), cursors (24, 34), privileges and the end of transactions (2B, 2D), functions (2F, 38,
- * 39), savepoints and schemas (3B, 3F), syntax, names and rights (42), check options (44), limits of the program (54), and what our own
- * functions raise (P0). Asked again, it would answer the same.
+ * Classes of SQLSTATE by which Postgres says that a statement of ours, or what it was given, is
+ * wrong: not supported (0A), the case, cardinality, data and constraints (20 to 23), cursors (24,
+ * 34), privileges and the end of transactions (2B, 2D), functions (2F, 38, 39), savepoints and
+ * schemas (3B, 3F), syntax, names and rights (42), check options (44), limits of the program (54),
+ * and what our own functions raise (P0). Asked again, it would answer the same.
  */
 const MISTAKES = /^(0A|2[01234BDF]|3[489BF]|4[24]|54|P0)/
 /** What the driver says of a call that is wrong. */
 const DRIVER_MISTAKES =
   /^(UNDEFINED_VALUE|MAX_PARAMETERS_EXCEEDED|NOT_TAGGED_CALL|UNSAFE_TRANSACTION|COPY_IN_PROGRESS)$/
-/** Classes by which Postgres says that the connection is of no use any more: it ends, is read-only, has lost its statements, or is broken. */
+/**
+ * Classes by which Postgres says that the connection is of no use any more: it ends, is read-only,
+ * has lost its statements, or is broken.
+ */
 const ENDS_CONNECTION = /^(08|25|26|57P|XX)/
 
 /**
- * Whether it is no answer to a statement of ours that is wrong. Postgres, the driver, the socket, TLS and DNS all give their errors a code; one
- * without a code was thrown by this program.
+ * Whether it is no answer to a statement of ours that is wrong. Postgres, the driver, the socket,
+ * TLS and DNS all give their errors a code; one without a code was thrown by this program.
  */
 export function isOutage(error: unknown): boolean {
   const code = codeOf(error)
@@ -182,7 +214,10 @@ export function isOutage(error: unknown): boolean {
     : !(DRIVER_MISTAKES.test(code) || error instanceof TypeError || error instanceof RangeError)
 }
 
-/** Whether other connections may fare better: not where the one that there was is well, and nothing but this statement failed. */
+/**
+ * Whether other connections may fare better: not where the one that there was is well, and nothing
+ * but this statement failed.
+ */
 function isOfConnection(error: unknown): boolean {
   return isAnswer(error) ? ENDS_CONNECTION.test(codeOf(error) ?? '') : true
 }
@@ -193,5 +228,7 @@ function isAnswer(error: unknown): boolean {
 }
 
 function codeOf(error: unknown): string | undefined {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined
+  return error instanceof Error && 'code' in error && typeof error.code === 'string'
+    ? error.code
+    : undefined
 }

@@ -1,4 +1,6 @@
-/** A data directory: made where there is none, found to be usable, and kept from a second process. */
+/**
+ * A data directory: made where there is none, found to be usable, and kept from a second process.
+ */
 import { access, constants, mkdir, rm, stat, writeFile } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
@@ -13,13 +15,17 @@ export class DirectoryInUse extends Error {
 const BUSY = 5
 /** SQLITE_NOTADB and SQLITE_CORRUPT. */
 const DAMAGED = new Set([26, 11])
-/** Written and removed again, in bytes: where there is no room for this, there is none for a database. */
+/**
+ * Written and removed again, in bytes: where there is no room for this, there is none for a
+ * database.
+ */
 const PROBE_BYTES = 1_048_576
 
 /**
- * Takes the lock of a data directory, which it creates. The lock is SQLite's, one of the operating system on a file: it goes with
- * the process, however that ends. Returns what to call to give it back. Throws `DirectoryInUse`, and `StartupError` with the directory and
- * the cause where there cannot be such a directory or nothing can be kept in it.
+ * Takes the lock of a data directory, which it creates. The lock is SQLite's, one of the operating
+ * system on a file: it goes with the process, however that ends. Returns what to call to give it
+ * back. Throws `DirectoryInUse`, and `StartupError` with the directory and the cause where there
+ * cannot be such a directory or nothing can be kept in it.
  */
 export async function lockDirectory(directory: string): Promise<() => void> {
   await inDirectory(directory, async () => {
@@ -37,8 +43,9 @@ export async function lockDirectory(directory: string): Promise<() => void> {
 }
 
 /**
- * Does something with what is in the directory. Throws `StartupError` with the directory and the cause where the operating system, or
- * SQLite, says that it cannot be done; other errors as they are.
+ * Does something with what is in the directory. Throws `StartupError` with the directory and the
+ * cause where the operating system, or SQLite, says that it cannot be done; other errors as they
+ * are.
  */
 export async function inDirectory<T>(directory: string, work: () => Promise<T>): Promise<T> {
   try {
@@ -74,7 +81,10 @@ function lock(directory: string): () => void {
   return () => database.close()
 }
 
-/** One directory after the other: Node's own `recursive` never returns where a file system takes none, such as /proc. */
+/**
+ * One directory after the other: Node's own `recursive` never returns where a file system takes
+ * none, such as /proc.
+ */
 async function makeDirectory(directory: string): Promise<void> {
   try {
     await mkdir(directory, { mode: 0o700 })

@@ -1,6 +1,7 @@
 /**
- * How many letters have to be added, left out, replaced or swapped with their neighbour to make one text of another: the optimal string
- * alignment distance. Takes time in proportion to the product of their lengths.
+ * How many letters have to be added, left out, replaced or swapped with their neighbour to make one
+ * text of another: the optimal string alignment distance. Takes time in proportion to the product
+ * of their lengths.
  */
 export function editDistance(one: string, other: string): number {
   const rows: number[][] = [Array.from({ length: other.length + 1 }, (_, column) => column)]
@@ -10,7 +11,11 @@ export function editDistance(one: string, other: string): number {
     rows.push(next)
     for (let column = 1; column <= other.length; column++) {
       const isSame = one[row - 1] === other[column - 1]
-      const isSwap = row > 1 && column > 1 && one[row - 1] === other[column - 2] && one[row - 2] === other[column - 1]
+      const isSwap =
+        row > 1 &&
+        column > 1 &&
+        one[row - 1] === other[column - 2] &&
+        one[row - 2] === other[column - 1]
       next[column] = Math.min(
         at(row - 1, column) + 1,
         at(row, column - 1) + 1,

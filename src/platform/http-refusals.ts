@@ -1,6 +1,7 @@
 /**
- * What is refused before the application sees it, as it is no HTTP that every door serves: this server and HAProxy in front of it
- * give the same answer, and where they differ by nature, the stricter one does for both. HAProxy's own answers are in deploy/haproxy/errors.
+ * What is refused before the application sees it, as it is no HTTP that every door serves: this
+ * server and HAProxy in front of it give the same answer, and where they differ by nature, the
+ * stricter one does for both. HAProxy's own answers are in deploy/haproxy/errors.
  */
 import type { IncomingMessage } from 'node:http'
 
@@ -14,15 +15,37 @@ export interface Refusal {
 
 export const REFUSALS = {
   invalid: { status: 400, error: 'bad_request', message: 'The request is not valid HTTP.' },
-  noResource: { status: 405, error: 'method_not_allowed', message: 'This method is not served here.' },
+  noResource: {
+    status: 405,
+    error: 'method_not_allowed',
+    message: 'This method is not served here.',
+  },
   late: { status: 408, error: 'bad_request', message: 'The request did not arrive in time.' },
-  tooMuch: { status: 413, error: 'value_too_large', message: 'The request carries more than it may.' },
-  expectation: { status: 417, error: 'bad_request', message: 'What the Expect header asks for is not served here.' },
-  coding: { status: 422, error: 'bad_request', message: 'Of transfer codings only chunked is served here.' },
-  largeHead: { status: 431, error: 'bad_request', message: 'The request line and its header fields are too large.' },
+  tooMuch: {
+    status: 413,
+    error: 'value_too_large',
+    message: 'The request carries more than it may.',
+  },
+  expectation: {
+    status: 417,
+    error: 'bad_request',
+    message: 'What the Expect header asks for is not served here.',
+  },
+  coding: {
+    status: 422,
+    error: 'bad_request',
+    message: 'Of transfer codings only chunked is served here.',
+  },
+  largeHead: {
+    status: 431,
+    error: 'bad_request',
+    message: 'The request line and its header fields are too large.',
+  },
 } as const satisfies Record<string, Refusal>
 
-/** The body of a request can never come whole, as what was sent for it is no HTTP or came too late. */
+/**
+ * The body of a request can never come whole, as what was sent for it is no HTTP or came too late.
+ */
 export class BrokenRequest extends Error {
   override name = 'BrokenRequest'
   readonly refusal: Refusal
@@ -33,7 +56,10 @@ export class BrokenRequest extends Error {
   }
 }
 
-/** Header fields of a request. HAProxy takes 100 (tune.http.maxhdr, less the request line), and adds one that is not counted here. */
+/**
+ * Header fields of a request. HAProxy takes 100 (tune.http.maxhdr, less the request line), and adds
+ * one that is not counted here.
+ */
 const MAX_FIELDS = 100
 const ADDED_BY_PROXIES = 'x-forwarded-for'
 
@@ -42,7 +68,10 @@ const AUTHORITY = /^(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?$/i
 const ABSOLUTE_TARGET = /^(https?):\/\/([^/?]+)(?:\/|$)/i
 const DEFAULT_PORTS: Readonly<Record<string, RegExp>> = { http: /:80$/, https: /:443$/ }
 const EITHER_PORT = /:(?:80|443)$/
-/** Methods whose body means nothing in HTTP/1.0, where what follows could be taken for another request. */
+/**
+ * Methods whose body means nothing in HTTP/1.0, where what follows could be taken for another
+ * request.
+ */
 const WITHOUT_BODY = new Set(['GET', 'HEAD', 'DELETE'])
 
 /** What an error of Node's parser, or of its clock, is answered with. */
@@ -58,7 +87,8 @@ export function judge(incoming: IncomingMessage): Refusal | undefined {
   const { httpVersion, url: target = '', method = '', headers } = incoming
   if (httpVersion !== '1.1' && httpVersion !== '1.0') return REFUSALS.invalid
   const { fields, hosts } = countFields(incoming.rawHeaders)
-  if (fields > MAX_FIELDS || hosts > 1 || (hosts === 0 && httpVersion === '1.1')) return REFUSALS.invalid
+  if (fields > MAX_FIELDS || hosts > 1 || (hosts === 0 && httpVersion === '1.1'))
+    return REFUSALS.invalid
   if (headers.host !== undefined && !isAuthority(headers.host)) return REFUSALS.invalid
   if (target === '*' && method === 'OPTIONS') return REFUSALS.noResource
   if (target.includes('#') || !isTarget(target, headers.host)) return REFUSALS.invalid
@@ -66,7 +96,8 @@ export function judge(incoming: IncomingMessage): Refusal | undefined {
   if (coding !== undefined && coding.toLowerCase() !== 'chunked') return REFUSALS.coding
   const hasBody = coding !== undefined || Number(headers['content-length'] ?? 0) > 0
   if (hasBody && httpVersion === '1.0' && WITHOUT_BODY.has(method)) return REFUSALS.tooMuch
-  const opensSocket = /\bupgrade\b/i.test(headers.connection ?? '') && /^websocket$/i.test(headers.upgrade ?? '')
+  const opensSocket =
+    /\bupgrade\b/i.test(headers.connection ?? '') && /^websocket$/i.test(headers.upgrade ?? '')
   if (opensSocket && headers['sec-websocket-key'] === undefined) return REFUSALS.invalid
   return undefined
 }
@@ -74,7 +105,9 @@ export function judge(incoming: IncomingMessage): Refusal | undefined {
 /** The answer to a CONNECT: nothing is connected to, whether it is well formed or not. */
 export function judgeConnect({ url = '', headers: { host } }: IncomingMessage): Refusal {
   const isWhole = isAuthority(url) && /:\d+$/.test(url)
-  return isWhole && (host === undefined || isSame(url, host, EITHER_PORT)) ? REFUSALS.noResource : REFUSALS.invalid
+  return isWhole && (host === undefined || isSame(url, host, EITHER_PORT))
+    ? REFUSALS.noResource
+    : REFUSALS.invalid
 }
 
 function countFields(rawHeaders: readonly string[]): { fields: number; hosts: number } {
@@ -104,7 +137,11 @@ function isTarget(target: string, host: string | undefined): boolean {
   if (target.startsWith('/')) return true
   const [, scheme = '', authority = ''] = ABSOLUTE_TARGET.exec(target) ?? []
   const port = DEFAULT_PORTS[scheme.toLowerCase()]
-  return port !== undefined && isAuthority(authority) && (host === undefined || isSame(authority, host, port))
+  return (
+    port !== undefined &&
+    isAuthority(authority) &&
+    (host === undefined || isSame(authority, host, port))
+  )
 }
 
 function isSame(one: string, other: string, port: RegExp): boolean {

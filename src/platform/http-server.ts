@@ -1,10 +1,23 @@
 /** An HTTP server that starts listening or says why not, and stops without dropping a request. */
-import { createServer, type IncomingMessage, type Server, ServerResponse, STATUS_CODES } from 'node:http'
+import {
+  createServer,
+  type IncomingMessage,
+  type Server,
+  ServerResponse,
+  STATUS_CODES,
+} from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { getRequestListener, type HttpBindings } from '@hono/node-server'
 import { inBackground } from './background.ts'
-import { BrokenRequest, judge, judgeConnect, REFUSALS, type Refusal, refusalOf } from './http-refusals.ts'
+import {
+  BrokenRequest,
+  judge,
+  judgeConnect,
+  REFUSALS,
+  type Refusal,
+  refusalOf,
+} from './http-refusals.ts'
 import type { Logger } from './logger.ts'
 import { recordAnswer } from './request-metrics.ts'
 
@@ -25,8 +38,9 @@ export interface HttpServerOptions {
   /** Of every answer that refuses what is no request. */
   refusalHeaders?: Readonly<Record<string, string>>
   /**
-   * Requests that ask for another protocol and whose connection `fetch` may take over, by `upgradeOf`. What it does not take is answered as any
-   * other request, as are all those for which this is false: their Upgrade header means nothing. Default: none.
+   * Requests that ask for another protocol and whose connection `fetch` may take over, by
+   * `upgradeOf`. What it does not take is answered as any other request, as are all those for which
+   * this is false: their Upgrade header means nothing. Default: none.
    */
   upgrades?: (incoming: IncomingMessage) => boolean
 }
@@ -34,8 +48,8 @@ export interface HttpServerOptions {
 export interface HttpServer {
   readonly port: number
   /**
-   * Takes no new connections, lets requests under way finish, and resolves when all connections are closed. Those that were taken over are
-   * broken off: whoever took them ends them before.
+   * Takes no new connections, lets requests under way finish, and resolves when all connections are
+   * closed. Those that were taken over are broken off: whoever took them ends them before.
    */
   close(): Promise<void>
 }
@@ -47,17 +61,24 @@ const HEADERS_TIMEOUT_MS = 10_000
 const TIMEOUT_CHECK_MS = 1_000
 const MAX_HEADER_BYTES = 16_384
 /**
- * A connection takes some 20 KiB while it waits and a head of MAX_HEADER_BYTES at most while one arrives: all of them fit into the memory of a
- * container. When there are more, those that wait for a next request make room.
+ * A connection takes some 20 KiB while it waits and a head of MAX_HEADER_BYTES at most while one
+ * arrives: all of them fit into the memory of a container. When there are more, those that wait for
+ * a next request make room.
  */
 const MAX_CONNECTIONS = 10_000
 const CLOSE_POLL_MS = 50
-/** A refused client may still be sending. Closed with bytes unread, a connection is reset, and its answer may be lost. */
+/**
+ * A refused client may still be sending. Closed with bytes unread, a connection is reset, and its
+ * answer may be lost.
+ */
 const LINGER_MS = 10_000
 
 const brokenRequests = new WeakMap<IncomingMessage, BrokenRequest>()
 
-/** Why the body of a request will not come, known before anybody reads it; once somebody does, it comes as an `error` of the request. */
+/**
+ * Why the body of a request will not come, known before anybody reads it; once somebody does, it
+ * comes as an `error` of the request.
+ */
 export function brokenBy(incoming: IncomingMessage): BrokenRequest | undefined {
   return brokenRequests.get(incoming)
 }
@@ -90,7 +111,10 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     upgrades: isUpgrade = () => false,
   } = options
   let closing = false
-  /** The latest of each connection: answers go out in the order of requests, so when its answer has, all have. */
+  /**
+   * The latest of each connection: answers go out in the order of requests, so when its answer has,
+   * all have.
+   */
   const exchanges = new WeakMap<Duplex, { incoming: IncomingMessage; outgoing: ServerResponse }>()
   /** Connections on which nothing is understood any more. */
   const lost = new WeakSet<Duplex>()
@@ -99,21 +123,25 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
   const record = (refusal: Refusal, method = '', cause?: string) =>
     recordAnswer(logger, { method, route: refusedRoute, status: refusal.status, cause })
 
-  const listener = getRequestListener((request, bindings) => fetch(request, bindings as HttpBindings), {
-    // HTTP/1.0 may do without a Host.
-    hostname: 'localhost',
-    errorHandler: () => {
-      record(REFUSALS.invalid)
-      return new Response(bodyOf(REFUSALS.invalid), {
-        status: 400,
-        headers: { ...headersOf(REFUSALS.invalid), ...refusalHeaders },
-      })
+  const listener = getRequestListener(
+    (request, bindings) => fetch(request, bindings as HttpBindings),
+    {
+      // HTTP/1.0 may do without a Host.
+      hostname: 'localhost',
+      errorHandler: () => {
+        record(REFUSALS.invalid)
+        return new Response(bodyOf(REFUSALS.invalid), {
+          status: 400,
+          headers: { ...headersOf(REFUSALS.invalid), ...refusalHeaders },
+        })
+      },
+      overrideGlobalObjects: true,
+      // What a refused request still sends is thrown away by Node, within REQUEST_TIMEOUT_MS. The
+      // library's own way breaks the connection after 500 ms, which on a busy machine hits the
+      // client's next request.
+      autoCleanupIncoming: false,
     },
-    overrideGlobalObjects: true,
-    // What a refused request still sends is thrown away by Node, within REQUEST_TIMEOUT_MS. The library's own way breaks the connection
-    // after 500 ms, which on a busy machine hits the client's next request.
-    autoCleanupIncoming: false,
-  })
+  )
   const server = createServer(
     {
       requestTimeout: REQUEST_TIMEOUT_MS,
@@ -131,12 +159,13 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       outgoing.once('prefinish', () => {
         if (!incoming.complete) throwAway(incoming)
       })
-      // When all that came with it has been parsed: a body that is broken there is refused, whatever it is for, as HAProxy does.
+      // When all that came with it has been parsed: a body that is broken there is refused,
+      // whatever it is for, as HAProxy does.
       whenParsed(incoming, () => answer(incoming, outgoing))
     },
   )
-  // How Node ends a connection after its last answer. It would break one on which the rest of a refused body is still coming, and the
-  // client would never see the answer.
+  // How Node ends a connection after its last answer. It would break one on which the rest of a
+  // refused body is still coming, and the client would never see the answer.
   server.on('connection', (socket) => {
     socket.destroySoon = () => linger(socket)
   })
@@ -173,7 +202,8 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     if (lost.has(socket)) return
     lost.add(socket)
     const last = exchanges.get(socket)
-    if (last === undefined || last.incoming.complete) endWith(socket, refusalOf(error.code), undefined, error.code)
+    if (last === undefined || last.incoming.complete)
+      endWith(socket, refusalOf(error.code), undefined, error.code)
     else breakOff(last.incoming, last.outgoing, refusalOf(error.code))
   })
   await listen(server, host, port)
@@ -196,14 +226,17 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       return
     }
     if (closing) announceClose(outgoing)
-    // A backslash is not allowed in a URL, and URL parsers take it for a slash; here it is what its escape is.
+    // A backslash is not allowed in a URL, and URL parsers take it for a slash; here it is what its
+    // escape is.
     incoming.url = incoming.url?.replaceAll('\\', '%5C')
     inBackground('answer_request', Promise.resolve(listener(incoming, outgoing)))
   }
 
   function refuse({ method }: IncomingMessage, outgoing: ServerResponse, refusal: Refusal): void {
     record(refusal, method)
-    outgoing.writeHead(refusal.status, { ...headersOf(refusal), ...refusalHeaders }).end(bodyOf(refusal))
+    outgoing
+      .writeHead(refusal.status, { ...headersOf(refusal), ...refusalHeaders })
+      .end(bodyOf(refusal))
   }
 
   /** What is no request is answered when those before it have been, and ends the connection. */
@@ -211,7 +244,11 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     afterAnswer(exchanges.get(socket)?.outgoing, () => {
       if (!socket.writable) return
       record(refusal, method, cause)
-      const head = Object.entries({ ...headersOf(refusal), ...refusalHeaders, Date: new Date().toUTCString() })
+      const head = Object.entries({
+        ...headersOf(refusal),
+        ...refusalHeaders,
+        Date: new Date().toUTCString(),
+      })
       const lines = [
         `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status]}`,
         ...head.map((field) => field.join(': ')),
@@ -221,7 +258,10 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
     })
   }
 
-  /** A request whose body is broken has the answer that it has begun to get, or gets that of whoever reads the body. */
+  /**
+   * A request whose body is broken has the answer that it has begun to get, or gets that of whoever
+   * reads the body.
+   */
   function breakOff(incoming: IncomingMessage, outgoing: ServerResponse, refusal: Refusal): void {
     const { socket } = incoming
     const broken = new BrokenRequest(refusal)
@@ -233,8 +273,9 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
 }
 
 /**
- * Hands on the parts of a body as they come, one of a connection in each turn of the event loop, until `take` returns false. By itself Node
- * reads from each connection as long as there is something, and hundreds of large bodies at once keep everybody else waiting for seconds.
+ * Hands on the parts of a body as they come, one of a connection in each turn of the event loop,
+ * until `take` returns false. By itself Node reads from each connection as long as there is
+ * something, and hundreds of large bodies at once keep everybody else waiting for seconds.
  */
 export function readInTurn(incoming: IncomingMessage, take: (part: Buffer) => boolean): void {
   const onData = (part: Buffer) => {
@@ -248,12 +289,18 @@ export function readInTurn(incoming: IncomingMessage, take: (part: Buffer) => bo
   incoming.on('data', onData)
 }
 
-/** Of bodies that nobody wants any more so many parts, of 64 KiB, are read in a turn of the event loop: it takes half a millisecond. */
+/**
+ * Of bodies that nobody wants any more so many parts, of 64 KiB, are read in a turn of the event
+ * loop: it takes half a millisecond.
+ */
 const THROWN_AWAY_IN_A_TURN = 8
 /** Those of them that wait for their turn; bounded by the connections. */
 const unwanted = new Set<IncomingMessage>()
 
-/** Reads the rest of a body that is refused, so that the client sees the answer, and little of it at a time: others are being served. */
+/**
+ * Reads the rest of a body that is refused, so that the client sees the answer, and little of it at
+ * a time: others are being served.
+ */
 function throwAway(incoming: IncomingMessage): void {
   incoming.on('data', () => {
     incoming.pause()
@@ -272,7 +319,8 @@ function throwSomeAway(): void {
 }
 
 function whenParsed(incoming: IncomingMessage, act: () => void): void {
-  // Node parses all bytes of a packet before it does anything else, but for ticks between the parts of a body.
+  // Node parses all bytes of a packet before it does anything else, but for ticks between the parts
+  // of a body.
   process.nextTick(() => (incoming.complete ? act() : setImmediate(act)))
 }
 

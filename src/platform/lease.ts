@@ -2,7 +2,10 @@
 import { type RawBuilder, sql } from 'kysely'
 import { type Database, roundTrip } from './database.ts'
 
-/** Above the time for which the database lets a statement wait for a lock: a row that is locked is no reason to replace connections. */
+/**
+ * Above the time for which the database lets a statement wait for a lock: a row that is locked is
+ * no reason to replace connections.
+ */
 const TIMEOUT_MS = 5_000
 
 export class Lease {
@@ -22,7 +25,10 @@ export class Lease {
     this.#holder = holder
   }
 
-  /** Takes it where nobody has had it for `vacantMs`, or prolongs it. Returns whether this process has it, for `leaseMs` from now. */
+  /**
+   * Takes it where nobody has had it for `vacantMs`, or prolongs it. Returns whether this process
+   * has it, for `leaseMs` from now.
+   */
   async take(leaseMs: number, vacantMs: number): Promise<boolean> {
     const { rows } = await roundTrip(
       this.#database,
@@ -30,7 +36,8 @@ export class Lease {
       () =>
         sql`
           with ahead as (
-            -- Further ahead than it is ever set: the clock was set back, and whoever holds it may be gone. Who is not prolongs it in time.
+            -- Further ahead than it is ever set: the clock was set back, and whoever holds it may
+            -- be gone. Who is not prolongs it in time.
             update ${this.#table} set expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
             where name = ${this.#name} and holder is distinct from ${this.#holder}
               and expires_at > clock_timestamp() + ${leaseMs} * interval '1 millisecond'

@@ -1,11 +1,17 @@
 /**
- * Brings a database's schema up to date, and checks that it is. Tables are made by the steps of `migrations/`, numbered
- * files that run once each, forward only. The functions of Postgres are replaced whenever their files have changed.
+ * Brings a database's schema up to date, and checks that it is. Tables are made by the steps of
+ * `migrations/`, numbered files that run once each, forward only. The functions of Postgres are
+ * replaced whenever their files have changed.
  */
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { sql } from 'kysely'
-import { DEFAULT_MIGRATION_LOCK_TABLE, MIGRATION_LOCK_ID, type Migration, Migrator } from 'kysely/migration'
+import {
+  DEFAULT_MIGRATION_LOCK_TABLE,
+  MIGRATION_LOCK_ID,
+  type Migration,
+  Migrator,
+} from 'kysely/migration'
 import { type Database, roundTrip } from './database.ts'
 import { type FunctionChanges, foreignFunctions, installFunctions } from './postgres-functions.ts'
 import { NotThereYet } from './startup-error.ts'
@@ -26,17 +32,21 @@ export interface SchemaChanges extends FunctionChanges {
 export class SchemaDiffers extends NotThereYet {}
 
 const ROOT = join(import.meta.dirname, '../..')
-export const POSTGRES: SchemaFiles = { steps: join(ROOT, 'migrations/postgres'), functions: join(ROOT, 'src') }
+export const POSTGRES: SchemaFiles = {
+  steps: join(ROOT, 'migrations/postgres'),
+  functions: join(ROOT, 'src'),
+}
 
 /** A migration under way may hold the table of steps, or keep the server busy. */
 const SCHEMA_TIMEOUT_MS = 10_000
 const LOCK = { lockTable: DEFAULT_MIGRATION_LOCK_TABLE, lockRowId: MIGRATION_LOCK_ID }
 
 /**
- * Runs the steps that have not run yet, each once, and makes the functions this version's: all of it or nothing, under a
- * lock that lets several machines start this at the same time. Returns what it changed. A step may take hours on a large
- * database: `database` is to be one without limits, see `openPostgresSession`. Steps that this version does not know, as
- * a later one has run them, are left as they are.
+ * Runs the steps that have not run yet, each once, and makes the functions this version's: all of
+ * it or nothing, under a lock that lets several machines start this at the same time. Returns what
+ * it changed. A step may take hours on a large database: `database` is to be one without limits,
+ * see `openPostgresSession`. Steps that this version does not know, as a later one has run them,
+ * are left as they are.
  */
 export async function migrate(database: Database, files: SchemaFiles): Promise<SchemaChanges> {
   return database.transaction().execute(async (transaction) => {
@@ -61,11 +71,16 @@ export async function migrate(database: Database, files: SchemaFiles): Promise<S
 }
 
 /**
- * Throws `SchemaDiffers` unless every step that this version knows has been applied, and every function is this
- * version's. Later steps, and functions that it does not call, are welcome.
+ * Throws `SchemaDiffers` unless every step that this version knows has been applied, and every
+ * function is this version's. Later steps, and functions that it does not call, are welcome.
  */
 export async function checkSchema(database: Database, files: SchemaFiles): Promise<void> {
-  const difference = await roundTrip(database, 'schema', () => differenceFrom(database, files), SCHEMA_TIMEOUT_MS)
+  const difference = await roundTrip(
+    database,
+    'schema',
+    () => differenceFrom(database, files),
+    SCHEMA_TIMEOUT_MS,
+  )
   if (difference !== undefined) throw new SchemaDiffers(difference)
 }
 
@@ -74,7 +89,8 @@ async function differenceFrom(database: Database, files: SchemaFiles): Promise<s
   const missing = (await stepNames(files)).filter((name) => !applied.includes(name))
   if (missing.length > 0)
     return `the database lacks ${missing.join(', ')}: run the migrate command of this version first`
-  const foreign = files.functions === undefined ? [] : await foreignFunctions(database, files.functions)
+  const foreign =
+    files.functions === undefined ? [] : await foreignFunctions(database, files.functions)
   if (foreign.length > 0)
     return `the database has functions of another version than this one (${foreign.join(', ')}): run the migrate command of the version that is to serve`
   return undefined
@@ -87,7 +103,9 @@ function step({ steps }: SchemaFiles, name: string): Migration {
       try {
         await sql.raw(await readFile(join(steps, file), 'utf8')).execute(transaction)
       } catch (error) {
-        throw new Error(`${file}: ${error instanceof Error ? error.message : error}`, { cause: error })
+        throw new Error(`${file}: ${error instanceof Error ? error.message : error}`, {
+          cause: error,
+        })
       }
     },
   }
@@ -104,6 +122,8 @@ async function stepNames({ steps }: SchemaFiles): Promise<string[]> {
 async function appliedSteps(database: Database): Promise<string[]> {
   const tables = await database.introspection.getTables({ withInternalKyselyTables: true })
   if (!tables.some(({ name }) => name === 'kysely_migration')) return []
-  const { rows } = await sql<{ name: string }>`select name from kysely_migration order by name`.execute(database)
+  const { rows } = await sql<{
+    name: string
+  }>`select name from kysely_migration order by name`.execute(database)
   return rows.map((row) => row.name)
 }

@@ -12,9 +12,10 @@ const PING_INTERVAL_MS = 500
 const CONNECT_TIMEOUT_MS = 2_000
 
 /**
- * Connects to one of the servers, and to another when that is lost, for ever; also while they refuse the password, which may be changing. Should the
- * library give the connection up all the same, the process ends with status 1: it would be of no use. Throws `NotThereYet` if no server lets it
- * in, `StartupError` if they cannot be used.
+ * Connects to one of the servers, and to another when that is lost, for ever; also while they
+ * refuse the password, which may be changing. Should the library give the connection up all the
+ * same, the process ends with status 1: it would be of no use. Throws `NotThereYet` if no server
+ * lets it in, `StartupError` if they cannot be used.
  */
 export async function connectNats(
   urls: readonly string[],
@@ -50,7 +51,9 @@ export async function connectNats(
   }
   if (!jetstream) {
     await connection.close()
-    throw new StartupError('JetStream is off on the NATS server: configure a jetstream block and start it again')
+    throw new StartupError(
+      'JetStream is off on the NATS server: configure a jetstream block and start it again',
+    )
   }
   const version = connection.info?.version ?? ''
   if (OUTDATED.test(version)) {
@@ -70,17 +73,28 @@ async function tellStatus(connection: NatsConnection, logger: Logger): Promise<v
   for await (const { type, data } of connection.status()) {
     if (type !== 'disconnect' && type !== 'reconnect' && type !== 'error') continue
     const line = type === 'error' ? `nats refuses: ${data}` : `nats ${type}`
-    if (line === told || (type === 'disconnect' && told !== '') || (type === 'reconnect' && told === '')) continue
+    if (
+      line === told ||
+      (type === 'disconnect' && told !== '') ||
+      (type === 'reconnect' && told === '')
+    )
+      continue
     logger.warn(type === 'error' ? {} : { server: String(data) }, line)
     told = type === 'reconnect' ? '' : line
   }
 }
 
-/** Ends the process where the connection is closed for another reason than that this program has closed it. */
+/**
+ * Ends the process where the connection is closed for another reason than that this program has
+ * closed it.
+ */
 async function endWith(connection: NatsConnection, logger: Logger): Promise<void> {
   const error = await connection.closed()
   if (!error) return
-  logger.fatal({ err: error }, 'the connection to NATS is closed for good: the process ends, to be started again')
+  logger.fatal(
+    { err: error },
+    'the connection to NATS is closed for good: the process ends, to be started again',
+  )
   process.exit(1)
 }
 
@@ -91,5 +105,7 @@ function withoutCredentials(url: string): string {
 
 function credentialsOf(urls: readonly string[]): { user?: string; pass?: string } {
   const parsed = urls.map((url) => new URL(url)).find(({ username }) => username !== '')
-  return parsed ? { user: decodeURIComponent(parsed.username), pass: decodeURIComponent(parsed.password) } : {}
+  return parsed
+    ? { user: decodeURIComponent(parsed.username), pass: decodeURIComponent(parsed.password) }
+    : {}
 }

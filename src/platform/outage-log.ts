@@ -1,6 +1,6 @@
 /**
- * What fails again and again while a part is out is told by one line when it begins, one for each other reason, and one when it has been over for a
- * while.
+ * What fails again and again while a part is out is told by one line when it begins, one for each
+ * other reason, and one when it has been over for a while.
  */
 import type { Logger } from './logger.ts'
 
@@ -30,8 +30,9 @@ export class OutageLog {
   }
 
   /**
-   * Something failed once more. `kind`: what belongs together; never of what a client sent. It is told of the first
-   * time, and again where the reason is another: what was silent may turn out to have lost something.
+   * Something failed once more. `kind`: what belongs together; never of what a client sent. It is
+   * told of the first time, and again where the reason is another: what was silent may turn out to
+   * have lost something.
    */
   met(kind: string, line: string, reason: string, details: object = {}): void {
     const now = performance.now()
@@ -43,7 +44,13 @@ export class OutageLog {
       if (outage.reasons.has(withoutNumbers) || outage.reasons.size === MAX_REASONS) return
       outage.reasons.add(withoutNumbers)
     } else {
-      this.#underWay.set(kind, { line, since: now, last: now, times: 1, reasons: new Set([withoutNumbers]) })
+      this.#underWay.set(kind, {
+        line,
+        since: now,
+        last: now,
+        times: 1,
+        reasons: new Set([withoutNumbers]),
+      })
       this.#endWhenQuiet(kind, this.#quietMs)
     }
     this.#logger.warn({ ...details, kind, reason }, line)
@@ -57,7 +64,10 @@ export class OutageLog {
       const left = last + this.#quietMs - performance.now()
       if (left > 0) return this.#endWhenQuiet(kind, left)
       this.#underWay.delete(kind)
-      this.#logger.warn({ kind, times, seconds: Math.round((last - since) / 1_000) }, `no more of: ${line}`)
+      this.#logger.warn(
+        { kind, times, seconds: Math.round((last - since) / 1_000) },
+        `no more of: ${line}`,
+      )
     }
     setTimeout(look, Math.ceil(ms)).unref()
   }

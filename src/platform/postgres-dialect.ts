@@ -1,15 +1,18 @@
 /**
- * Kysely on postgres.js. A statement outside a transaction goes to whichever connection is free, behind what that is doing already. A
- * transaction has a session of its own: a client with one connection, which is closed after it and is of no use once that is lost. So nothing is
- * ever sent on a connection that the driver reserved and lost, which ends the process (github.com/porsager/postgres, issue 1208), and no
- * statement of a transaction goes out on another connection than its `begin`. It costs a connection for each, so the parts of the kernel that
- * run for long use no transactions.
+ * Kysely on postgres.js. A statement outside a transaction goes to whichever connection is free,
+ * behind what that is doing already. A transaction has a session of its own: a client with one
+ * connection, which is closed after it and is of no use once that is lost. So nothing is ever sent
+ * on a connection that the driver reserved and lost, which ends the process
+ * (github.com/porsager/postgres, issue 1208), and no statement of a transaction goes out on another
+ * connection than its `begin`. It costs a connection for each, so the parts of the kernel that run
+ * for long use no transactions.
  *
- * A client that lost a connection is replaced whole: the driver (3.4.9) can leave a connection that was cut while a write was buffered in
- * a state in which it never sends again (issue 1154).
+ * A client that lost a connection is replaced whole: the driver (3.4.9) can leave a connection that
+ * was cut while a write was buffered in a state in which it never sends again (issue 1154).
  *
- * The driver must not ask for the types of arrays (`fetch_types`): it does so on each new connection in a promise that nobody awaits, so any
- * error meanwhile, such as a server that shuts down, is an unhandled rejection. No statement here takes or returns an array.
+ * The driver must not ask for the types of arrays (`fetch_types`): it does so on each new
+ * connection in a promise that nobody awaits, so any error meanwhile, such as a server that shuts
+ * down, is an unhandled rejection. No statement here takes or returns an array.
  */
 import {
   CompiledQuery,
@@ -29,7 +32,9 @@ import { inBackground } from './background.ts'
 
 export interface PostgresOptions {
   url: string
-  /** `transaction`: no prepared statements and no session settings, for poolers such as PgBouncer. */
+  /**
+   * `transaction`: no prepared statements and no session settings, for poolers such as PgBouncer.
+   */
   poolMode: 'session' | 'transaction'
   maxConnections: number
 }
@@ -42,8 +47,10 @@ const JSON_TYPE = 114
 const RETIRE_SECONDS = 5
 const MIN_REPLACE_INTERVAL_MS = 500
 /**
- * How long connecting may take: at first, and at most, as each client that has never answered gives the next one twice as long. On a machine that is
- * overloaded the hundred handshakes of new connections take longer than what they are to replace; ended too soon and begun anew they never end.
+ * How long connecting may take: at first, and at most, as each client that has never answered gives
+ * the next one twice as long. On a machine that is overloaded the hundred handshakes of new
+ * connections take longer than what they are to replace; ended too soon and begun anew they never
+ * end.
  */
 const CONNECT_SECONDS = 2
 const MAX_CONNECT_SECONDS = 4
@@ -83,12 +90,17 @@ export class PostgresPool implements Source {
     return new PostgresSession(this.#options, SERVING)
   }
 
-  /** Starts over with new connections; not more often than twice a second, and not while the client is still connecting. */
+  /**
+   * Starts over with new connections; not more often than twice a second, and not while the client
+   * is still connecting.
+   */
   replace(): void {
     const ageMs = performance.now() - this.#replacedAt
     if (ageMs < (this.#isProven ? MIN_REPLACE_INTERVAL_MS : this.#connectSeconds * 1_000)) return
     this.#replacedAt = performance.now()
-    this.#connectSeconds = this.#isProven ? CONNECT_SECONDS : Math.min(MAX_CONNECT_SECONDS, 2 * this.#connectSeconds)
+    this.#connectSeconds = this.#isProven
+      ? CONNECT_SECONDS
+      : Math.min(MAX_CONNECT_SECONDS, 2 * this.#connectSeconds)
     this.#isProven = false
     const retired = this.#client
     this.#client = connect(this.#options, { ...SERVING, connectSeconds: this.#connectSeconds })
@@ -101,8 +113,9 @@ export class PostgresPool implements Source {
 }
 
 /**
- * One connection, connected on first use. What is asked after it was lost fails, and so does what is under way: the driver itself never tells
- * the fate of a statement that it took between the error of a socket and its close.
+ * One connection, connected on first use. What is asked after it was lost fails, and so does what
+ * is under way: the driver itself never tells the fate of a statement that it took between the
+ * error of a socket and its close.
  */
 export class PostgresSession implements Source {
   readonly #client: postgres.Sql
@@ -117,7 +130,11 @@ export class PostgresSession implements Source {
         for (const reject of this.#underWay) reject(lost())
       })
     }
-    this.#client = connect({ url, poolMode, maxConnections: 1 }, { ...limits, lasting: true }, onclose)
+    this.#client = connect(
+      { url, poolMode, maxConnections: 1 },
+      { ...limits, lasting: true },
+      onclose,
+    )
   }
 
   async run(sql: string, parameters: readonly unknown[]): Promise<Rows> {
@@ -142,10 +159,15 @@ function lost(): Error {
 }
 
 /**
- * Prepared once a connection, a statement costs one round trip instead of two, and no parsing. Without parameters the simple protocol serves,
- * which alone takes several statements: the migrations' files.
+ * Prepared once a connection, a statement costs one round trip instead of two, and no parsing.
+ * Without parameters the simple protocol serves, which alone takes several statements: the
+ * migrations' files.
  */
-async function run(client: postgres.Sql, sql: string, parameters: readonly unknown[]): Promise<Rows> {
+async function run(
+  client: postgres.Sql,
+  sql: string,
+  parameters: readonly unknown[],
+): Promise<Rows> {
   const prepare = client.options.prepare && parameters.length > 0
   return client.unsafe(sql, [...parameters] as never[], { prepare })
 }
@@ -163,7 +185,10 @@ interface Limits {
 
 /** A frozen client must not hold locks that others wait for. */
 const SERVING: Limits = { statementMs: 10_000, lockMs: 3_000, idleInTransactionMs: 10_000 }
-/** Of a command that works on a large database. Between two statements of one transaction it does no more than read a page of the log. */
+/**
+ * Of a command that works on a large database. Between two statements of one transaction it does no
+ * more than read a page of the log.
+ */
 const UNLIMITED: Limits = { statementMs: 0, lockMs: 0, idleInTransactionMs: 60_000 }
 
 /** As the settings of a session. Sent as text: the driver leaves out what is falsy. */
@@ -283,13 +308,14 @@ class PostgresConnection implements DatabaseConnection {
   endSession(): void {
     const session = this.#session
     this.#session = undefined
-    if (session !== undefined && session !== this.#source) inBackground('end_session', session.close())
+    if (session !== undefined && session !== this.#source)
+      inBackground('end_session', session.close())
   }
   async executeQuery<R>({ sql, parameters }: CompiledQuery): Promise<QueryResult<R>> {
     const rows = await (this.#session ?? this.#source).run(sql, parameters)
     return { rows: [...rows] as R[], numAffectedRows: BigInt(rows.count ?? 0) }
   }
-  // biome-ignore lint/correctness/useYield: nothing here streams from the database; long reads go by pages.
+  // biome-ignore lint/correctness/useYield: nothing streams; long reads go by pages.
   async *streamQuery(): AsyncIterableIterator<never> {
     throw new Error('streaming is not supported')
   }

@@ -1,6 +1,7 @@
 /**
- * The functions of Postgres: a file each, `<capability>/sql/<function>.sql`, beside the code that calls them. `migrate`
- * brings them into the database, and a node serves only from those that are its own.
+ * The functions of Postgres: a file each, `<capability>/sql/<function>.sql`, beside the code that
+ * calls them. `migrate` brings them into the database, and a node serves only from those that are
+ * its own.
  */
 import { createHash } from 'node:crypto'
 import { glob, readFile } from 'node:fs/promises'
@@ -34,13 +35,19 @@ export interface FunctionChanges {
 const INVALID_FUNCTION_DEFINITION = '42P13'
 
 /**
- * Makes the functions in the database those in the files below `directory`: replaces those whose text is another than
- * was installed last, and drops those without a file. Who may call one may still when it is replaced.
+ * Makes the functions in the database those in the files below `directory`: replaces those whose
+ * text is another than was installed last, and drops those without a file. Who may call one may
+ * still when it is replaced.
  */
-export async function installFunctions(transaction: DatabaseTransaction, directory: string): Promise<FunctionChanges> {
+export async function installFunctions(
+  transaction: DatabaseTransaction,
+  directory: string,
+): Promise<FunctionChanges> {
   const files = await readFunctions(directory)
   const names = new Set(files.map(({ name }) => name))
-  const { rows } = await sql<{ name: string }>`select name from installed_functions order by name`.execute(transaction)
+  const { rows } = await sql<{
+    name: string
+  }>`select name from installed_functions order by name`.execute(transaction)
   const dropped = rows.map(({ name }) => name).filter((name) => !names.has(name))
   for (const name of dropped) {
     for (const routine of await routinesNamed(transaction, name)) await drop(transaction, routine)
@@ -56,7 +63,10 @@ export async function installFunctions(transaction: DatabaseTransaction, directo
   return { installed: others.map(({ name }) => name), dropped }
 }
 
-/** The names of the functions in the files below `directory` that the database lacks, or has with another text. */
+/**
+ * The names of the functions in the files below `directory` that the database lacks, or has with
+ * another text.
+ */
 export async function foreignFunctions(database: Database, directory: string): Promise<string[]> {
   const others = await differing(database, await readFunctions(directory))
   return others.map(({ name }) => name)
@@ -74,17 +84,25 @@ async function readFunctions(directory: string): Promise<FunctionFile[]> {
   return [...files.values()].sort((one, other) => (one.name < other.name ? -1 : 1))
 }
 
-async function differing(database: Database, files: readonly FunctionFile[]): Promise<FunctionFile[]> {
+async function differing(
+  database: Database,
+  files: readonly FunctionFile[],
+): Promise<FunctionFile[]> {
   const { rows } = await sql<{ name: string; hash: string }>`
     select name, hash from installed_functions
-    where exists (select from pg_proc where proname = name and pronamespace = ${HERE})`.execute(database)
+    where exists (select from pg_proc where proname = name and pronamespace = ${HERE})`.execute(
+    database,
+  )
   const installed = new Map(rows.map(({ name, hash }) => [name, hash]))
   return files.filter(({ name, hash }) => installed.get(name) !== hash)
 }
 
 const HERE = sql`(select oid from pg_namespace where nspname = current_schema())`
 
-async function install(transaction: DatabaseTransaction, { name, path, text }: FunctionFile): Promise<void> {
+async function install(
+  transaction: DatabaseTransaction,
+  { name, path, text }: FunctionFile,
+): Promise<void> {
   const before = await routinesNamed(transaction, name)
   try {
     await create(transaction, text, before)
@@ -105,7 +123,11 @@ async function install(transaction: DatabaseTransaction, { name, path, text }: F
 }
 
 /** In place where that can be: who calls it meanwhile does not notice. */
-async function create(transaction: DatabaseTransaction, text: string, before: readonly Routine[]): Promise<void> {
+async function create(
+  transaction: DatabaseTransaction,
+  text: string,
+  before: readonly Routine[],
+): Promise<void> {
   await sql`savepoint in_place`.execute(transaction)
   try {
     await sql.raw(text).execute(transaction)

@@ -1,4 +1,7 @@
-/** The connection to Redis (or Redis Cluster), its scripts, and a breaker that keeps requests from waiting for a Redis that is out. */
+/**
+ * The connection to Redis (or Redis Cluster), its scripts, and a breaker that keeps requests from
+ * waiting for a Redis that is out.
+ */
 import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Cluster, Redis, type RedisOptions } from 'ioredis'
@@ -15,8 +18,8 @@ export class RedisUnavailable extends Unavailable {
 }
 
 /**
- * Redis is at its memory limit and took nothing of what it was to add. It is not out: what reads, leases and removes goes on, in scripts with
- * the flag `allow-oom`.
+ * Redis is at its memory limit and took nothing of what it was to add. It is not out: what reads,
+ * leases and removes goes on, in scripts with the flag `allow-oom`.
  */
 export class RedisFull extends RedisUnavailable {
   override name = 'RedisFull'
@@ -29,13 +32,19 @@ class ServersChanging extends Error {
 
 /** A server that answers nothing is waited for so long. */
 export const COMMAND_TIMEOUT_MS = 500
-/** A connection on which an answer is due and nothing comes for so long is given up, and made anew. Until then a late answer can be made use of. */
+/**
+ * A connection on which an answer is due and nothing comes for so long is given up, and made anew.
+ * Until then a late answer can be made use of.
+ */
 const SILENCE_MS = 5_000
 const CONNECT_TIMEOUT_MS = 1_000
 /** The first connection, while a process still loads its code, and all may be starting at once. */
 const FIRST_CONNECT_TIMEOUT_MS = 5_000
 const PROBE_MS = 200
-/** Servers of a Redis Cluster that has just been made, or has just changed, need a moment to tell each other. */
+/**
+ * Servers of a Redis Cluster that has just been made, or has just changed, need a moment to tell
+ * each other.
+ */
 const IDENTIFY_TIMEOUT_MS = 5_000
 
 const seconds = new Histogram({
@@ -72,7 +81,10 @@ export class RedisClient {
   #closed = false
   #corked: Redis['stream'] | undefined
   #probing = false
-  /** Identifies the running servers: changes when one of them was restarted or replaced. Empty while not known. */
+  /**
+   * Identifies the running servers: changes when one of them was restarted or replaced. Empty while
+   * not known.
+   */
   #incarnation = ''
   /** How often what servers there are was learned anew. */
   #changes = 0
@@ -81,7 +93,10 @@ export class RedisClient {
     this.connection = connection
   }
 
-  /** Connects and checks that the server keeps what it is given. Throws `NotThereYet` if it cannot, `StartupError` if the server does not. */
+  /**
+   * Connects and checks that the server keeps what it is given. Throws `NotThereYet` if it cannot,
+   * `StartupError` if the server does not.
+   */
   static async open(url: string, mode: 'single' | 'cluster', logger: Logger): Promise<RedisClient> {
     const options = {
       socketTimeout: SILENCE_MS,
@@ -109,7 +124,8 @@ export class RedisClient {
             },
             enableOfflineQueue: false,
             clusterRetryStrategy: () => PROBE_MS,
-            // What was sent to a server that is gone may have been done: nothing is sent twice behind the caller's back.
+            // What was sent to a server that is gone may have been done: nothing is sent twice
+            // behind the caller's back.
             retryDelayOnFailover: 0,
             retryDelayOnClusterDown: 0,
             lazyConnect: true,
@@ -128,13 +144,17 @@ export class RedisClient {
       await client.#identified()
       const [, policy] = (await connection.config('GET', 'maxmemory-policy')) as string[]
       if (policy !== 'noeviction') {
-        throw new StartupError(`Redis may throw queues away: set maxmemory-policy to noeviction (it is ${policy})`)
+        throw new StartupError(
+          `Redis may throw queues away: set maxmemory-policy to noeviction (it is ${policy})`,
+        )
       }
     } catch (error) {
       client.#closed = true
       connection.disconnect()
       if (error instanceof StartupError) throw error
-      throw new NotThereYet(`REDIS_URL: cannot use Redis at ${hostname}:${port || 6379}: ${reason ?? error}`)
+      throw new NotThereYet(
+        `REDIS_URL: cannot use Redis at ${hostname}:${port || 6379}: ${reason ?? error}`,
+      )
     }
     if (connection instanceof Redis) connection.options.connectTimeout = CONNECT_TIMEOUT_MS
     client.#out = false
@@ -164,20 +184,31 @@ export class RedisClient {
 
   /** Memory of all masters together; a limit of 0 is none. */
   async memory(): Promise<{ usedBytes: number; limitBytes: number }> {
-    const answers = await this.run('memory', () => Promise.all(this.masters.map((master) => master.info('memory'))))
+    const answers = await this.run('memory', () =>
+      Promise.all(this.masters.map((master) => master.info('memory'))),
+    )
     const sum = (field: string) =>
-      answers.reduce((total, text) => total + Number(new RegExp(`^${field}:(\\d+)`, 'm').exec(text)?.[1] ?? 0), 0)
+      answers.reduce(
+        (total, text) => total + Number(new RegExp(`^${field}:(\\d+)`, 'm').exec(text)?.[1] ?? 0),
+        0,
+      )
     return { usedBytes: sum('used_memory'), limitBytes: sum('maxmemory') }
   }
 
-  /** Has each master write its append-only file anew, in its own time, so that it holds what is there now and no more. Throws `RedisUnavailable`. */
+  /**
+   * Has each master write its append-only file anew, in its own time, so that it holds what is
+   * there now and no more. Throws `RedisUnavailable`.
+   */
   async rewriteFiles(): Promise<void> {
-    await this.run('rewrite_files', () => Promise.all(this.masters.map((master) => master.bgrewriteaof())))
+    await this.run('rewrite_files', () =>
+      Promise.all(this.masters.map((master) => master.bgrewriteaof())),
+    )
   }
 
   /**
-   * One round trip. Throws `RedisUnavailable` when it takes too long, and at once while Redis is known to be out; `RedisFull`. `late` is given an answer
-   * that came after that: what the command did, nobody else has heard of.
+   * One round trip. Throws `RedisUnavailable` when it takes too long, and at once while Redis is
+   * known to be out; `RedisFull`. `late` is given an answer that came after that: what the command
+   * did, nobody else has heard of.
    */
   async run<T>(
     operation: string,
@@ -198,17 +229,21 @@ export class RedisClient {
       if (late) answer.then(late, () => {})
       failures.inc({ operation })
       this.#markOut(error)
-      throw new RedisUnavailable(`Redis did not answer: ${error instanceof Error ? error.message : error}`, {
-        cause: error,
-      })
+      throw new RedisUnavailable(
+        `Redis did not answer: ${error instanceof Error ? error.message : error}`,
+        {
+          cause: error,
+        },
+      )
     } finally {
       stop()
     }
   }
 
   /**
-   * What is asked in one turn of the event loop goes out in one write, which is most of what a command costs. (The library's own way,
-   * `enableAutoPipelining`, ends the process when a connection breaks: ioredis 6.0.0.) Not in Redis Cluster, which has a connection a server.
+   * What is asked in one turn of the event loop goes out in one write, which is most of what a
+   * command costs. (The library's own way, `enableAutoPipelining`, ends the process when a
+   * connection breaks: ioredis 6.0.0.) Not in Redis Cluster, which has a connection a server.
    */
   #cork(): void {
     const { connection } = this
@@ -222,7 +257,10 @@ export class RedisClient {
     })
   }
 
-  /** Runs a script, by its hash; sends it whole where the server does not have it. Keys must be of one slot. */
+  /**
+   * Runs a script, by its hash; sends it whole where the server does not have it. Keys must be of
+   * one slot.
+   */
   async script(
     script: Script,
     keys: readonly string[],
@@ -279,7 +317,8 @@ export class RedisClient {
     const changes = this.#changes
     const { masters, connection } = this
     if (connection instanceof Cluster) {
-      // The library may know fewer than there are: it has asked one that did not know them yet, or has given one up that was away.
+      // The library may know fewer than there are: it has asked one that did not know them yet, or
+      // has given one up that was away.
       const views = await Promise.all(masters.map((master) => master.cluster('INFO')))
       const sizes = views.map((view) => Number(/^cluster_size:(\d+)/m.exec(view)?.[1]))
       if (sizes.length === 0 || sizes.some((size) => size !== masters.length)) {
@@ -308,24 +347,37 @@ export function callScript(
   keys: readonly string[],
   args: readonly (string | number)[],
 ): Promise<unknown> {
-  const commands = target as unknown as Record<string, ((...args: (string | number)[]) => Promise<unknown>) | undefined>
+  const commands = target as unknown as Record<
+    string,
+    ((...args: (string | number)[]) => Promise<unknown>) | undefined
+  >
   if (!Object.hasOwn(target, name))
     target.defineCommand(name, { lua, ...(numberOfKeys !== undefined && { numberOfKeys }) })
   const command = commands[name]
   if (!command) throw new TypeError(`the script ${name} is not defined`)
-  return command.call(target, ...(numberOfKeys === undefined ? [keys.length] : []), ...keys, ...args)
+  return command.call(
+    target,
+    ...(numberOfKeys === undefined ? [keys.length] : []),
+    ...keys,
+    ...args,
+  )
 }
 
 /**
- * Replies by which Redis says that a command of ours is wrong, or that one of our scripts refuses it (LOST). Asked again, it would answer the same.
+ * Replies by which Redis says that a command of ours is wrong, or that one of our scripts refuses
+ * it (LOST). Asked again, it would answer the same.
  */
-const MISTAKES = /^(ERR(?! max number of clients)|WRONGTYPE|NOSCRIPT|EXECABORT|CROSSSLOT|NOGROUP|BUSYGROUP|LOST)\b/
+const MISTAKES =
+  /^(ERR(?! max number of clients)|WRONGTYPE|NOSCRIPT|EXECABORT|CROSSSLOT|NOGROUP|BUSYGROUP|LOST)\b/
 
 function isFull(error: unknown): boolean {
   return error instanceof Error && error.name === 'ReplyError' && error.message.startsWith('OOM ')
 }
 
-/** Whether it is the answer to a command. All else is an outage, such as a server that starts, or does not accept the password. */
+/**
+ * Whether it is the answer to a command. All else is an outage, such as a server that starts, or
+ * does not accept the password.
+ */
 function isReply(error: unknown): boolean {
   return error instanceof Error && error.name === 'ReplyError' && MISTAKES.test(error.message)
 }

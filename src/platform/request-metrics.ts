@@ -1,4 +1,7 @@
-/** What every answer leaves behind, on whichever port and at whatever depth it was given: a count, a time, a line in the log. */
+/**
+ * What every answer leaves behind, on whichever port and at whatever depth it was given: a count, a
+ * time, a line in the log.
+ */
 import { Counter, Histogram } from 'prom-client'
 import type { Logger } from './logger.ts'
 
@@ -29,7 +32,10 @@ export interface Answered {
   readonly cause?: string | undefined
 }
 
-export function recordAnswer(logger: Logger, { route, status, milliseconds, agent, cause, ...asked }: Answered): void {
+export function recordAnswer(
+  logger: Logger,
+  { route, status, milliseconds, agent, cause, ...asked }: Answered,
+): void {
   const method = METHODS.has(asked.method) ? asked.method : 'other'
   requests.inc({ method, route, status })
   if (milliseconds !== undefined) durations.observe({ method, route }, milliseconds / 1_000)

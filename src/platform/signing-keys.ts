@@ -18,7 +18,11 @@ export class PostgresSigningKeys implements SigningKeys {
 
   async signingKey(name: KeyName): Promise<Buffer> {
     const { key } = await roundTrip(this.#database, 'signing_key', () =>
-      this.#database.selectFrom('signing_keys').select('key').where('name', '=', name).executeTakeFirstOrThrow(),
+      this.#database
+        .selectFrom('signing_keys')
+        .select('key')
+        .where('name', '=', name)
+        .executeTakeFirstOrThrow(),
     )
     return key
   }

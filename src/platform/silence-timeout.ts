@@ -2,8 +2,9 @@
 const BUSY_MS = 5_000
 
 /**
- * How long to wait for the answers of one backing part. One that is silent is out, and who waits for it is told soon. One that answers others is
- * busy: giving up on it and asking again would only make it busier.
+ * How long to wait for the answers of one backing part. One that is silent is out, and who waits
+ * for it is told soon. One that answers others is busy: giving up on it and asking again would only
+ * make it busier.
  */
 export class SilenceTimeout {
   readonly #busyMs: number
@@ -24,12 +25,21 @@ export class SilenceTimeout {
     return performance.now() - this.#answeredAt
   }
 
-  /** When to give up on what was asked at `start`, as things are now: once the part has been silent for `silentMs`. On the clock of `performance.now()`. */
+  /**
+   * When to give up on what was asked at `start`, as things are now: once the part has been silent
+   * for `silentMs`. On the clock of `performance.now()`.
+   */
   deadline(start: number, silentMs: number): number {
-    return Math.min(start + Math.max(this.#busyMs, silentMs), Math.max(start, this.#answeredAt) + silentMs)
+    return Math.min(
+      start + Math.max(this.#busyMs, silentMs),
+      Math.max(start, this.#answeredAt) + silentMs,
+    )
   }
 
-  /** What `work` ends with, or a rejection with `late()` when it has taken too long; what it ends with after that is ignored. */
+  /**
+   * What `work` ends with, or a rejection with `late()` when it has taken too long; what it ends
+   * with after that is ignored.
+   */
   async wait<T>(work: Promise<T>, silentMs: number, late: () => Error): Promise<T> {
     const start = performance.now()
     const expired = Promise.withResolvers<never>()
@@ -38,7 +48,8 @@ export class SilenceTimeout {
     const check = (isRead: boolean) => {
       const left = this.deadline(start, silentMs) - performance.now()
       if (left > 0) timer = setTimeout(check, left, false)
-      // A process that was held up itself, frozen or short of CPU, finds its timers expired before it has read what came in meanwhile.
+      // A process that was held up itself, frozen or short of CPU, finds its timers expired before
+      // it has read what came in meanwhile.
       else if (!isRead) turn = setImmediate(check, true)
       else expired.reject(late())
     }

@@ -1,9 +1,12 @@
 /**
- * The one connection that writes to the embedded database, in a thread of its own: a flush of the disk holds nobody up who only reads.
+ * The one connection that writes to the embedded database, in a thread of its own: a flush of the
+ * disk holds nobody up who only reads.
  *
- * Writes are functions by name, which the thread knows. What is asked while a batch is under way goes together in the next one, which is
- * one transaction and one flush. Each write of a batch is done whole or not at all; none has been done until the batch is on the disk. What
- * nobody waits for goes with the next that somebody does, so that reading flushes nothing while others write, and ten times a second otherwise.
+ * Writes are functions by name, which the thread knows. What is asked while a batch is under way
+ * goes together in the next one, which is one transaction and one flush. Each write of a batch is
+ * done whole or not at all; none has been done until the batch is on the disk. What nobody waits
+ * for goes with the next that somebody does, so that reading flushes nothing while others write,
+ * and ten times a second otherwise.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type MessagePort, Worker } from 'node:worker_threads'
@@ -13,7 +16,10 @@ import { batched } from './batch.ts'
 import { type Sqlite, SqliteUnavailable, transaction, verdictOn } from './sqlite.ts'
 import { watchFiles } from './sqlite-files.ts'
 
-/** What can be written: takes one value, does it within a transaction that is under way, returns what came of it. No promises. */
+/**
+ * What can be written: takes one value, does it within a transaction that is under way, returns
+ * what came of it. No promises.
+ */
 export type Writes = Record<string, (input: never) => unknown>
 
 interface Call {
@@ -30,22 +36,37 @@ interface Asked extends Call {
 type Outcome = { readonly value: unknown } | { readonly error: Error }
 
 /** Of a batch: what came of each of its writes, or why none has been done. */
-type Answer = { readonly outcomes: Outcome[] } | { readonly failure: Error; readonly isRuin: boolean }
+type Answer =
+  | { readonly outcomes: Outcome[] }
+  | { readonly failure: Error; readonly isRuin: boolean }
 
-/** What the thread says: first that it is ready, or why it cannot be; an answer to each batch; and that another process has written. */
+/**
+ * What the thread says: first that it is ready, or why it cannot be; an answer to each batch; and
+ * that another process has written.
+ */
 type Said = { readonly ready: true } | { readonly elsewhere: true } | Answer
 
-/** Writes of one transaction, in number and in bytes of their strings; those that wait for one, in number. Bodies have their own budget. */
+/**
+ * Writes of one transaction, in number and in bytes of their strings; those that wait for one, in
+ * number. Bodies have their own budget.
+ */
 const MAX_BATCH = 500
 const MAX_BATCH_BYTES = 8 * 1_048_576
 const MAX_WAITING = 20_000
-/** A batch that has taken so long is given up, and nothing more is begun until its answer has come. */
+/**
+ * A batch that has taken so long is given up, and nothing more is begun until its answer has come.
+ */
 const DEADLINE_MS = 10_000
-/** What the thread makes and throws away: more than a batch of the greatest size would only be kept. */
+/**
+ * What the thread makes and throws away: more than a batch of the greatest size would only be kept.
+ */
 const YOUNG_MIB = 16
 /** While nothing can be written, it is tried so often whether it can be again. */
 const PROBE_MS = 1_000
-/** How often the thread looks whether another process has written, and whether the files are still there. */
+/**
+ * How often the thread looks whether another process has written, and whether the files are still
+ * there.
+ */
 const WATCH_MS = 500
 /** What nobody waits for is written within so long. */
 const MAY_WAIT_MS = 100
@@ -120,7 +141,10 @@ export class SqliteWriter<W extends Writes> {
     onRuin,
     deadlineMs = DEADLINE_MS,
   }: SqliteWriterOptions): Promise<SqliteWriter<W>> {
-    const worker = new Worker(thread, { workerData: data, resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MIB } })
+    const worker = new Worker(thread, {
+      workerData: data,
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MIB },
+    })
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     worker.once('message', (said: Said) => ('failure' in said ? reject(said.failure) : resolve()))
     worker.once('error', reject)
@@ -135,8 +159,9 @@ export class SqliteWriter<W extends Writes> {
   }
 
   /**
-   * Does one write. Resolves when it is on the disk. Throws `SqliteUnavailable`: then it has not been done, or (after the deadline) nobody
-   * knows yet. `bytes`: how large the input is, where it may be large. `mayWait`: nobody waits for it.
+   * Does one write. Resolves when it is on the disk. Throws `SqliteUnavailable`: then it has not
+   * been done, or (after the deadline) nobody knows yet. `bytes`: how large the input is, where it
+   * may be large. `mayWait`: nobody waits for it.
    */
   async run<N extends keyof W & string>(
     name: N,
@@ -154,7 +179,10 @@ export class SqliteWriter<W extends Writes> {
     return () => void this.#written.delete(listener)
   }
 
-  /** Calls `listener` within half a second when another process has written. Returns how to end that. */
+  /**
+   * Calls `listener` within half a second when another process has written. Returns how to end
+   * that.
+   */
   onWrittenElsewhere(listener: () => void): () => void {
     this.#elsewhere.add(listener)
     return () => void this.#elsewhere.delete(listener)
@@ -179,9 +207,12 @@ export class SqliteWriter<W extends Writes> {
       for (const listener of this.#written) listener()
       return answer.outcomes
     }
-    const failure = new SqliteUnavailable(`the database cannot be written: ${answer.failure.message}`, {
-      cause: answer.failure,
-    })
+    const failure = new SqliteUnavailable(
+      `the database cannot be written: ${answer.failure.message}`,
+      {
+        cause: answer.failure,
+      },
+    )
     if (answer.isRuin) this.#fail(failure)
     if (this.#outage === undefined) inBackground('probe_database', this.#probe())
     this.#outage = failure
@@ -198,19 +229,26 @@ export class SqliteWriter<W extends Writes> {
 
   #fail(error: Error): void {
     if (this.#ruin) return
-    this.#ruin = error instanceof SqliteUnavailable ? error : new SqliteUnavailable(error.message, { cause: error })
+    this.#ruin =
+      error instanceof SqliteUnavailable
+        ? error
+        : new SqliteUnavailable(error.message, { cause: error })
     this.#answered.resolve({ failure: error, isRuin: true })
     this.#onRuin(this.#ruin)
   }
 
-  /** Ends the thread, when what was asked for is on the disk or cannot be. Whoever writes must have ended before. */
+  /**
+   * Ends the thread, when what was asked for is on the disk or cannot be. Whoever writes must have
+   * ended before.
+   */
   async close(): Promise<void> {
     if (this.#thread.threadId === -1) return
     await this.#run({ ...NOTHING, bytes: 0, mayWait: false }).catch(() => {})
     this.#isClosing = true
     this.#thread.postMessage(undefined)
     // It may have ended meanwhile, for another reason.
-    if (this.#thread.threadId !== -1) await new Promise((resolve) => this.#thread.once('exit', resolve))
+    if (this.#thread.threadId !== -1)
+      await new Promise((resolve) => this.#thread.once('exit', resolve))
   }
 }
 
@@ -226,7 +264,10 @@ async function withDeadline(answer: Promise<Answer>, ms: number): Promise<Answer
 }
 
 /** The thread's side: does what it is sent, a message a transaction, until it is sent nothing. */
-export function serveWrites(port: MessagePort, open: () => { sqlite: Sqlite; writes: Writes }): void {
+export function serveWrites(
+  port: MessagePort,
+  open: () => { sqlite: Sqlite; writes: Writes },
+): void {
   let opened: ReturnType<typeof open>
   try {
     opened = open()

@@ -1,4 +1,7 @@
-/** SQLite, which embedded storage is kept in: opening it, its statements, its schema, and what its errors mean. */
+/**
+ * SQLite, which embedded storage is kept in: opening it, its statements, its schema, and what its
+ * errors mean.
+ */
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { DatabaseSync, type SQLTagStore } from 'node:sqlite'
@@ -13,7 +16,10 @@ export interface Sqlite {
   readonly sql: Pick<SQLTagStore, 'get' | 'all' | 'iterate' | 'run'>
 }
 
-/** The embedded database cannot take or give anything now: its disk is full, or another process has it locked. */
+/**
+ * The embedded database cannot take or give anything now: its disk is full, or another process has
+ * it locked.
+ */
 export class SqliteUnavailable extends Unavailable {
   override name = 'SqliteUnavailable'
 }
@@ -21,7 +27,10 @@ export class SqliteUnavailable extends Unavailable {
 const MIGRATIONS = join(import.meta.dirname, '../../migrations/sqlite')
 /** How long a statement waits for another process that writes: `revoke`. */
 const BUSY_MS = 5_000
-/** The write-ahead log is copied into the database from so many pages of 4 KiB on, and cut to so many bytes afterwards. */
+/**
+ * The write-ahead log is copied into the database from so many pages of 4 KiB on, and cut to so
+ * many bytes afterwards.
+ */
 const CHECKPOINT_PAGES = 16_384
 const MAX_WAL_BYTES = 128 * 1_048_576
 /** Pages that a connection keeps in memory, in KiB. */
@@ -30,10 +39,14 @@ const CACHE_KIB = 8_192
 const MAX_STATEMENTS = 500
 
 /**
- * Opens the database in `file`. One that writes creates it; each of its commits is on the disk when it returns (`synchronous=FULL`), and
- * only then others read it. What is deleted is overwritten: it may have been illegal to host. Throws what SQLite says, with its `errcode`.
+ * Opens the database in `file`. One that writes creates it; each of its commits is on the disk when
+ * it returns (`synchronous=FULL`), and only then others read it. What is deleted is overwritten: it
+ * may have been illegal to host. Throws what SQLite says, with its `errcode`.
  */
-export function openSqlite(file: string, { readOnly = false }: { readOnly?: boolean } = {}): Sqlite {
+export function openSqlite(
+  file: string,
+  { readOnly = false }: { readOnly?: boolean } = {},
+): Sqlite {
   const connection = new DatabaseSync(file, { readOnly, timeout: BUSY_MS })
   try {
     if (!readOnly) {
@@ -53,20 +66,24 @@ export function openSqlite(file: string, { readOnly = false }: { readOnly?: bool
 }
 
 /**
- * Brings the schema up to date: applies the files of `migrations/sqlite` that it lacks, each once, in a transaction. Throws where it has been given
- * more than those, by a later version.
+ * Brings the schema up to date: applies the files of `migrations/sqlite` that it lacks, each once,
+ * in a transaction. Throws where it has been given more than those, by a later version.
  */
 export function migrateSqlite({ connection }: Sqlite): void {
   const steps = stepNames()
   transaction(connection, () => {
     const version = schemaVersion(connection)
     if (version > steps.length) throw new Error('a later version of the kernel has used it')
-    for (const step of steps.slice(version)) connection.exec(readFileSync(join(MIGRATIONS, step), 'utf8'))
+    for (const step of steps.slice(version))
+      connection.exec(readFileSync(join(MIGRATIONS, step), 'utf8'))
     connection.exec(`pragma user_version = ${steps.length}`)
   })
 }
 
-/** For a command that writes beside a kernel. Throws `StartupError` where the database is not of this version. */
+/**
+ * For a command that writes beside a kernel. Throws `StartupError` where the database is not of
+ * this version.
+ */
 export function checkSqliteSchema({ connection }: Sqlite): void {
   const version = schemaVersion(connection)
   const needed = stepNames().length
@@ -84,13 +101,16 @@ function stepNames(): string[] {
     .sort()
 }
 
-/** So long those who read and write are waited for, so that what is in the write-ahead log can be copied. */
+/**
+ * So long those who read and write are waited for, so that what is in the write-ahead log can be
+ * copied.
+ */
 const TRUNCATE_MS = 30_000
 const TRUNCATE_POLL_MS = 100
 
 /**
- * Copies the write-ahead log into the database, and cuts it to nothing. Whether that was possible: others may have been reading what is older, all the
- * time.
+ * Copies the write-ahead log into the database, and cuts it to nothing. Whether that was possible:
+ * others may have been reading what is older, all the time.
  */
 export async function truncateLog({ connection }: Pick<Sqlite, 'connection'>): Promise<boolean> {
   const deadline = performance.now() + TRUNCATE_MS
@@ -106,7 +126,9 @@ export function schemaVersion(connection: DatabaseSync): number {
   return Number(connection.prepare('pragma user_version').get()?.user_version)
 }
 
-/** Runs `work` in a transaction that waits for no other later on. What it throws undoes all of it. */
+/**
+ * Runs `work` in a transaction that waits for no other later on. What it throws undoes all of it.
+ */
 export function transaction<T>(connection: DatabaseSync, work: () => T): T {
   connection.exec('begin immediate')
   try {
@@ -132,8 +154,8 @@ export type Verdict = 'defect' | 'outage' | 'ruin'
 /** Primary result codes, https://sqlite.org/rescode.html: BUSY, LOCKED, NOMEM, FULL. */
 const OUTAGES = new Set([5, 6, 7, 13])
 /**
- * Extended ones. IOERR_WRITE: a quota, or a limit on the size of files. IOERR_SHMSIZE: the index of the write-ahead log cannot
- * grow. What was written is not committed.
+ * Extended ones. IOERR_WRITE: a quota, or a limit on the size of files. IOERR_SHMSIZE: the index of
+ * the write-ahead log cannot grow. What was written is not committed.
  */
 const FULL_DISKS = new Set([778, 4874])
 /** READONLY, IOERR, CORRUPT, CANTOPEN, PROTOCOL, NOTADB. */
@@ -153,14 +175,19 @@ export interface Attempting {
 }
 
 /**
- * The same connection for who serves requests from it: an outage is thrown as `SqliteUnavailable`, and so is a ruin, which is told
- * first. A defect is thrown as it is.
+ * The same connection for who serves requests from it: an outage is thrown as `SqliteUnavailable`,
+ * and so is a ruin, which is told first. A defect is thrown as it is.
  */
-export function forServing({ connection, sql }: Sqlite, onRuin: (error: Error) => void): Sqlite & Attempting {
+export function forServing(
+  { connection, sql }: Sqlite,
+  onRuin: (error: Error) => void,
+): Sqlite & Attempting {
   const meaning = (error: unknown): unknown => {
     const verdict = verdictOn(error)
     if (verdict === 'defect' || !(error instanceof Error)) return error
-    const unavailable = new SqliteUnavailable(`the database cannot be read: ${error.message}`, { cause: error })
+    const unavailable = new SqliteUnavailable(`the database cannot be read: ${error.message}`, {
+      cause: error,
+    })
     if (verdict === 'ruin') onRuin(unavailable)
     return unavailable
   }

@@ -1,7 +1,10 @@
 /** What is printed for people, and what they are asked. */
 import { createInterface } from 'node:readline'
 
-/** What somebody else has written must not steer the terminal: controls, and what hides or turns the direction of text. */
+/**
+ * What somebody else has written must not steer the terminal: controls, and what hides or turns the
+ * direction of text.
+ */
 export function escapeControls(text: string): string {
   return text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (character) => {
     const code = character.codePointAt(0) ?? 0
@@ -14,7 +17,9 @@ export function isAtTerminal(): boolean {
   return process.stdin.isTTY === true && process.stderr.isTTY === true
 }
 
-/** Asks a question; whether it was answered with `yes`. Ctrl-C and the end of the input are none. */
+/**
+ * Asks a question; whether it was answered with `yes`. Ctrl-C and the end of the input are none.
+ */
 export async function isConfirmed(question: string): Promise<boolean> {
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
   const { promise: given, resolve } = Promise.withResolvers<string>()

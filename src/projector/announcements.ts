@@ -1,8 +1,9 @@
 /**
  * How far each projection is: the process that leads it tells those that wait for it, over NATS.
  *
- * An event says in a header which process appended it. After each batch just the processes whose events were in it are told, and everybody
- * now and then (the projector's `RENEW_MS`). So what a request costs does not grow with the number of processes.
+ * An event says in a header which process appended it. After each batch just the processes whose
+ * events were in it are told, and everybody now and then (the projector's `RENEW_MS`). So what a
+ * request costs does not grow with the number of processes.
  */
 import type { Msg, NatsConnection, NatsError } from 'nats'
 import type { LoggedEvent } from '../events/event.ts'
@@ -26,7 +27,10 @@ export interface Announcement {
 const SUBJECT = 'tabulum.projection'
 
 export class Announcements {
-  readonly progress: Readonly<Record<ProjectionName, Progress>> = { database: new Progress(), queues: new Progress() }
+  readonly progress: Readonly<Record<ProjectionName, Progress>> = {
+    database: new Progress(),
+    queues: new Progress(),
+  }
   readonly #nats: Pick<NatsConnection, 'publish'>
   readonly #origin: string
   readonly #latest: Partial<Record<ProjectionName, Announcement>> = {}
@@ -37,7 +41,11 @@ export class Announcements {
    * @param origin a name of this process that no other has, as in the events that it appends
    * @param onHeard called with how far a projection is: so far the log is at least
    */
-  constructor(nats: Pick<NatsConnection, 'publish' | 'subscribe'>, origin: string, onHeard: (applied: number) => void) {
+  constructor(
+    nats: Pick<NatsConnection, 'publish' | 'subscribe'>,
+    origin: string,
+    onHeard: (applied: number) => void,
+  ) {
     this.#nats = nats
     this.#origin = origin
     for (const name of ['database', 'queues'] as const) {
@@ -53,8 +61,15 @@ export class Announcements {
     }
   }
 
-  /** Tells those who wait for `events`, everybody where none are given. What this process itself waits for the projector tells it. */
-  announce(name: ProjectionName, announcement: Announcement, events?: readonly LoggedEvent[]): void {
+  /**
+   * Tells those who wait for `events`, everybody where none are given. What this process itself
+   * waits for the projector tells it.
+   */
+  announce(
+    name: ProjectionName,
+    announcement: Announcement,
+    events?: readonly LoggedEvent[],
+  ): void {
     this.#latest[name] = announcement
     const text = JSON.stringify(announcement)
     for (const to of waitingFor(events)) {

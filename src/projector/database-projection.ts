@@ -1,4 +1,6 @@
-/** The projection that the database holds: all read models, each applied by its own function there. */
+/**
+ * The projection that the database holds: all read models, each applied by its own function there.
+ */
 import { sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
 import type { ReadModel } from '../events/read-model.ts'
@@ -28,7 +30,8 @@ export class DatabaseProjection implements Projection {
     const { rows } = await roundTrip(this.#database, 'acquire_projection', () =>
       sql<{ applied_seq: number }>`
         with ahead as (
-          -- Further ahead than it is ever set: the clock was set back, and whoever holds it may be gone. Who is not prolongs it in time.
+          -- Further ahead than it is ever set: the clock was set back, and whoever holds it may be
+          -- gone. Who is not prolongs it in time.
           update projections set lease_expires_at = clock_timestamp() + ${leaseMs} * interval '1 millisecond'
           where name = ${NAME} and holder <> ${holder}
             and lease_expires_at > clock_timestamp() + ${leaseMs} * interval '1 millisecond'
@@ -42,7 +45,10 @@ export class DatabaseProjection implements Projection {
     return rows[0]?.applied_seq
   }
 
-  /** Does not wait for what is being applied, which holds the row and which no other process can come between: a large batch is no silence. */
+  /**
+   * Does not wait for what is being applied, which holds the row and which no other process can
+   * come between: a large batch is no silence.
+   */
   async renew(holder: string, leaseMs: number): Promise<void> {
     const { rows } = await roundTrip(this.#database, 'renew_projection', () =>
       sql<{ is_mine: boolean }>`
@@ -68,14 +74,21 @@ export class DatabaseProjection implements Projection {
     await this.#move(holder, from, to, [])
   }
 
-  async #move(holder: string, from: number, to: number, events: readonly LoggedEvent[]): Promise<void> {
+  async #move(
+    holder: string,
+    from: number,
+    to: number,
+    events: readonly LoggedEvent[],
+  ): Promise<void> {
     const changes = JSON.stringify(this.#changesOf(events))
     const { rows } = await roundTrip(
       this.#database,
       'apply_projection',
       () =>
         sql<{ dropped: number | null }>`
-          select apply_events(${holder}, ${from}, ${to}, ${changes}::json) as dropped`.execute(this.#database),
+          select apply_events(${holder}, ${from}, ${to}, ${changes}::json) as dropped`.execute(
+          this.#database,
+        ),
       APPLY_TIMEOUT_MS,
     )
     const result = rows[0]?.dropped ?? null
@@ -105,14 +118,19 @@ export class DatabaseProjection implements Projection {
   }
 }
 
-/** How far the projection is, and what time it is by the clock of its database: what was staged and reserved is dated by that. */
+/**
+ * How far the projection is, and what time it is by the clock of its database: what was staged and
+ * reserved is dated by that.
+ */
 export async function standing(database: Database): Promise<{ appliedSeq: number; now: Date }> {
   const { rows } = await roundTrip(
     database,
     'standing',
     () =>
       sql<{ applied_seq: number; now: Date }>`
-        select applied_seq, clock_timestamp() as now from projections where name = ${NAME}`.execute(database),
+        select applied_seq, clock_timestamp() as now from projections where name = ${NAME}`.execute(
+        database,
+      ),
     MAINTENANCE_TIMEOUT_MS,
   )
   const [row] = rows

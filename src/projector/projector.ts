@@ -1,7 +1,9 @@
 /**
- * Keeps a projection up with the event log. Many processes run this for one projection; a lease lets one of them work.
+ * Keeps a projection up with the event log. Many processes run this for one projection; a lease
+ * lets one of them work.
  *
- * Modes: *standing by* (another process holds the lease) → *leading* (got the lease) → standing by (lost it, or a part is out).
+ * Modes: *standing by* (another process holds the lease) → *leading* (got the lease) → standing by
+ * (lost it, or a part is out).
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge, Histogram } from 'prom-client'
@@ -17,21 +19,39 @@ export class LeaseLost extends Error {
   override name = 'LeaseLost'
 }
 
-/** A projection as its store keeps it: the data, the position in the log that they reflect, and the lease. */
+/**
+ * A projection as its store keeps it: the data, the position in the log that they reflect, and the
+ * lease.
+ */
 export interface Projection {
   readonly name: string
   /** Whose events it is made of (all unless given), and which of them nobody waits for. */
   readonly follows?: FollowOptions
-  /** Takes the lease. Returns the position, undefined if another process holds the lease. Throws soon after `signal` aborts. */
+  /**
+   * Takes the lease. Returns the position, undefined if another process holds the lease. Throws
+   * soon after `signal` aborts.
+   */
   acquire(holder: string, leaseMs: number, signal: AbortSignal): Promise<number | undefined>
-  /** Prolongs the lease. Throws `LeaseLost` if it is another's now, or the store is not what this process left. */
+  /**
+   * Prolongs the lease. Throws `LeaseLost` if it is another's now, or the store is not what this
+   * process left.
+   */
   renew(holder: string, leaseMs: number): Promise<void>
   /**
-   * Applies events that follow position `from`; the last one's sequence number becomes the position, in the same transaction.
-   * Throws `LeaseLost` if the position is not `from` or the lease another's, and soon after `signal` aborts where it has to wait.
+   * Applies events that follow position `from`; the last one's sequence number becomes the
+   * position, in the same transaction. Throws `LeaseLost` if the position is not `from` or the
+   * lease another's, and soon after `signal` aborts where it has to wait.
    */
-  apply(holder: string, from: number, events: readonly LoggedEvent[], signal: AbortSignal): Promise<void>
-  /** Nothing in the log after position `from` concerns it up to `to`, which becomes the position: it need not be read again. Throws like `apply`. */
+  apply(
+    holder: string,
+    from: number,
+    events: readonly LoggedEvent[],
+    signal: AbortSignal,
+  ): Promise<void>
+  /**
+   * Nothing in the log after position `from` concerns it up to `to`, which becomes the position: it
+   * need not be read again. Throws like `apply`.
+   */
   pass(holder: string, from: number, to: number): Promise<void>
   /** Whether `apply` waits for room in the store, for as long as that may take. */
   readonly isHeldUp?: boolean
@@ -77,7 +97,10 @@ export interface ProjectorOptions {
   logger: Logger
   /** A name of this process that no other has. */
   holder: string
-  /** Tells other processes where the projection is: those that wait for these events, or all, which is now and then. */
+  /**
+   * Tells other processes where the projection is: those that wait for these events, or all, which
+   * is now and then.
+   */
   announce?: (seq: number, events?: readonly LoggedEvent[]) => void
   /** Called with each batch that was applied. */
   onApplied?: (events: readonly LoggedEvent[]) => void
@@ -94,7 +117,10 @@ export async function runProjector(options: ProjectorOptions, signal: AbortSigna
   await sleep(startDelayMs, undefined, { signal }).catch(() => {})
   while (!signal.aborted) {
     try {
-      const position = progress.silenceMs() < silentMs ? undefined : await projection.acquire(holder, LEASE_MS, signal)
+      const position =
+        progress.silenceMs() < silentMs
+          ? undefined
+          : await projection.acquire(holder, LEASE_MS, signal)
       if (position === undefined) {
         await sleep(STANDBY_MS, undefined, { signal })
         continue

@@ -1,9 +1,11 @@
 /**
- * The projection that Redis holds: a queue for each agent, and the position in the log that they reflect.
+ * The projection that Redis holds: a queue for each agent, and the position in the log that they
+ * reflect.
  *
- * Redis may lose everything, or come back as it was an hour ago. So the position says which running servers it was written in. Where
- * that has changed, or there is none, the queues are built anew in a new generation: from the database's index of messages not
- * delivered yet, then from the log since.
+ * Redis may lose everything, or come back as it was an hour ago. So the position says which running
+ * servers it was written in. Where that has changed, or there is none, the queues are built anew in
+ * a new generation: from the database's index of messages not delivered yet, then from the log
+ * since.
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -36,11 +38,15 @@ const releaseScript = loadScript('release', new URL('./lua/release.lua', import.
 const REBUILD_PAGE = 5_000
 const REBUILD_TIMEOUT_MS = 10_000
 /**
- * Responses that were carrying messages when Redis was lost have recorded their deliveries in the log after this, where it is not busy (an
- * append takes 1.5 s at most then); before, a message might be handed out a second time.
+ * Responses that were carrying messages when Redis was lost have recorded their deliveries in the
+ * log after this, where it is not busy (an append takes 1.5 s at most then); before, a message
+ * might be handed out a second time.
  */
 const DELIVERIES_UNDER_WAY_MS = 2_000
-/** Redis that is full is asked again so often whether there is room; what waits has been acknowledged. */
+/**
+ * Redis that is full is asked again so often whether there is room; what waits has been
+ * acknowledged.
+ */
 const ROOM_POLL_MS = 250
 
 const rebuilds = new Counter({
@@ -97,7 +103,10 @@ export class QueueProjection implements Projection {
     return this.#announced
   }
 
-  /** Redis is full. What it holds is handed out and removed all the same, by the nodes, and that makes the room that is waited for. */
+  /**
+   * Redis is full. What it holds is handed out and removed all the same, by the nodes, and that
+   * makes the room that is waited for.
+   */
   get isHeldUp(): boolean {
     return this.#isHeldUp
   }
@@ -114,7 +123,8 @@ export class QueueProjection implements Projection {
     if (incarnation === undefined) throw new RedisUnavailable('Redis has just come back')
     const [generation, writtenIn, position, building] = found
     // Whoever was building another may have made room for it by removing queues of this one.
-    if (generation === null || position === null || building !== null) return this.#rebuild(found, incarnation, signal)
+    if (generation === null || position === null || building !== null)
+      return this.#rebuild(found, incarnation, signal)
     const known = this.#current?.generation === generation ? this.#position : -1
     // Of several masters one may have lost something that the position, on another, does not tell.
     const isComplete =
@@ -135,12 +145,17 @@ export class QueueProjection implements Projection {
     if (found === null) throw new LeaseLost('another process has taken over')
     if (found[0] !== this.#current?.generation || Number(found[2] ?? -1) < expected)
       throw new LeaseLost('Redis has lost the queues')
-    if (this.#redis.incarnation !== this.#current.incarnation) throw new LeaseLost('Redis was restarted')
+    if (this.#redis.incarnation !== this.#current.incarnation)
+      throw new LeaseLost('Redis was restarted')
   }
 
   /** Takes or prolongs the lease; null if another process has it. */
   async #lease(holder: string, leaseMs: number): Promise<Found | null> {
-    return (await this.#redis.script(acquireScript, [LEASE_KEY, POSITION_KEY], [holder, leaseMs])) as Found | null
+    return (await this.#redis.script(
+      acquireScript,
+      [LEASE_KEY, POSITION_KEY],
+      [holder, leaseMs],
+    )) as Found | null
   }
 
   caughtUp(): void {
@@ -162,7 +177,11 @@ export class QueueProjection implements Projection {
         .where('name', '=', 'database')
         .executeTakeFirstOrThrow(),
     )
-    const isAnnounced = await this.#redis.script(buildScript, [LEASE_KEY, POSITION_KEY], [holder, generation, LEASE_MS])
+    const isAnnounced = await this.#redis.script(
+      buildScript,
+      [LEASE_KEY, POSITION_KEY],
+      [holder, generation, LEASE_MS],
+    )
     if (isAnnounced !== 1) throw new LeaseLost()
     let after = { recipient: '', seq: 0 }
     for (;;) {
@@ -177,7 +196,11 @@ export class QueueProjection implements Projection {
               exists(
                 selectFrom('removals')
                   .select('removals.seq')
-                  .whereRef('removals.message_id', '=', sql<string>`queued_messages.message_id::text`),
+                  .whereRef(
+                    'removals.message_id',
+                    '=',
+                    sql<string>`queued_messages.message_id::text`,
+                  ),
               ).as('redacted'),
             )
             .where('via_webhook', '=', false)
@@ -193,7 +216,10 @@ export class QueueProjection implements Projection {
       const changes = Map.groupBy(page, ({ recipient }) => recipient)
       const added = [...changes].map(([recipient, rows]) => ({
         recipient,
-        added: rows.map(({ seq, redacted }): [number, string] => [seq, redacted ? PAYLOADS.redacted : PAYLOADS.large]),
+        added: rows.map(({ seq, redacted }): [number, string] => [
+          seq,
+          redacted ? PAYLOADS.redacted : PAYLOADS.large,
+        ]),
         removed: [],
       }))
       const add = () => changeQueues(this.#redis, generation, added, { maxQueue: this.#maxQueue })
@@ -211,7 +237,8 @@ export class QueueProjection implements Projection {
       if (!last || page.length < REBUILD_PAGE) break
       after = last
     }
-    if (this.#redis.incarnation !== incarnation) throw new RedisUnavailable('Redis was restarted during the rebuild')
+    if (this.#redis.incarnation !== incarnation)
+      throw new RedisUnavailable('Redis was restarted during the rebuild')
     this.#current = { generation, incarnation }
     await this.#advance(holder, '', start)
     this.#position = start
@@ -219,22 +246,35 @@ export class QueueProjection implements Projection {
     return start
   }
 
-  async apply(holder: string, from: number, events: readonly LoggedEvent[], signal: AbortSignal): Promise<void> {
+  async apply(
+    holder: string,
+    from: number,
+    events: readonly LoggedEvent[],
+    signal: AbortSignal,
+  ): Promise<void> {
     const apply = () => this.#apply(holder, from, events)
     if (events.length <= 1) return this.#whenThereIsRoom(signal, apply)
     try {
       await apply()
     } catch (error) {
       if (!(error instanceof RedisFull)) throw error
-      // A smaller one may fit, and the position says where it stands: what is in the queues is not added again when they have been emptied.
+      // A smaller one may fit, and the position says where it stands: what is in the queues is not
+      // added again when they have been emptied.
       const middle = Math.ceil(events.length / 2)
       await this.apply(holder, from, events.slice(0, middle), signal)
       await this.apply(holder, this.#position, events.slice(middle), signal)
     }
   }
 
-  /** Does what adds to Redis; while that is full, `meanwhile` and then it again. The lease is kept by who leads. */
-  async #whenThereIsRoom(signal: AbortSignal, add: () => Promise<unknown>, meanwhile = async () => {}): Promise<void> {
+  /**
+   * Does what adds to Redis; while that is full, `meanwhile` and then it again. The lease is kept
+   * by who leads.
+   */
+  async #whenThereIsRoom(
+    signal: AbortSignal,
+    add: () => Promise<unknown>,
+    meanwhile = async () => {},
+  ): Promise<void> {
     try {
       for (;;) {
         try {
@@ -258,12 +298,15 @@ export class QueueProjection implements Projection {
     const last = events.at(-1)
     const current = this.#current
     if (!last) return
-    if (!current || current.incarnation !== this.#redis.incarnation) throw new LeaseLost('Redis was restarted')
+    if (!current || current.incarnation !== this.#redis.incarnation)
+      throw new LeaseLost('Redis was restarted')
     const options = { maxQueue: this.#maxQueue, positionKey: POSITION_KEY }
     for (const [recipient, seqs] of redactionsOf(events))
       await redactQueued(this.#redis, current.generation, recipient, seqs)
     try {
-      dropped.inc(await changeQueues(this.#redis, current.generation, queueChangesOf(events), options))
+      dropped.inc(
+        await changeQueues(this.#redis, current.generation, queueChangesOf(events), options),
+      )
     } catch (error) {
       throw error instanceof QueuesLost ? new LeaseLost(error.message) : error
     }
@@ -301,7 +344,10 @@ function redactionsOf(events: readonly LoggedEvent[]): Map<string, number[]> {
 }
 
 function queueChangesOf(events: readonly LoggedEvent[]): QueueChange[] {
-  const changes = new Map<string, { recipient: string; added: [number, string][]; removed: number[] }>()
+  const changes = new Map<
+    string,
+    { recipient: string; added: [number, string][]; removed: number[] }
+  >()
   const changeOf = (recipient: string) => {
     const change = changes.get(recipient) ?? { recipient, added: [], removed: [] }
     changes.set(recipient, change)
@@ -311,11 +357,17 @@ function queueChangesOf(events: readonly LoggedEvent[]): QueueChange[] {
   const redacted = new Set([...redactionsOf(events).values()].flat())
   for (const event of events) {
     if (event.type === 'message_sent' && event.via !== 'webhook') {
-      const payload = redacted.has(event.seq) ? PAYLOADS.redacted : toPayload(toLeasedMessage(event))
+      const payload = redacted.has(event.seq)
+        ? PAYLOADS.redacted
+        : toPayload(toLeasedMessage(event))
       changeOf(event.data.to).added.push([event.seq, payload])
     } else if (event.type === 'push_failed' && event.about !== undefined) {
-      // Fetched from the log when it is delivered. Workers move an agent's messages in their order, so sequence numbers grow here too.
-      changeOf(event.data.to).added.push([event.about, redacted.has(event.about) ? PAYLOADS.redacted : PAYLOADS.moved])
+      // Fetched from the log when it is delivered. Workers move an agent's messages in their order,
+      // so sequence numbers grow here too.
+      changeOf(event.data.to).added.push([
+        event.about,
+        redacted.has(event.about) ? PAYLOADS.redacted : PAYLOADS.moved,
+      ])
     } else if (event.type === 'message_delivered' && event.about !== undefined) {
       changeOf(event.data.to).removed.push(event.about)
     }

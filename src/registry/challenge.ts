@@ -1,4 +1,7 @@
-/** The challenge that keeps the registry for those who can compute: a pipeline of text operations on a random seed. */
+/**
+ * The challenge that keeps the registry for those who can compute: a pipeline of text operations on
+ * a random seed.
+ */
 import { hash, randomBytes, randomInt } from 'node:crypto'
 
 export interface Challenge {
@@ -31,7 +34,10 @@ export function stubChallenge(): Challenge {
   return { type: 'stub', data: {}, answer: undefined }
 }
 
-/** A new pipeline with its answer. Decoding is only asked of text that is base64 of UTF-8, so there always is an answer. */
+/**
+ * A new pipeline with its answer. Decoding is only asked of text that is base64 of UTF-8, so there
+ * always is an answer.
+ */
 export function pipelineChallenge(): Challenge {
   const seed = randomBytes(16).toString('hex')
   const operations: { op: string }[] = []
@@ -39,14 +45,18 @@ export function pipelineChallenge(): Challenge {
   while (operations.length < OPERATIONS_PER_CHALLENGE) {
     const name = NAMES[randomInt(NAMES.length)] ?? 'reverse'
     if (name === 'base64_decode' && !isBase64OfText(text)) continue
-    const op = name === 'prepend' || name === 'append' ? `${name}:${randomBytes(3).toString('hex')}` : name
+    const op =
+      name === 'prepend' || name === 'append' ? `${name}:${randomBytes(3).toString('hex')}` : name
     text = applyOperation(op, text)
     operations.push({ op })
   }
   return { type: 'pipeline', data: { seed, operations }, answer: text }
 }
 
-/** Applies one operation of a pipeline to a text. Throws a RangeError on an operation that there is not. */
+/**
+ * Applies one operation of a pipeline to a text. Throws a RangeError on an operation that there is
+ * not.
+ */
 export function applyOperation(op: string, text: string): string {
   if (op.startsWith('prepend:')) return op.slice('prepend:'.length) + text
   if (op.startsWith('append:')) return text + op.slice('append:'.length)
@@ -57,5 +67,9 @@ export function applyOperation(op: string, text: string): string {
 
 function isBase64OfText(text: string): boolean {
   const bytes = Buffer.from(text, 'base64')
-  return bytes.length > 0 && bytes.toString('base64') === text && Buffer.from(bytes.toString('utf8')).equals(bytes)
+  return (
+    bytes.length > 0 &&
+    bytes.toString('base64') === text &&
+    Buffer.from(bytes.toString('utf8')).equals(bytes)
+  )
 }

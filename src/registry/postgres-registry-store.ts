@@ -1,4 +1,7 @@
-/** The registry of a cluster: who registers is staged before the append, and can be found when the projection has applied it. */
+/**
+ * The registry of a cluster: who registers is staged before the append, and can be found when the
+ * projection has applied it.
+ */
 import type { Level } from '../access/tokens.ts'
 import type { EventOf, NewEvent } from '../events/event.ts'
 import { type EventLog, PREPARATION_USABLE_MS } from '../events/event-log.ts'
@@ -21,7 +24,11 @@ export class PostgresRegistryStore implements RegistryStore {
   readonly #progress: Pick<Progress, 'reached'>
 
   /** @param progress of the projection in the database */
-  constructor(tables: RegistryTables, log: Pick<EventLog, 'append'>, progress: Pick<Progress, 'reached'>) {
+  constructor(
+    tables: RegistryTables,
+    log: Pick<EventLog, 'append'>,
+    progress: Pick<Progress, 'reached'>,
+  ) {
     this.#tables = tables
     this.#log = log
     this.#progress = progress

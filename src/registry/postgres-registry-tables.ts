@@ -1,4 +1,7 @@
-/** The registry's tables in Postgres. Rows are staged here with their credential and activated by the projector. */
+/**
+ * The registry's tables in Postgres. Rows are staged here with their credential and activated by
+ * the projector.
+ */
 import { type RawBuilder, sql } from 'kysely'
 import type { Level } from '../access/tokens.ts'
 import type { EventData } from '../events/event.ts'
@@ -21,7 +24,10 @@ const HOLDERS = {
   agent: { table: 'agents', identity: 'address' },
 } as const
 
-/** Challenges beyond `MAX_OPEN_CHALLENGES` that one statement removes: twice what it adds at most, so that an excess shrinks. */
+/**
+ * Challenges beyond `MAX_OPEN_CHALLENGES` that one statement removes: twice what it adds at most,
+ * so that an excess shrinks.
+ */
 const MAX_REPLACED = 1_000
 const CHALLENGES_AT_ONCE = 500
 const MAX_WAITING_CHALLENGES = 20_000
@@ -132,7 +138,10 @@ export class RegistryTables {
 
   async #saveChallenges(challenges: NewChallenge[]): Promise<Date[]> {
     const rows = JSON.stringify(
-      challenges.map(({ answerHash, ...rest }) => ({ ...rest, answerHash: answerHash?.toString('base64') ?? null })),
+      challenges.map(({ answerHash, ...rest }) => ({
+        ...rest,
+        answerHash: answerHash?.toString('base64') ?? null,
+      })),
     )
     const saved = await roundTrip(this.#database, 'save_challenges', () =>
       sql<{ challenge_id: string; expires_at: Date }>`
@@ -165,7 +174,10 @@ export class RegistryTables {
     return challenges.map(({ challengeId }) => expiry.get(challengeId) as Date)
   }
 
-  async takeChallenge(challengeId: string, operatorId: string): Promise<TakenChallenge | undefined> {
+  async takeChallenge(
+    challengeId: string,
+    operatorId: string,
+  ): Promise<TakenChallenge | undefined> {
     const row = await roundTrip(this.#database, 'take_challenge', () =>
       this.#database
         .deleteFrom('challenges')
@@ -178,8 +190,8 @@ export class RegistryTables {
   }
 
   /**
-   * Revokes the token of an agent (by address) or an operator (by id), which may be staged yet. Returns its look-up, undefined if there is no
-   * such holder.
+   * Revokes the token of an agent (by address) or an operator (by id), which may be staged yet.
+   * Returns its look-up, undefined if there is no such holder.
    */
   async revoke(level: Level, identity: string): Promise<Buffer | undefined> {
     const holder = HOLDERS[level]
@@ -193,8 +205,9 @@ export class RegistryTables {
   }
 
   /**
-   * Removes challenges that have expired. One that was issued at a time that is yet to come, as the clock was set back, lasts from now for as long as
-   * it was to. At most `limit` of either; returns how many there were.
+   * Removes challenges that have expired. One that was issued at a time that is yet to come, as the
+   * clock was set back, lasts from now for as long as it was to. At most `limit` of either; returns
+   * how many there were.
    */
   async tidyChallenges(limit: number): Promise<number> {
     return this.#tidy(
@@ -220,9 +233,10 @@ export class RegistryTables {
   }
 
   /**
-   * Removes operators and agents that were staged before a time and whose event was never appended: all events until then are to have been
-   * applied. Those that were staged at a time that is yet to come, as the clock was set back, count from now. At most `limit` of each; returns
-   * how many there were.
+   * Removes operators and agents that were staged before a time and whose event was never appended:
+   * all events until then are to have been applied. Those that were staged at a time that is yet to
+   * come, as the clock was set back, count from now. At most `limit` of each; returns how many
+   * there were.
    */
   async tidyRegistrations(before: Date, limit: number): Promise<number> {
     let rows = 0
@@ -254,7 +268,10 @@ export class RegistryTables {
     const { rows } = await roundTrip(
       this.#database,
       operation,
-      () => sql<{ rows: number }>`${parts} select ${sql.join(counts, sql` + `)} as rows`.execute(this.#database),
+      () =>
+        sql<{ rows: number }>`${parts} select ${sql.join(counts, sql` + `)} as rows`.execute(
+          this.#database,
+        ),
       MAINTENANCE_TIMEOUT_MS,
     )
     return rows[0]?.rows ?? 0

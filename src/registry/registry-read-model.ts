@@ -1,4 +1,7 @@
-/** Who is registered. The log holds no credentials, so rows are staged in Postgres, and written with their event in SQLite. */
+/**
+ * Who is registered. The log holds no credentials, so rows are staged in Postgres, and written with
+ * their event in SQLite.
+ */
 import type { ReadModel } from '../events/read-model.ts'
 
 export const registryReadModel: ReadModel = {
@@ -24,7 +27,8 @@ export const registryReadModel: ReadModel = {
         changeBy({ seq, type, data }) {
           if (type === 'operator_created')
             return { put: { identity: data.operator_id, seq, operator: data.operator_id } }
-          if (type === 'agent_registered') return { put: { identity: data.address, seq, operator: data.operator_id } }
+          if (type === 'agent_registered')
+            return { put: { identity: data.address, seq, operator: data.operator_id } }
           return undefined
         },
       },

@@ -8,7 +8,10 @@ import type { EventOf } from '../events/event.ts'
 
 export interface Agent {
   address: string
-  /** RFC 3339, in UTC. Of two agents, the one that comes later in the list never has an earlier time. */
+  /**
+   * RFC 3339, in UTC. Of two agents, the one that comes later in the list never has an earlier
+   * time.
+   */
   registeredAt: string
 }
 
@@ -60,19 +63,26 @@ export const MAX_OPEN_CHALLENGES = 1_000
 export interface RegistryStore {
   /**
    * Appends the event that registers an operator, and keeps its token. Resolves when the operator
-   * can be found. Throws `ProjectionBehind` or `Unavailable`: then it may still be registered, whole.
+   * can be found. Throws `ProjectionBehind` or `Unavailable`: then it may still be registered,
+   * whole.
    */
   registerOperator(token: StoredToken, event: EventOf<'operator_created'>): Promise<void>
 
   /** The same for an agent. */
   registerAgent(secrets: AgentSecrets, event: EventOf<'agent_registered'>): Promise<void>
 
-  /** The registered, unrevoked holders of tokens with this look-up: none or one, but for a chance of 2^-64. */
+  /**
+   * The registered, unrevoked holders of tokens with this look-up: none or one, but for a chance of
+   * 2^-64.
+   */
   findByToken(level: Level, lookup: Buffer): Promise<Candidate[]>
 
   findAgent(address: string): Promise<RegisteredAgent | undefined>
 
-  /** Agents after the sequence number `since`, oldest first, at most `limit`, and how many there are in all. */
+  /**
+   * Agents after the sequence number `since`, oldest first, at most `limit`, and how many there are
+   * in all.
+   */
   page(since: number, limit: number): Promise<RegistryPage>
 
   /** How many agents there are. */
@@ -80,8 +90,8 @@ export interface RegistryStore {
 
   /**
    * Keeps a challenge until it is taken, has expired, or is the oldest of more than
-   * `MAX_OPEN_CHALLENGES` of its operator. Returns when it expires, by the storage's clock: those of
-   * nodes may differ.
+   * `MAX_OPEN_CHALLENGES` of its operator. Returns when it expires, by the storage's clock: those
+   * of nodes may differ.
    */
   saveChallenge(challenge: NewChallenge): Promise<Date>
 

@@ -17,8 +17,14 @@ export class VerificationFailed extends Error {
 export interface RegistryOptions {
   gate: 'pipeline' | 'stub'
   challengeTtlMs: number
-  /** Makes the secret of a new agent's webhook, and the form in which it and the webhook's authorization are stored. */
-  newWebhookSecret: (address: string, authorization: string | undefined) => { secret: string; sealed: string }
+  /**
+   * Makes the secret of a new agent's webhook, and the form in which it and the webhook's
+   * authorization are stored.
+   */
+  newWebhookSecret: (
+    address: string,
+    authorization: string | undefined,
+  ) => { secret: string; sealed: string }
   now?: () => number
 }
 
@@ -52,8 +58,8 @@ export class Registry {
   readonly #now: () => number
   readonly #known = new LRUCache<string, RegisteredAgent>(atMost(MAX_KNOWN_AGENTS))
   /**
-   * Pages that are full, by where they begin and how long they are. Agents are added at the end of the list and never change, so such a
-   * page stays as it is.
+   * Pages that are full, by where they begin and how long they are. Agents are added at the end of
+   * the list and never change, so such a page stays as it is.
    */
   readonly #pages = new LRUCache<string, Page>({
     max: MAX_KNOWN_PAGES,
@@ -75,12 +81,18 @@ export class Registry {
   }
 
   /** Registers an operator. The token in the answer is the only copy. */
-  async registerOperator(contactHash: string): Promise<{ operatorId: string; token: PresentedToken }> {
+  async registerOperator(
+    contactHash: string,
+  ): Promise<{ operatorId: string; token: PresentedToken }> {
     using turn = this.#credentials.hashing(NEW_OPERATORS)
     const token = newToken('operator')
     const operatorId = randomUUID()
     const tokenHash = await turn.hash(token.secret)
-    const data = { operator_id: operatorId, contact_hash: contactHash, accepted_terms: true } as const
+    const data = {
+      operator_id: operatorId,
+      contact_hash: contactHash,
+      accepted_terms: true,
+    } as const
     const event = { ts: this.#timestamp(), type: 'operator_created', data } as const
     await this.#store.registerOperator({ lookup: token.lookup, tokenHash }, event)
     return { operatorId, token }
@@ -92,14 +104,25 @@ export class Registry {
     const challengeId = randomUUID()
     const answerHash = challenge.answer === undefined ? undefined : sha256(challenge.answer)
     const ttlMs = this.#options.challengeTtlMs
-    const expiresAt = await this.#store.saveChallenge({ challengeId, operatorId, answerHash, ttlMs })
-    return { challengeId, type: challenge.type, data: challenge.data, expiresAt: expiresAt.toISOString() }
+    const expiresAt = await this.#store.saveChallenge({
+      challengeId,
+      operatorId,
+      answerHash,
+      ttlMs,
+    })
+    return {
+      challengeId,
+      type: challenge.type,
+      data: challenge.data,
+      expiresAt: expiresAt.toISOString(),
+    }
   }
 
   /**
-   * Registers an agent of an operator. `target` has been checked by the caller. Throws `VerificationFailed`; the challenge is used
-   * up either way. Throws `VerifierBusy`, before that where too many of this operator's are under way. The token and the webhook's
-   * secret in the answer are the only copies.
+   * Registers an agent of an operator. `target` has been checked by the caller. Throws
+   * `VerificationFailed`; the challenge is used up either way. Throws `VerifierBusy`, before that
+   * where too many of this operator's are under way. The token and the webhook's secret in the
+   * answer are the only copies.
    */
   async registerAgent(
     operatorId: string,
@@ -122,9 +145,11 @@ export class Registry {
   async #passChallenge(operatorId: string, { challengeId, response }: Verification): Promise<void> {
     if (!UUID.test(challengeId)) throw new VerificationFailed('no such challenge')
     const challenge = await this.#store.takeChallenge(challengeId, operatorId)
-    if (!challenge) throw new VerificationFailed('no such challenge: it is unknown, expired or already used')
+    if (!challenge)
+      throw new VerificationFailed('no such challenge: it is unknown, expired or already used')
     if (challenge.isExpired) throw new VerificationFailed('the challenge has expired')
-    // Without an answer anything passes. With one, what is no text is no answer either, and has used the challenge up.
+    // Without an answer anything passes. With one, what is no text is no answer either, and has
+    // used the challenge up.
     if (challenge.answerHash === undefined) return
     if (typeof response !== 'string' || !timingSafeEqual(sha256(response), challenge.answerHash)) {
       throw new VerificationFailed('the response is wrong; ask for a new challenge')
@@ -132,8 +157,8 @@ export class Registry {
   }
 
   /**
-   * Who holds a token: an operator's id or an agent's address; undefined for a token that is unknown or revoked, which costs one index
-   * look-up. Throws `VerifierBusy`.
+   * Who holds a token: an operator's id or an agent's address; undefined for a token that is
+   * unknown or revoked, which costs one index look-up. Throws `VerifierBusy`.
    */
   authenticate(token: PresentedToken): Promise<string | undefined> {
     const underWay = this.#verifying.get(token.digest)
@@ -144,13 +169,19 @@ export class Registry {
   }
 
   async #verify(token: PresentedToken): Promise<string | undefined> {
-    for (const { identity, operatorId, tokenHash } of await this.#store.findByToken(token.level, token.lookup)) {
+    for (const { identity, operatorId, tokenHash } of await this.#store.findByToken(
+      token.level,
+      token.lookup,
+    )) {
       if (await this.#credentials.verify(token.secret, tokenHash, operatorId)) return identity
     }
     return undefined
   }
 
-  /** The agent with an address, from memory where this node has seen it before; undefined if nobody has it. */
+  /**
+   * The agent with an address, from memory where this node has seen it before; undefined if nobody
+   * has it.
+   */
   async findAgent(address: string): Promise<RegisteredAgent | undefined> {
     const known = this.#known.get(address)
     if (known) return known
@@ -160,8 +191,12 @@ export class Registry {
   }
 
   /** A page of all agents, oldest first. Throws `UnknownCursor`. */
-  async list(limit: number, cursor: string | undefined): Promise<Page & { readonly total: number }> {
-    const since = cursor === undefined ? 0 : Number(this.#cursors.open(CURSOR_LIST, cursor).toString())
+  async list(
+    limit: number,
+    cursor: string | undefined,
+  ): Promise<Page & { readonly total: number }> {
+    const since =
+      cursor === undefined ? 0 : Number(this.#cursors.open(CURSOR_LIST, cursor).toString())
     const name = `${since} ${limit}`
     const known = this.#pages.get(name)
     if (known) return { ...known, total: await this.#store.total() }
@@ -169,8 +204,11 @@ export class Registry {
     const isFull = agents.length > limit
     const last = agents.at(limit - 1)
     const page = {
-      agents: agents.slice(0, limit).map(({ address, registeredAt }) => ({ address, registeredAt })),
-      nextCursor: isFull && last ? this.#cursors.seal(CURSOR_LIST, Buffer.from(String(last.seq))) : null,
+      agents: agents
+        .slice(0, limit)
+        .map(({ address, registeredAt }) => ({ address, registeredAt })),
+      nextCursor:
+        isFull && last ? this.#cursors.seal(CURSOR_LIST, Buffer.from(String(last.seq))) : null,
     }
     if (isFull) this.#pages.set(name, page)
     return { ...page, total }

@@ -1,7 +1,7 @@
 /**
- * The registry in the embedded database. Its reads are written here, and not once for both databases
- * with Kysely: that took four times the CPU with each statement kept prepared, and pages, times,
- * bytes, deadlines and metrics would differ all the same.
+ * The registry in the embedded database. Its reads are written here, and not once for both
+ * databases with Kysely: that took four times the CPU with each statement kept prepared, and pages,
+ * times, bytes, deadlines and metrics would differ all the same.
  */
 import type { Level } from '../access/tokens.ts'
 import type { EventOf } from '../events/event.ts'
@@ -56,7 +56,13 @@ export class SqliteRegistryStore implements RegistryStore {
   async findAgent(address: string): Promise<RegisteredAgent | undefined> {
     const row = this.#sql.get`
       select registered_at, webhook_secret is not null as has_webhook from agents where address = ${address}`
-    return row && { address, registeredAt: row.registered_at as string, hasWebhook: row.has_webhook === 1 }
+    return (
+      row && {
+        address,
+        registeredAt: row.registered_at as string,
+        hasWebhook: row.has_webhook === 1,
+      }
+    )
   }
 
   async page(since: number, limit: number): Promise<RegistryPage> {
@@ -73,12 +79,23 @@ export class SqliteRegistryStore implements RegistryStore {
     return new Date(await this.#writer.run('saveChallenge', challenge))
   }
 
-  async takeChallenge(challengeId: string, operatorId: string): Promise<TakenChallenge | undefined> {
+  async takeChallenge(
+    challengeId: string,
+    operatorId: string,
+  ): Promise<TakenChallenge | undefined> {
     const taken = await this.#writer.run('takeChallenge', { challengeId, operatorId })
-    return taken && { answerHash: taken.answerHash && Buffer.from(taken.answerHash), isExpired: taken.isExpired }
+    return (
+      taken && {
+        answerHash: taken.answerHash && Buffer.from(taken.answerHash),
+        isExpired: taken.isExpired,
+      }
+    )
   }
 
-  /** The look-ups of tokens that were revoked so short a time ago that there may be sessions of them. */
+  /**
+   * The look-ups of tokens that were revoked so short a time ago that there may be sessions of
+   * them.
+   */
   async recentlyRevoked(): Promise<Buffer[]> {
     const since = new Date(Date.now() - RECENTLY_MS).toISOString()
     const rows = this.#sql.all`

@@ -1,25 +1,48 @@
-/** Changing the registry in SQLite: who registers, with the event and the row in one transaction; challenges; and revoking. */
+/**
+ * Changing the registry in SQLite: who registers, with the event and the row in one transaction;
+ * challenges; and revoking.
+ */
 import type { Level } from '../access/tokens.ts'
 import type { EventOf } from '../events/event.ts'
 import type { Append } from '../events/sqlite-append.ts'
 import type { Sqlite } from '../platform/sqlite.ts'
-import { type AgentSecrets, MAX_OPEN_CHALLENGES, type NewChallenge, type StoredToken } from './registry-store.ts'
+import {
+  type AgentSecrets,
+  MAX_OPEN_CHALLENGES,
+  type NewChallenge,
+  type StoredToken,
+} from './registry-store.ts'
 
-/** Challenges of its operator that a new one removes at most: more than it adds, so that they become fewer. */
+/**
+ * Challenges of its operator that a new one removes at most: more than it adds, so that they become
+ * fewer.
+ */
 const REMOVED_AT_ONCE = 4
 /** … and whose time it mends. */
 const MENDED_AT_ONCE = 100
 
 export function registryWrites({ sql }: Sqlite, append: Append) {
   return {
-    registerOperator({ token, event }: { token: StoredToken; event: EventOf<'operator_created'> }): void {
+    registerOperator({
+      token,
+      event,
+    }: {
+      token: StoredToken
+      event: EventOf<'operator_created'>
+    }): void {
       const { seq } = append(event)
       sql.run`
         insert into operators (seq, operator_id, token_lookup, token_hash)
         values (${seq}, ${event.data.operator_id}, ${token.lookup}, ${token.tokenHash})`
     },
 
-    registerAgent({ secrets, event }: { secrets: AgentSecrets; event: EventOf<'agent_registered'> }): void {
+    registerAgent({
+      secrets,
+      event,
+    }: {
+      secrets: AgentSecrets
+      event: EventOf<'agent_registered'>
+    }): void {
       const { seq } = append(event)
       const { lookup, tokenHash, webhook } = secrets
       const { address, operator_id } = event.data
@@ -38,17 +61,20 @@ export function registryWrites({ sql }: Sqlite, append: Append) {
     saveChallenge({ challengeId, operatorId, answerHash, ttlMs }: NewChallenge): number {
       const now = Date.now()
       const expiresAt = now + ttlMs
-      // Later than this one, though issued before: the clock was set back since. They last from now for as long as this one.
+      // Later than this one, though issued before: the clock was set back since. They last from now
+      // for as long as this one.
       const ahead = sql.all`
         select challenge_id from challenges where expires_at > ${expiresAt} limit ${MENDED_AT_ONCE}`
       for (const { challenge_id: id } of ahead) {
         sql.run`update challenges set expires_at = ${expiresAt} where challenge_id = ${id as string}`
       }
-      // Rarely any, so they are looked up first: a statement that deletes what it looks up itself costs several times that.
+      // Rarely any, so they are looked up first: a statement that deletes what it looks up itself
+      // costs several times that.
       const beyond = sql.all`
         select challenge_id from challenges where operator_id = ${operatorId}
         order by expires_at desc limit ${REMOVED_AT_ONCE} offset ${MAX_OPEN_CHALLENGES - 1}`
-      for (const { challenge_id: id } of beyond) sql.run`delete from challenges where challenge_id = ${id as string}`
+      for (const { challenge_id: id } of beyond)
+        sql.run`delete from challenges where challenge_id = ${id as string}`
       sql.run`
         insert into challenges (challenge_id, operator_id, answer_hash, expires_at)
         values (${challengeId}, ${operatorId}, ${answerHash ?? null}, ${expiresAt})`
@@ -77,8 +103,14 @@ export function tidyChallenges({ sql }: Pick<Sqlite, 'sql'>, limit: number): num
   return Number(changes)
 }
 
-/** Revokes the token of an agent (by address) or an operator (by id). Returns whether there is such a holder. */
-export function revokeToken({ sql }: Sqlite, { level, identity }: { level: Level; identity: string }): boolean {
+/**
+ * Revokes the token of an agent (by address) or an operator (by id). Returns whether there is such
+ * a holder.
+ */
+export function revokeToken(
+  { sql }: Sqlite,
+  { level, identity }: { level: Level; identity: string },
+): boolean {
   const now = new Date().toISOString()
   const { changes } =
     level === 'operator'

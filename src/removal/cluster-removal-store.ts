@@ -34,7 +34,9 @@ const LEFT_IN_SERVERS = [
 export function clusterRemovalStore({ database, log, redis, eraser }: RemovalParts): RemovalStore {
   async function positionOfQueues(): Promise<number> {
     const client = await redis()
-    return Number(await client.run('position', (connection) => connection.hget(POSITION_KEY, 'position')))
+    return Number(
+      await client.run('position', (connection) => connection.hget(POSITION_KEY, 'position')),
+    )
   }
   return {
     log,
@@ -43,13 +45,21 @@ export function clusterRemovalStore({ database, log, redis, eraser }: RemovalPar
       // Before it is read, so that nothing behind it is taken for known.
       const { appliedSeq: asOf } = await standing(database)
       const row = await roundTrip(database, 'find_state', () =>
-        database.selectFrom('state').select('value').where('key', '=', Buffer.from(key)).executeTakeFirst(),
+        database
+          .selectFrom('state')
+          .select('value')
+          .where('key', '=', Buffer.from(key))
+          .executeTakeFirst(),
       )
       return { value: row?.value.toString('utf8'), asOf }
     },
     async seqOf(id) {
       const row = await roundTrip(database, 'find_message', () =>
-        database.selectFrom('queued_messages').select('seq').where('message_id', '=', id).executeTakeFirst(),
+        database
+          .selectFrom('queued_messages')
+          .select('seq')
+          .where('message_id', '=', id)
+          .executeTakeFirst(),
       )
       return row?.seq
     },
@@ -65,7 +75,12 @@ export function clusterRemovalStore({ database, log, redis, eraser }: RemovalPar
             is = `is at ${at}`
           } catch (error) {
             // A server that cannot be reached is no reason to fail: the removal is in the log.
-            if (!(error instanceof Unavailable || (error instanceof Error && error.name === 'StartupError')))
+            if (
+              !(
+                error instanceof Unavailable ||
+                (error instanceof Error && error.name === 'StartupError')
+              )
+            )
               throw error
             is = `cannot be asked (${error.message})`
           }
@@ -74,14 +89,20 @@ export function clusterRemovalStore({ database, log, redis, eraser }: RemovalPar
         }
       }
       const late = [
-        await reached('the projection in Postgres', async () => (await standing(database)).appliedSeq),
-        ...(type === 'message_redacted' ? [await reached('the one in Redis', positionOfQueues)] : []),
+        await reached(
+          'the projection in Postgres',
+          async () => (await standing(database)).appliedSeq,
+        ),
+        ...(type === 'message_redacted'
+          ? [await reached('the one in Redis', positionOfQueues)]
+          : []),
       ].filter((reason) => reason !== undefined)
       return late.length === 0 ? undefined : late.join(', ')
     },
     async erase(seqs, reason) {
       if (eraser === undefined) throw new TypeError('nothing was to be erased')
-      for (const [message, events] of Map.groupBy(seqs, messageOf)) await eraser.erase(message, events, reason)
+      for (const [message, events] of Map.groupBy(seqs, messageOf))
+        await eraser.erase(message, events, reason)
     },
     async cleanFiles() {
       try {
@@ -89,7 +110,10 @@ export function clusterRemovalStore({ database, log, redis, eraser }: RemovalPar
         return LEFT_IN_SERVERS
       } catch (error) {
         const why = error instanceof Error ? error.message : String(error)
-        return [...LEFT_IN_SERVERS, `Redis keeps small messages in its append-only file until BGREWRITEAOF (${why})`]
+        return [
+          ...LEFT_IN_SERVERS,
+          `Redis keeps small messages in its append-only file until BGREWRITEAOF (${why})`,
+        ]
       }
     },
   }

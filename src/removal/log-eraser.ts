@@ -1,4 +1,7 @@
-/** Erasing from the log in JetStream, as an administrator: what is left of a message is kept first, so that its sequence number is never unknown. */
+/**
+ * Erasing from the log in JetStream, as an administrator: what is left of a message is kept first,
+ * so that its sequence number is never unknown.
+ */
 import { type JetStreamManager, type NatsConnection, NatsError } from 'nats'
 import { seqOf } from '../events/batch.ts'
 import type { LoggedEvent } from '../events/event.ts'
@@ -25,11 +28,15 @@ export class LogEraser {
     this.#database = database
   }
 
-  /** Takes over the connection. Throws `StartupError` where its user may not delete from the stream. */
+  /**
+   * Takes over the connection. Throws `StartupError` where its user may not delete from the stream.
+   */
   static async open(connection: NatsConnection, database: Database): Promise<LogEraser> {
     try {
       // Any answer says that the user may ask: this deletes nothing.
-      await connection.request(`$JS.API.STREAM.MSG.DELETE.${STREAM}`, '', { timeout: ASK_TIMEOUT_MS })
+      await connection.request(`$JS.API.STREAM.MSG.DELETE.${STREAM}`, '', {
+        timeout: ASK_TIMEOUT_MS,
+      })
       const manager = await connection.jetstreamManager({ timeout: TIMEOUT_MS, checkAPI: false })
       return new LogEraser(connection, manager, database)
     } catch (error) {
@@ -42,8 +49,9 @@ export class LogEraser {
   }
 
   /**
-   * Erases a message of the stream; of these events of it nothing but the redaction is left, of the others all. One that was erased already loses the
-   * content of these. Throws `Unavailable`; done again, it goes on.
+   * Erases a message of the stream; of these events of it nothing but the redaction is left, of the
+   * others all. One that was erased already loses the content of these. Throws `Unavailable`; done
+   * again, it goes on.
    */
   async erase(message: number, events: readonly number[], reason: string): Promise<void> {
     const stored = await this.#stored(message)
@@ -53,7 +61,8 @@ export class LogEraser {
       await this.#manager.streams.deleteMessage(STREAM, message, true)
     } catch (error) {
       // One that is gone is what was wanted: an answer may have been lost.
-      if ((await this.#stored(message)) !== undefined) throw new LogUnavailable(this.#told(error), { cause: error })
+      if ((await this.#stored(message)) !== undefined)
+        throw new LogUnavailable(this.#told(error), { cause: error })
     }
   }
 
@@ -63,13 +72,19 @@ export class LogEraser {
       const { data } = await this.#manager.streams.getMessage(STREAM, { seq: message })
       return Buffer.from(data).toString('utf8')
     } catch (error) {
-      if (error instanceof NatsError && error.api_error?.err_code === NO_MESSAGE_FOUND) return undefined
+      if (error instanceof NatsError && error.api_error?.err_code === NO_MESSAGE_FOUND)
+        return undefined
       throw new LogUnavailable(this.#told(error), { cause: error })
     }
   }
 
   /** Keeps what is left of a message. */
-  async #keep(message: number, stored: string | undefined, events: readonly number[], reason: string): Promise<void> {
+  async #keep(
+    message: number,
+    stored: string | undefined,
+    events: readonly number[],
+    reason: string,
+  ): Promise<void> {
     const keeping = this.#database.transaction().execute(async (transaction) => {
       if (stored !== undefined) {
         const row = { message, reason, lines: withoutContents(message, stored, events, reason) }
@@ -89,7 +104,11 @@ export class LogEraser {
         throw new LogUnavailable(`message ${message} is neither in the log nor among the erasures`)
       const lines = withoutContents(message, before.lines, events, reason)
       if (lines === before.lines) return
-      await transaction.updateTable('erasures').set({ lines }).where('message', '=', message).execute()
+      await transaction
+        .updateTable('erasures')
+        .set({ lines })
+        .where('message', '=', message)
+        .execute()
     })
     await roundTrip(this.#database, 'keep_erasure', () => keeping, TIMEOUT_MS)
   }
@@ -105,7 +124,12 @@ export class LogEraser {
 }
 
 /** Lines of a batch, of which these events say no more what they said. */
-export function withoutContents(message: number, lines: string, events: readonly number[], reason: string): string {
+export function withoutContents(
+  message: number,
+  lines: string,
+  events: readonly number[],
+  reason: string,
+): string {
   return lines
     .split('\n')
     .map((line, index) => {

@@ -1,7 +1,15 @@
 /** The transparency log in a table of Postgres. */
 import { sql } from 'kysely'
 import { type Database, roundTrip } from '../platform/database.ts'
-import { byId, inParts, type Removal, type RemovalPage, type RemovalRow, type Removals, toRemoval } from './removals.ts'
+import {
+  byId,
+  inParts,
+  type Removal,
+  type RemovalPage,
+  type RemovalRow,
+  type Removals,
+  toRemoval,
+} from './removals.ts'
 
 export class PostgresRemovals implements Removals {
   readonly #database: Database
@@ -12,7 +20,13 @@ export class PostgresRemovals implements Removals {
 
   async list({ after = 0, limit }: { after?: number; limit: number }): Promise<RemovalPage> {
     const rows = await roundTrip(this.#database, 'list_removals', () =>
-      this.#database.selectFrom('removals').selectAll().where('seq', '>', after).orderBy('seq').limit(limit).execute(),
+      this.#database
+        .selectFrom('removals')
+        .selectAll()
+        .where('seq', '>', after)
+        .orderBy('seq')
+        .limit(limit)
+        .execute(),
     )
     const { total } = await roundTrip(this.#database, 'count_removals', () =>
       this.#database

@@ -5,9 +5,9 @@ import type { Removal, Removals } from './removals.ts'
 export const REDACTED = '[REDACTED — see /observe/transparency]'
 
 /**
- * The events, with what was removed replaced: the content of a message that was redacted, and each value that a key had
- * before it was removed. Asks the store only where there is such an event, once for messages and once for keys.
- * Throws `Unavailable`.
+ * The events, with what was removed replaced: the content of a message that was redacted, and each
+ * value that a key had before it was removed. Asks the store only where there is such an event,
+ * once for messages and once for keys. Throws `Unavailable`.
  */
 export async function redact(
   events: readonly LoggedEvent[],
@@ -28,11 +28,18 @@ export async function redact(
   })
 }
 
-/** The event without what its removal removed; as it is where there is none, or it carries nothing. */
-export function redacted(event: LoggedEvent, removal: Pick<Removal, 'reason'> | undefined): LoggedEvent {
+/**
+ * The event without what its removal removed; as it is where there is none, or it carries nothing.
+ */
+export function redacted(
+  event: LoggedEvent,
+  removal: Pick<Removal, 'reason'> | undefined,
+): LoggedEvent {
   if (removal === undefined) return event
   const mark = { redacted: true, redacted_reason: removal.reason } as const
-  if (event.type === 'message_sent') return { ...event, data: { ...event.data, content: REDACTED, ...mark } }
-  if (event.type === 'state_written') return { ...event, data: { ...event.data, value: REDACTED, ...mark } }
+  if (event.type === 'message_sent')
+    return { ...event, data: { ...event.data, content: REDACTED, ...mark } }
+  if (event.type === 'state_written')
+    return { ...event, data: { ...event.data, value: REDACTED, ...mark } }
   return event
 }

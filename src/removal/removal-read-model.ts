@@ -15,7 +15,9 @@ interface Removed {
 }
 
 function removedBy({ seq, ts, type, data }: LoggedEvent): Removed | undefined {
-  return type === 'state_key_removed' || type === 'message_redacted' ? { seq, ts, action: type, ...data } : undefined
+  return type === 'state_key_removed' || type === 'message_redacted'
+    ? { seq, ts, action: type, ...data }
+    : undefined
 }
 
 const NOTHING = new Uint8Array()
@@ -29,7 +31,9 @@ export const removalReadModel: ReadModel = {
       removals: events.flatMap((event) => {
         const removed = removedBy(event)
         const key = removed?.key
-        return removed ? [{ ...removed, ...(key !== undefined && { key: Buffer.from(key).toString('base64') }) }] : []
+        return removed
+          ? [{ ...removed, ...(key !== undefined && { key: Buffer.from(key).toString('base64') }) }]
+          : []
       }),
     }
   },
@@ -38,7 +42,16 @@ export const removalReadModel: ReadModel = {
     return (event) => {
       const removed = removedBy(event)
       if (removed === undefined) return
-      const { seq, ts, action, key, message_id = null, reason, performed_by, content_hash } = removed
+      const {
+        seq,
+        ts,
+        action,
+        key,
+        message_id = null,
+        reason,
+        performed_by,
+        content_hash,
+      } = removed
       sql.run`
         insert into removals (seq, ts, action, key, message_id, reason, performed_by, content_hash)
         values (${seq}, ${ts}, ${action}, ${key === undefined ? null : Buffer.from(key)}, ${message_id}, ${reason},
@@ -64,7 +77,9 @@ export const removalReadModel: ReadModel = {
           const removed = removedBy(event)
           if (removed === undefined) return undefined
           const { key, message_id = '', ...others } = removed
-          return { put: { ...others, message_id, key: key === undefined ? NOTHING : Buffer.from(key) } }
+          return {
+            put: { ...others, message_id, key: key === undefined ? NOTHING : Buffer.from(key) },
+          }
         },
       },
     ],

@@ -1,4 +1,7 @@
-/** What a removal is made on, and finding what is to be removed: the same on one machine and in a cluster. */
+/**
+ * What a removal is made on, and finding what is to be removed: the same on one machine and in a
+ * cluster.
+ */
 import { hash } from 'node:crypto'
 import type { EventOf, LoggedEvent, Routing } from '../events/event.ts'
 import { type EventLog, readEvents } from '../events/event-log.ts'
@@ -7,20 +10,30 @@ import type { Removal, Removals } from './removals.ts'
 export interface RemovalStore {
   readonly log: Pick<EventLog, 'read' | 'get'>
   readonly removals: Removals
-  /** The value of a key, undefined where it has none, as of a sequence number: what comes behind that is not in it. */
+  /**
+   * The value of a key, undefined where it has none, as of a sequence number: what comes behind
+   * that is not in it.
+   */
   present(key: string): Promise<{ value: string | undefined; asOf: number }>
   /** The sequence number of a message that was not delivered yet, as far as is known. */
   seqOf(messageId: string): Promise<number | undefined>
   /** Appends the event of a removal; resolves to its sequence number. Throws `Unavailable`. */
   append(event: RemovalEvent, routing: Routing & { id?: string }): Promise<number>
-  /** Resolves when agents and observers are answered accordingly, or, after 10 s, to why they are not yet. */
+  /**
+   * Resolves when agents and observers are answered accordingly, or, after 10 s, to why they are
+   * not yet.
+   */
   inForce(event: Pick<RemovalEvent, 'type'>, seq: number): Promise<string | undefined>
   /**
-   * Takes the content out of these events of the log, which a removal is about: what is left of them says why. Those of which that has been done are
-   * passed over. Throws `Unavailable`; done again, it goes on.
+   * Takes the content out of these events of the log, which a removal is about: what is left of
+   * them says why. Those of which that has been done are passed over. Throws `Unavailable`; done
+   * again, it goes on.
    */
   erase(events: readonly number[], reason: string): Promise<void>
-  /** Rids files of what was deleted in them, as far as this program can. Resolves to what is left to others, a sentence each. */
+  /**
+   * Rids files of what was deleted in them, as far as this program can. Resolves to what is left to
+   * others, a sentence each.
+   */
   cleanFiles(): Promise<string[]>
 }
 
@@ -48,19 +61,32 @@ export interface FoundKey {
   readonly asOf: number
 }
 
-/** Looks for a key in the state, and where it is not there through the log. Undefined: it was never written. */
-export async function findKey(store: RemovalStore, key: string, onProgress: OnProgress): Promise<FoundKey | undefined> {
+/**
+ * Looks for a key in the state, and where it is not there through the log. Undefined: it was never
+ * written.
+ */
+export async function findKey(
+  store: RemovalStore,
+  key: string,
+  onProgress: OnProgress,
+): Promise<FoundKey | undefined> {
   const { value, asOf } = await store.present(key)
   const removal = (await store.removals.ofKeys([key])).get(key)
   if (value !== undefined) return { value, isPresent: true, removal, asOf }
   const last = await lastWrite(store.log, key, removal?.seq ?? 0, onProgress)
   if (last === undefined && removal === undefined) return undefined
-  return { value: last?.data.value, isPresent: false, removal, asOf: Math.max(asOf, last?.seq ?? 0) }
+  return {
+    value: last?.data.value,
+    isPresent: false,
+    removal,
+    asOf: Math.max(asOf, last?.seq ?? 0),
+  }
 }
 
 /**
- * Removes a key. What was written to it between the look at its value and the event is removed by that too, so it gets an event of its own, with its
- * hash. Resolves to the last event and its sequence number.
+ * Removes a key. What was written to it between the look at its value and the event is removed by
+ * that too, so it gets an event of its own, with its hash. Resolves to the last event and its
+ * sequence number.
  */
 export async function removeKey(
   store: RemovalStore,
@@ -78,7 +104,8 @@ export async function removeKey(
     }
     const seq = await store.append(event, {})
     const overlooked = await lastWrite(store.log, key, asOf, () => {}, seq)
-    if (overlooked === undefined || hashOf(overlooked.data.value) === event.data.content_hash) return { event, seq }
+    if (overlooked === undefined || hashOf(overlooked.data.value) === event.data.content_hash)
+      return { event, seq }
     value = overlooked.data.value
     asOf = seq
   }
@@ -120,8 +147,8 @@ export async function redactMessage(
 const ERASED_AT_ONCE = 100
 
 /**
- * Erases what a removal removed: the content of the message, or all values that the key had before it. Resolves to the number of events that it was in
- * still, and what is left to others.
+ * Erases what a removal removed: the content of the message, or all values that the key had before
+ * it. Resolves to the number of events that it was in still, and what is left to others.
  *
  * @param message where it is known already
  */
@@ -192,7 +219,11 @@ async function lastWrite(
 
 const TOLD_EVERY_MS = 5_000
 
-async function* read(log: RemovalStore['log'], since: number, onProgress: OnProgress): AsyncGenerator<LoggedEvent> {
+async function* read(
+  log: RemovalStore['log'],
+  since: number,
+  onProgress: OnProgress,
+): AsyncGenerator<LoggedEvent> {
   let events = 0
   let toldAt = performance.now()
   for await (const event of readEvents(log, since)) {

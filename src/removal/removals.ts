@@ -1,4 +1,7 @@
-/** The port of the transparency log: what the operator of the infrastructure removed because it is illegal to host. */
+/**
+ * The port of the transparency log: what the operator of the infrastructure removed because it is
+ * illegal to host.
+ */
 import type { EventType } from '../events/event.ts'
 
 export type RemovalAction = Extract<EventType, 'state_key_removed' | 'message_redacted'>
@@ -37,7 +40,10 @@ export interface Removals {
   /** Those of these messages that were redacted, by id. */
   ofMessages(ids: readonly string[]): Promise<Map<string, Removal>>
 
-  /** Of each of these keys that was ever removed, the latest removal. It may have been written again since. */
+  /**
+   * Of each of these keys that was ever removed, the latest removal. It may have been written again
+   * since.
+   */
   ofKeys(keys: readonly string[]): Promise<Map<string, Removal>>
 }
 
@@ -62,7 +68,10 @@ export function toRemoval({ key, message_id, action, ...row }: RemovalRow): Remo
   }
 }
 
-/** By what was removed; where it was removed more than once, the last of them. Rows come in their order. */
+/**
+ * By what was removed; where it was removed more than once, the last of them. Rows come in their
+ * order.
+ */
 export function byId(removals: readonly Removal[]): Map<string, Removal> {
   return new Map(removals.map((removal) => [removal.message_id ?? removal.key ?? '', removal]))
 }

@@ -14,7 +14,11 @@ const LEFT_IN_FREE_SPACE =
  * @param append undefined where nothing is to be changed
  * @param mayRewrite no kernel uses the database, so it may be written anew
  */
-export function sqliteRemovalStore(sqlite: Sqlite, append: Append | undefined, mayRewrite: boolean): RemovalStore {
+export function sqliteRemovalStore(
+  sqlite: Sqlite,
+  append: Append | undefined,
+  mayRewrite: boolean,
+): RemovalStore {
   const { sql, connection } = sqlite
   const log = new SqliteEventLog(sqlite)
   return {
@@ -23,10 +27,13 @@ export function sqliteRemovalStore(sqlite: Sqlite, append: Append | undefined, m
     async present(key) {
       // Before it is read, so that nothing behind it is taken for known.
       const asOf = await log.lastSeq()
-      const value = sql.get`select value from state where key = ${Buffer.from(key)}`?.value as Uint8Array | undefined
+      const value = sql.get`select value from state where key = ${Buffer.from(key)}`?.value as
+        | Uint8Array
+        | undefined
       return { value: value && Buffer.from(value).toString('utf8'), asOf }
     },
-    seqOf: async (id) => sql.get`select seq from queued_messages where message_id = ${id}`?.seq as number | undefined,
+    seqOf: async (id) =>
+      sql.get`select seq from queued_messages where message_id = ${id}`?.seq as number | undefined,
     async append(event, routing) {
       if (append === undefined) throw new Error('the database is only read')
       return transaction(connection, () => append(event, routing).seq)
@@ -45,7 +52,9 @@ export function sqliteRemovalStore(sqlite: Sqlite, append: Append | undefined, m
     },
     async cleanFiles() {
       const isCut = await truncateLog(sqlite)
-      const left = isCut ? [] : ['the write-ahead log could not be cut, as it was read all the time: do the same again']
+      const left = isCut
+        ? []
+        : ['the write-ahead log could not be cut, as it was read all the time: do the same again']
       if (!mayRewrite) return [...left, LEFT_IN_FREE_SPACE]
       // What pages were divided from may have kept copies that no page owns.
       connection.exec('vacuum')

@@ -1,10 +1,13 @@
 /**
- * Capacity of the shared store that the database has allotted to this node ahead of need, so that a write need not ask for it before its append.
+ * Capacity of the shared store that the database has allotted to this node ahead of need, so that a
+ * write need not ask for it before its append.
  *
- * An allotment counts against the capacity from when it was granted. A write takes its whole size from it, as though its key were not there yet,
- * and when the write is known to have been applied, the next renewal says so. So what is used, reserved and held together never exceeds
- * the capacity, and too much is counted rather than too little; where the capacity is nearly used up nothing is held, and each write
- * reserves exactly what it needs (`renew_state_allotment` and `reserve_state_writes` in the database say when).
+ * An allotment counts against the capacity from when it was granted. A write takes its whole size
+ * from it, as though its key were not there yet, and when the write is known to have been applied,
+ * the next renewal says so. So what is used, reserved and held together never exceeds the capacity,
+ * and too much is counted rather than too little; where the capacity is nearly used up nothing is
+ * held, and each write reserves exactly what it needs (`renew_state_allotment` and
+ * `reserve_state_writes` in the database say when).
  */
 import { randomUUID } from 'node:crypto'
 import { PREPARATION_USABLE_MS } from '../events/event-log.ts'
@@ -15,7 +18,10 @@ import type { StateTables } from './postgres-state-tables.ts'
 const WANTED_BYTES = 4 * 1_048_576
 /** An allotment is renewed when half of it is spent, or when it is so old. */
 const RENEW_MS = 1_000
-/** So long after its last renewal capacity may be taken from it. What is taken may be appended until `PREPARATION_USABLE_MS` after it. */
+/**
+ * So long after its last renewal capacity may be taken from it. What is taken may be appended until
+ * `PREPARATION_USABLE_MS` after it.
+ */
 const USABLE_MS = 3_000
 /** When nothing has been taken for so long, it is given back. */
 const IDLE_MS = 500
@@ -56,7 +62,10 @@ export class CapacityAllotment {
     this.#store = store
   }
 
-  /** Capacity for a write of `size` bytes, key and value; undefined where none is left: then it has to be reserved. Never waits. */
+  /**
+   * Capacity for a write of `size` bytes, key and value; undefined where none is left: then it has
+   * to be reserved. Never waits.
+   */
   take(size: number): WriteCapacity | undefined {
     const now = performance.now()
     // A write that comes alone is not worth an allotment.
@@ -82,10 +91,14 @@ export class CapacityAllotment {
   }
 
   #renew(): void {
-    if (this.#asking === undefined && performance.now() > this.#renewableAt) void this.#ask(WANTED_BYTES)
+    if (this.#asking === undefined && performance.now() > this.#renewableAt)
+      void this.#ask(WANTED_BYTES)
   }
 
-  /** Gives back what no write has taken. Never throws: what cannot be given back is cleared away by maintenance. */
+  /**
+   * Gives back what no write has taken. Never throws: what cannot be given back is cleared away by
+   * maintenance.
+   */
   async giveBack(): Promise<void> {
     await this.#asking
     if (this.#allotment !== undefined) await this.#ask(0)
@@ -108,12 +121,26 @@ export class CapacityAllotment {
   async #renewNow(wanted: number): Promise<void> {
     const opening = this.#allotment === undefined
     const renewedAt = performance.now()
-    const allotment = this.#allotment ?? { id: randomUUID(), free: 0, inFlight: 0, settled: 0, lost: 0, renewedAt }
+    const allotment = this.#allotment ?? {
+      id: randomUUID(),
+      free: 0,
+      inFlight: 0,
+      settled: 0,
+      lost: 0,
+      renewedAt,
+    }
     if (wanted === 0) allotment.free = 0
     const { id, free, inFlight, settled, lost } = allotment
     // While the answer is on its way, no more can be taken than is kept.
     const kept = free + inFlight
-    const asking = this.#store.renewAllotment({ id, opening, settled, lost, kept, wanted: wanted + inFlight })
+    const asking = this.#store.renewAllotment({
+      id,
+      opening,
+      settled,
+      lost,
+      kept,
+      wanted: wanted + inFlight,
+    })
     // Whatever it fails with, writes go on without: they reserve what they need.
     inBackground('renew_allotment', asking)
     const bytes = await asking.catch(() => undefined)

@@ -1,4 +1,7 @@
-/** The order of keys, which is that of their UTF-8: what is before all of them, after all, and after those with a prefix. */
+/**
+ * The order of keys, which is that of their UTF-8: what is before all of them, after all, and after
+ * those with a prefix.
+ */
 
 /** Before every key: the empty one, which no key is. */
 export const BEFORE_ALL = Buffer.of()

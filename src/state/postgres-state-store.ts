@@ -1,5 +1,6 @@
 /**
- * The shared state of a cluster: a write has its capacity and a delete its turn before the append, and both wait for the projection after it.
+ * The shared state of a cluster: a write has its capacity and a delete its turn before the append,
+ * and both wait for the projection after it.
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -19,9 +20,14 @@ import {
   UnknownKey,
 } from './state-store.ts'
 
-/** Below the time for which a delete keeps others of its key waiting (`StateTables.beginDelete`): one that took longer is not acknowledged. */
+/**
+ * Below the time for which a delete keeps others of its key waiting (`StateTables.beginDelete`):
+ * one that took longer is not acknowledged.
+ */
 const DELETE_USABLE_MS = 2_800
-/** How long a change waits for its turn. Longer than nodes keep an allotment that they do not use. */
+/**
+ * How long a change waits for its turn. Longer than nodes keep an allotment that they do not use.
+ */
 const TURN_TIMEOUT_MS = 1_200
 const TURN_POLL_MS = 10
 
@@ -47,7 +53,11 @@ export class PostgresStateStore implements StateStore {
     return this.#tables.page(prefix, after, limit)
   }
 
-  listings(prefix: string, after: Buffer | undefined, limit: number): Promise<{ keys: StateListing[]; total: number }> {
+  listings(
+    prefix: string,
+    after: Buffer | undefined,
+    limit: number,
+  ): Promise<{ keys: StateListing[]; total: number }> {
     return this.#tables.listings(prefix, after, limit)
   }
 
@@ -80,7 +90,12 @@ export class PostgresStateStore implements StateStore {
     if (outcome === 'full') throw new StoreFull()
     if (outcome === 'busy') throw new StateBusy()
     // The projector settles it by its name in the event; one that is lost maintenance clears away.
-    return { notAfter: begunAt + PREPARATION_USABLE_MS, reservation: id, settle: () => {}, lose: () => {} }
+    return {
+      notAfter: begunAt + PREPARATION_USABLE_MS,
+      reservation: id,
+      settle: () => {},
+      lose: () => {},
+    }
   }
 
   async delete(event: EventOf<'state_deleted'>): Promise<void> {

@@ -17,7 +17,10 @@ export interface Reservation {
 /** `busy`: it would fit if no node had an allotment. */
 export type ReservationOutcome = 'reserved' | 'full' | 'busy'
 
-/** `absent`: there is no such key. `busy`: another delete of it is under way, or a change is being applied. */
+/**
+ * `absent`: there is no such key. `busy`: another delete of it is under way, or a change is being
+ * applied.
+ */
 export type DeleteOutcome = 'begun' | 'absent' | 'busy'
 
 /** What a node says of its allotment, all in bytes. */
@@ -36,7 +39,10 @@ export interface AllotmentRenewal {
 
 /** Calls of one kind that wait for the database at most. */
 const MAX_WAITING = 20_000
-/** For so long a delete keeps the others of its key waiting; later it is not acknowledged any more (`DELETE_USABLE_MS`). */
+/**
+ * For so long a delete keeps the others of its key waiting; later it is not acknowledged any more
+ * (`DELETE_USABLE_MS`).
+ */
 const DELETE_MS = 3_000
 /** Values that one answer of the database holds at most: 32 MiB of the largest. */
 const FOUND_AT_ONCE = 32
@@ -46,7 +52,10 @@ export class StateTables {
   readonly #capacityBytes: number
   /** Reserves capacity for a write, exactly. */
   readonly reserve: (reservation: Reservation) => Promise<ReservationOutcome>
-  /** Finds the key for a delete, which has until `DELETE_MS` later to be applied: so long no other begins. */
+  /**
+   * Finds the key for a delete, which has until `DELETE_MS` later to be applied: so long no other
+   * begins.
+   */
   readonly beginDelete: (key: string) => Promise<DeleteOutcome>
   /** The entry of a key; undefined if absent. */
   readonly find: (key: string) => Promise<StateEntry | undefined>
@@ -55,9 +64,18 @@ export class StateTables {
   constructor(database: Database, capacityBytes: number) {
     this.#database = database
     this.#capacityBytes = capacityBytes
-    this.reserve = batched((reservations) => this.#reserve(reservations), { maxItems: 500, maxWaiting: MAX_WAITING })
-    this.beginDelete = batched((keys) => this.#beginDeletes(keys), { maxItems: 500, maxWaiting: MAX_WAITING })
-    this.find = batched((keys) => this.#find(keys), { maxItems: FOUND_AT_ONCE, maxWaiting: MAX_WAITING })
+    this.reserve = batched((reservations) => this.#reserve(reservations), {
+      maxItems: 500,
+      maxWaiting: MAX_WAITING,
+    })
+    this.beginDelete = batched((keys) => this.#beginDeletes(keys), {
+      maxItems: 500,
+      maxWaiting: MAX_WAITING,
+    })
+    this.find = batched((keys) => this.#find(keys), {
+      maxItems: FOUND_AT_ONCE,
+      maxWaiting: MAX_WAITING,
+    })
     this.usage = shared(() => this.#usage())
   }
 
@@ -67,7 +85,9 @@ export class StateTables {
     )
     const { rows } = await roundTrip(this.#database, 'reserve_state', () =>
       sql<{ outcome: ReservationOutcome }>`
-        select outcome from reserve_state_writes(${requests}::json, ${this.#capacityBytes})`.execute(this.#database),
+        select outcome from reserve_state_writes(${requests}::json, ${this.#capacityBytes})`.execute(
+        this.#database,
+      ),
     )
     return rows.map(({ outcome }) => outcome)
   }
@@ -80,7 +100,8 @@ export class StateTables {
         with wanted as (
           select array(select decode(item, 'base64') from json_array_elements_text(${distinct}::json) item) as keys
         ), ahead as (
-          -- Further ahead than it is ever set, as the clock was set back: it is as long from now as it was, and no longer.
+          -- Further ahead than it is ever set, as the clock was set back: it is as long from now as
+          -- it was, and no longer.
           update state set delete_until = clock_timestamp() + ${DELETE_MS} * interval '1 millisecond'
           where key in (
             select key from state
@@ -111,8 +132,18 @@ export class StateTables {
     })
   }
 
-  /** Opens or renews an allotment, as `renew_state_allotment` says. Returns the bytes that it has now; undefined if it is there no more. */
-  async renewAllotment({ id, opening, settled, lost, kept, wanted }: AllotmentRenewal): Promise<number | undefined> {
+  /**
+   * Opens or renews an allotment, as `renew_state_allotment` says. Returns the bytes that it has
+   * now; undefined if it is there no more.
+   */
+  async renewAllotment({
+    id,
+    opening,
+    settled,
+    lost,
+    kept,
+    wanted,
+  }: AllotmentRenewal): Promise<number | undefined> {
     const { rows } = await roundTrip(this.#database, 'renew_state_allotment', () =>
       sql<{ bytes: number | null }>`
         select renew_state_allotment(${id}, ${opening}, ${settled}, ${lost}, ${kept}, ${wanted}, ${this.#capacityBytes}) as bytes`.execute(
@@ -134,7 +165,11 @@ export class StateTables {
     const found = new Map(
       rows.map((row) => [
         row.key.toString('utf8'),
-        { value: row.value.toString('utf8'), modifiedBy: row.modified_by, modifiedAt: row.modified_at.toISOString() },
+        {
+          value: row.value.toString('utf8'),
+          modifiedBy: row.modified_by,
+          modifiedAt: row.modified_at.toISOString(),
+        },
       ]),
     )
     return keys.map((key) => {
@@ -144,8 +179,8 @@ export class StateTables {
   }
 
   /**
-   * Keys with a prefix after `after` in byte order, at most `limit`, and how many have the prefix in all: one snapshot. They come as one
-   * row, which costs the driver a fraction of a row each.
+   * Keys with a prefix after `after` in byte order, at most `limit`, and how many have the prefix
+   * in all: one snapshot. They come as one row, which costs the driver a fraction of a row each.
    */
   async page(prefix: string, after: Buffer | undefined, limit: number): Promise<StatePage> {
     const low = Buffer.from(prefix)
@@ -161,7 +196,10 @@ export class StateTables {
         ) as keys`.execute(this.#database),
     )
     const [{ total, keys } = { total: 0, keys: null }] = rows
-    return { keys: keys === null ? [] : keys.split(' ').map((key) => Buffer.from(key, 'hex')), total }
+    return {
+      keys: keys === null ? [] : keys.split(' ').map((key) => Buffer.from(key, 'hex')),
+      total,
+    }
   }
 
   /** As `StateReader.listings`. */
@@ -173,7 +211,13 @@ export class StateTables {
     const low = Buffer.from(prefix)
     const high = endOfPrefix(low)
     const { rows } = await roundTrip(this.#database, 'state_listings', () =>
-      sql<{ total: number; key: Buffer | null; modified_by: string; modified_at: Date; length: number }>`
+      sql<{
+        total: number
+        key: Buffer | null
+        modified_by: string
+        modified_at: Date
+        length: number
+      }>`
         select total, key, modified_by, modified_at, length
         from (select count_state_keys(${low}, ${high}) as total) counted
         left join (
@@ -184,7 +228,9 @@ export class StateTables {
         order by key`.execute(this.#database),
     )
     const keys = rows.flatMap(({ key, modified_by, modified_at, length }) =>
-      key === null ? [] : { key, modifiedBy: modified_by, modifiedAt: modified_at.toISOString(), length },
+      key === null
+        ? []
+        : { key, modifiedBy: modified_by, modifiedAt: modified_at.toISOString(), length },
     )
     return { keys, total: rows[0]?.total ?? 0 }
   }
@@ -199,8 +245,9 @@ export class StateTables {
   }
 
   /**
-   * Gives back what was reserved before `before` and never used: all events until then are to have been applied. What was reserved at a time
-   * that is yet to come, as the clock was set back, counts from now. At most `limit` of either; returns how many there were.
+   * Gives back what was reserved before `before` and never used: all events until then are to have
+   * been applied. What was reserved at a time that is yet to come, as the clock was set back,
+   * counts from now. At most `limit` of either; returns how many there were.
    */
   async tidyReservations(before: Date, limit: number): Promise<number> {
     const ahead = await this.#restart('state_reservations', 'reserved_at', limit)
@@ -227,14 +274,20 @@ export class StateTables {
       () =>
         sql<{
           allotments: number
-        }>`select release_state_allotments(${before}, ${limit}::integer) as allotments`.execute(this.#database),
+        }>`select release_state_allotments(${before}, ${limit}::integer) as allotments`.execute(
+          this.#database,
+        ),
       MAINTENANCE_TIMEOUT_MS,
     )
     return ahead + (rows[0]?.allotments ?? 0)
   }
 
   /** What began at a time that is yet to come begins now. */
-  async #restart(table: 'state_reservations' | 'state_allotments', column: string, limit: number): Promise<number> {
+  async #restart(
+    table: 'state_reservations' | 'state_allotments',
+    column: string,
+    limit: number,
+  ): Promise<number> {
     const [rows, begun] = [sql.table(table), sql.ref(column)]
     const { numAffectedRows } = await roundTrip(
       this.#database,

@@ -1,6 +1,7 @@
 /**
- * Counting keys without counting them: the key space cut into ordered blocks of keys (level 1), and those into blocks of blocks (level 2), each
- * with its number of keys. A block begins at its first key and ends where the next one begins.
+ * Counting keys without counting them: the key space cut into ordered blocks of keys (level 1), and
+ * those into blocks of blocks (level 2), each with its number of keys. A block begins at its first
+ * key and ends where the next one begins.
  */
 import type { Sqlite } from '../platform/sqlite.ts'
 import { AFTER_ALL } from './key-order.ts'
@@ -16,7 +17,10 @@ interface Block {
   keys: number
 }
 
-/** Number of keys with `low <= key < high` (undefined: no end). Looks at the keys of two blocks and the blocks of two blocks of blocks at most. */
+/**
+ * Number of keys with `low <= key < high` (undefined: no end). Looks at the keys of two blocks and
+ * the blocks of two blocks of blocks at most.
+ */
 export function countStateKeys(sql: Sql, low: Buffer, high: Buffer = AFTER_ALL): number {
   const keysBetween = (from: Uint8Array, to: Uint8Array) =>
     sql.get`select count(*) as keys from state where key >= ${from} and key < ${to}`?.keys as number
@@ -92,7 +96,13 @@ function splitBlockOfBlocks(sql: Sql, firstKey: Uint8Array): void {
 }
 
 /** Takes the last `keys` of a block into a new one. */
-function insertAfter(sql: Sql, level: number, block: Uint8Array, firstKey: Uint8Array, keys: number): void {
+function insertAfter(
+  sql: Sql,
+  level: number,
+  block: Uint8Array,
+  firstKey: Uint8Array,
+  keys: number,
+): void {
   sql.run`update state_blocks set keys = keys - ${keys} where level = ${level} and first_key = ${block}`
   sql.run`insert into state_blocks (level, first_key, keys) values (${level}, ${firstKey}, ${keys})`
 }

@@ -2,7 +2,13 @@
 import type { Sqlite } from '../platform/sqlite.ts'
 import { AFTER_ALL, endOfPrefix } from './key-order.ts'
 import { countStateKeys } from './sqlite-state-blocks.ts'
-import type { StateEntry, StateListing, StatePage, StateReader, StoredUsage } from './state-store.ts'
+import type {
+  StateEntry,
+  StateListing,
+  StatePage,
+  StateReader,
+  StoredUsage,
+} from './state-store.ts'
 
 export class SqliteStateReader implements StateReader {
   readonly #sql: Sqlite['sql']
@@ -13,15 +19,21 @@ export class SqliteStateReader implements StateReader {
   }
 
   async find(key: string): Promise<StateEntry | undefined> {
-    const row = this.#sql.get`select value, modified_by, modified_at from state where key = ${Buffer.from(key)}`
+    const row = this.#sql
+      .get`select value, modified_by, modified_at from state where key = ${Buffer.from(key)}`
     if (!row) return undefined
-    const { value, modified_by, modified_at } = row as { value: Uint8Array; modified_by: string; modified_at: string }
+    const { value, modified_by, modified_at } = row as {
+      value: Uint8Array
+      modified_by: string
+      modified_at: string
+    }
     return { key, value: textOf(value), modifiedBy: modified_by, modifiedAt: modified_at }
   }
 
   async page(prefix: string, after: Buffer | undefined, limit: number): Promise<StatePage> {
     return this.#inSnapshot(prefix, after, (sql, { low, beyond, high }) => {
-      // Not both bounds at once: SQLite begins at the one that it meets first, and passes over all keys up to the other.
+      // Not both bounds at once: SQLite begins at the one that it meets first, and passes over all
+      // keys up to the other.
       const rows =
         beyond === undefined
           ? sql.all`select key from state where key >= ${low} and key < ${high} order by key limit ${limit}`
@@ -55,11 +67,17 @@ export class SqliteStateReader implements StateReader {
     })
   }
 
-  /** Reads more than once as of one moment, though another process may write. `beyond`: where a page begins that is not the first. */
+  /**
+   * Reads more than once as of one moment, though another process may write. `beyond`: where a page
+   * begins that is not the first.
+   */
   #inSnapshot<T>(
     prefix: string,
     after: Buffer | undefined,
-    read: (sql: Sqlite['sql'], range: { low: Buffer; beyond: Buffer | undefined; high: Buffer }) => T,
+    read: (
+      sql: Sqlite['sql'],
+      range: { low: Buffer; beyond: Buffer | undefined; high: Buffer },
+    ) => T,
   ): T {
     const low = Buffer.from(prefix)
     const beyond = after === undefined || Buffer.compare(after, low) < 0 ? undefined : after

@@ -17,7 +17,8 @@ export class SqliteStateStore extends SqliteStateReader implements StateStore {
   }
 
   async write(event: EventOf<'state_written'>): Promise<void> {
-    if ((await this.#writer.run('writeState', event, { bytes: sizeOf(event) })) === 'full') throw new StoreFull()
+    if ((await this.#writer.run('writeState', event, { bytes: sizeOf(event) })) === 'full')
+      throw new StoreFull()
   }
 
   async delete(event: EventOf<'state_deleted'>): Promise<void> {

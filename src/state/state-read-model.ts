@@ -28,7 +28,8 @@ export const stateReadModel: ReadModel = {
     const finals = new Map<string, Final>()
     const reservations: string[] = []
     for (const { seq, ts, type, data, reservation } of events) {
-      if (type !== 'state_written' && type !== 'state_deleted' && type !== 'state_key_removed') continue
+      if (type !== 'state_written' && type !== 'state_deleted' && type !== 'state_key_removed')
+        continue
       const key = toBase64(data.key)
       const isWrite = type === 'state_written'
       finals.set(key, {
@@ -76,7 +77,8 @@ export const stateReadModel: ReadModel = {
         table: 'replayed_state',
         columns: { key: 'bytes', value_hash: 'bytes', seq: 'integer', author: 'text' },
         changeBy({ seq, type, data }: LoggedEvent) {
-          if (type === 'state_deleted' || type === 'state_key_removed') return { remove: Buffer.from(data.key) }
+          if (type === 'state_deleted' || type === 'state_key_removed')
+            return { remove: Buffer.from(data.key) }
           if (type !== 'state_written') return undefined
           const value_hash = hash('sha256', data.value, 'buffer')
           return { put: { key: Buffer.from(data.key), value_hash, seq, author: data.written_by } }

@@ -41,7 +41,10 @@ export class UnknownKey extends Error {
   override name = 'UnknownKey'
 }
 
-/** Others change the same, or hold the capacity that is left; this change waited too long for its turn. */
+/**
+ * Others change the same, or hold the capacity that is left; this change waited too long for its
+ * turn.
+ */
 export class StateBusy extends Error {
   override name = 'StateBusy'
 }
@@ -55,7 +58,11 @@ export interface StateReader {
   page(prefix: string, after: Buffer | undefined, limit: number): Promise<StatePage>
 
   /** As `page`, with what there is to say of each key beside its value. */
-  listings(prefix: string, after: Buffer | undefined, limit: number): Promise<{ keys: StateListing[]; total: number }>
+  listings(
+    prefix: string,
+    after: Buffer | undefined,
+    limit: number,
+  ): Promise<{ keys: StateListing[]; total: number }>
 
   usage(): Promise<StoredUsage>
 }
@@ -63,14 +70,16 @@ export interface StateReader {
 /** Any of its methods throws `Unavailable` when a part is out. */
 export interface StateStore extends StateReader {
   /**
-   * Appends the event of a write if the store has the capacity for it. Resolves when it can be read. Throws `StoreFull`, `StateBusy`: then there is no
-   * event; `ProjectionBehind` or `Unavailable`: then the write may still take effect, whole.
+   * Appends the event of a write if the store has the capacity for it. Resolves when it can be
+   * read. Throws `StoreFull`, `StateBusy`: then there is no event; `ProjectionBehind` or
+   * `Unavailable`: then the write may still take effect, whole.
    */
   write(event: EventOf<'state_written'>): Promise<void>
 
   /**
-   * Appends the event of a delete if there is such a key; of deletes at once just one finds it. Resolves when the key is gone. Throws
-   * `UnknownKey`, `StateBusy`: then there is no event; `ProjectionBehind` or `Unavailable` as `write` does.
+   * Appends the event of a delete if there is such a key; of deletes at once just one finds it.
+   * Resolves when the key is gone. Throws `UnknownKey`, `StateBusy`: then there is no event;
+   * `ProjectionBehind` or `Unavailable` as `write` does.
    */
   delete(event: EventOf<'state_deleted'>): Promise<void>
 

@@ -28,7 +28,10 @@ export class State {
     this.#now = options.now ?? Date.now
   }
 
-  /** The entry of a key; undefined if absent. The read is recorded in the log, which the reader does not wait for. */
+  /**
+   * The entry of a key; undefined if absent. The read is recorded in the log, which the reader does
+   * not wait for.
+   */
   async read(key: string, reader: string): Promise<StateEntry | undefined> {
     const entry = await this.#store.find(key)
     this.#record({ key, read_by: reader, found: entry !== undefined })
@@ -51,7 +54,12 @@ export class State {
   /** Deletes a key. Returns when. Throws as `StateStore.delete` does. */
   async delete(key: string, deleter: string): Promise<{ deletedAt: string }> {
     const ts = this.#timestamp()
-    await this.#store.delete({ ts, type: 'state_deleted', agent: deleter, data: { key, deleted_by: deleter } })
+    await this.#store.delete({
+      ts,
+      type: 'state_deleted',
+      agent: deleter,
+      data: { key, deleted_by: deleter },
+    })
     return { deletedAt: ts }
   }
 

@@ -1,4 +1,7 @@
-/** What the observation service stands on in a cluster: the log, read as an observer, and schemas of Postgres that its role owns. */
+/**
+ * What the observation service stands on in a cluster: the log, read as an observer, and schemas of
+ * Postgres that its role owns.
+ */
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -32,24 +35,33 @@ const VERIFY_TIMEOUT_MS = 6 * 3_600_000
 /** The servers that an observer needs. Throws `ConfigError`. */
 function observerServers({ DATABASE_URL: databaseUrl, NATS_URL: natsUrls }: Config) {
   if (databaseUrl === undefined || natsUrls.length === 0) {
-    throw new ConfigError('observe needs DATABASE_URL and NATS_URL of a cluster, or neither: then it reads DATA_DIR')
+    throw new ConfigError(
+      'observe needs DATABASE_URL and NATS_URL of a cluster, or neither: then it reads DATA_DIR',
+    )
   }
   return { databaseUrl, natsUrls }
 }
 
 /** Waits for the servers for so long as is set. Throws `StartupError`. */
-export async function openClusterObservation(config: Config, logger: Logger): Promise<ObservationStorage> {
+export async function openClusterObservation(
+  config: Config,
+  logger: Logger,
+): Promise<ObservationStorage> {
   const { databaseUrl, natsUrls } = observerServers(config)
   const startBy = performance.now() + config.STARTUP_TIMEOUT
-  const there = <T>(open: () => Promise<T>) => untilThere(open, Math.max(0, startBy - performance.now()), logger)
+  const there = <T>(open: () => Promise<T>) =>
+    untilThere(open, Math.max(0, startBy - performance.now()), logger)
   const holder = `observe-${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
   const database = await there(() => connectDatabase(config, databaseUrl))
   const replicaUrl = config.OBSERVE_DATABASE_URL
-  const reader = replicaUrl === undefined ? database : await there(() => connectDatabase(config, replicaUrl))
+  const reader =
+    replicaUrl === undefined ? database : await there(() => connectDatabase(config, replicaUrl))
   await there(() => ensureReadModels(config, databaseUrl, logger))
   const nats = await there(() => connectNats(natsUrls, holder, logger))
   const erasures = new PostgresErasures(async () => reader)
-  const log = await there(() => JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, { erasures, isObserver: true }))
+  const log = await there(() =>
+    JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, { erasures, isObserver: true }),
+  )
   return {
     log,
     state: new StateTables(reader, config.STATE_CAPACITY_BYTES),
@@ -58,7 +70,8 @@ export async function openClusterObservation(config: Config, logger: Logger): Pr
     lease: new Lease(database, 'observer', holder, `${SCHEMA}.leases`),
     checks: {
       servers: {
-        postgres: () => roundTrip(reader, 'check', () => sql`select 1`.execute(reader)).then(() => undefined),
+        postgres: () =>
+          roundTrip(reader, 'check', () => sql`select 1`.execute(reader)).then(() => undefined),
         nats: () => nats.rtt().then(() => undefined),
       },
       work: {},
@@ -71,7 +84,10 @@ export async function openClusterObservation(config: Config, logger: Logger): Pr
   }
 }
 
-/** Builds the read models from nothing, in a schema beside the one that serves, and puts them in its place; `fill` does so. */
+/**
+ * Builds the read models from nothing, in a schema beside the one that serves, and puts them in its
+ * place; `fill` does so.
+ */
 export async function rebuildInCluster(
   config: Config,
   logger: Logger,
@@ -83,7 +99,10 @@ export async function rebuildInCluster(
     await makeTables(database, NEXT_SCHEMA, { isAnew: true })
     const nats = await connectNats(natsUrls, `observe-rebuild-${process.pid}`, logger)
     const erasures = new PostgresErasures(async () => database)
-    const log = await JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, { erasures, isObserver: true })
+    const log = await JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, {
+      erasures,
+      isObserver: true,
+    })
     try {
       await fill(log, new PostgresObservation(database, { schema: NEXT_SCHEMA }))
       await makeIndexes(database, NEXT_SCHEMA)
@@ -97,8 +116,9 @@ export async function rebuildInCluster(
 }
 
 /**
- * So long the exchange waits for whoever uses a table. Those who ask wait behind it meanwhile; and it is shorter than what Postgres waits before
- * it looks for a deadlock (1 s), so that none of them is ever the one who has to give way.
+ * So long the exchange waits for whoever uses a table. Those who ask wait behind it meanwhile; and
+ * it is shorter than what Postgres waits before it looks for a deadlock (1 s), so that none of them
+ * is ever the one who has to give way.
  */
 const EXCHANGE_LOCK_MS = 250
 /** `verify` reads the tables in one transaction, which may take minutes. */
@@ -118,9 +138,12 @@ async function exchange(database: Database, log: EventLog): Promise<void> {
         const old = await tablesIn(transaction, SCHEMA)
         if (old.some(({ name }) => name === 'position'))
           // Nobody applies anything to them any more; they are read still.
-          await sql`lock table ${sql.table(`${SCHEMA}.position`)} in exclusive mode`.execute(transaction)
+          await sql`lock table ${sql.table(`${SCHEMA}.position`)} in exclusive mode`.execute(
+            transaction,
+          )
         await catchUpIn(transaction, log)
-        for (const { name } of old) await sql`drop table ${sql.table(`${SCHEMA}.${name}`)}`.execute(transaction)
+        for (const { name } of old)
+          await sql`drop table ${sql.table(`${SCHEMA}.${name}`)}`.execute(transaction)
         for (const { name } of await tablesIn(transaction, NEXT_SCHEMA))
           await sql`alter table ${sql.table(`${NEXT_SCHEMA}.${name}`)} set schema ${sql.ref(SCHEMA)}`.execute(
             transaction,
@@ -136,30 +159,46 @@ async function exchange(database: Database, log: EventLog): Promise<void> {
 /** Has the tables that were built as far as those that serve, where these are of this version. */
 async function catchUpIn(database: Database, log: EventLog): Promise<void> {
   if ((await versionIn(database, SCHEMA)) !== observationSchema('postgres').hash) return
-  const seq = await new ObservationWriter(new PostgresObservation(database, { schema: SCHEMA })).position()
+  const seq = await new ObservationWriter(
+    new PostgresObservation(database, { schema: SCHEMA }),
+  ).position()
   await catchUp(log, new PostgresObservation(database, { schema: NEXT_SCHEMA }), seq)
 }
 
-/** Compares what the observation keeps with the log. Undefined where there is no observation of this version. @param session one of its own, with the rights of api nodes */
+/**
+ * Compares what the observation keeps with the log. Undefined where there is no observation of this
+ * version. @param session one of its own, with the rights of api nodes
+ */
 export async function verifyClusterObservation(
   session: Database,
   log: Pick<EventLog, 'read'>,
   report: (difference: string) => void,
 ): Promise<Verification | undefined> {
   if ((await versionIn(session, SCHEMA)) !== observationSchema('postgres').hash) return undefined
-  const database = new PostgresObservation(session, { schema: SCHEMA, timeoutMs: VERIFY_TIMEOUT_MS })
-  return verifyObservation({ database, begin: 'begin isolation level repeatable read', bytes: 'bytea' }, log, report)
+  const database = new PostgresObservation(session, {
+    schema: SCHEMA,
+    timeoutMs: VERIFY_TIMEOUT_MS,
+  })
+  return verifyObservation(
+    { database, begin: 'begin isolation level repeatable read', bytes: 'bytea' },
+    log,
+    report,
+  )
 }
 
 /** Of all that make the tables, one does. */
 const SCHEMA_LOCK = 7_821_114_306
 
-/** Makes the tables where there are none of this version. Throws `StartupError` where the role may not. */
+/**
+ * Makes the tables where there are none of this version. Throws `StartupError` where the role may
+ * not.
+ */
 async function ensureReadModels(config: Config, url: string, logger: Logger): Promise<void> {
   const database = await connectDatabase(config, url, openPostgresSession)
   try {
     const isAnew = await makeTables(database, SCHEMA)
-    if (isAnew) logger.warn('the read models of the observation are built from the beginning of the log')
+    if (isAnew)
+      logger.warn('the read models of the observation are built from the beginning of the log')
   } catch (error) {
     const code = codeOf(error)
     if (code !== INVALID_SCHEMA && code !== INSUFFICIENT_PRIVILEGE) throw error
@@ -180,8 +219,15 @@ function codeOf(error: unknown): unknown {
   return error instanceof Error && 'code' in error ? error.code : undefined
 }
 
-/** Makes the tables in a schema; those that are there are left alone where they are of this version and not wanted anew; then without indexes. Returns whether it did. */
-export async function makeTables(database: Database, schema: string, { isAnew = false } = {}): Promise<boolean> {
+/**
+ * Makes the tables in a schema; those that are there are left alone where they are of this version
+ * and not wanted anew; then without indexes. Returns whether it did.
+ */
+export async function makeTables(
+  database: Database,
+  schema: string,
+  { isAnew = false } = {},
+): Promise<boolean> {
   const { tables, indexes, hash } = observationSchema('postgres')
   return database.transaction().execute(async (transaction) => {
     await sql`select pg_advisory_xact_lock(${sql.lit(SCHEMA_LOCK)})`.execute(transaction)
@@ -202,7 +248,10 @@ async function makeIndexes(database: Database, schema: string): Promise<void> {
   })
 }
 
-async function tablesIn(database: Database, schema: string): Promise<{ name: string; comment: string | null }[]> {
+async function tablesIn(
+  database: Database,
+  schema: string,
+): Promise<{ name: string; comment: string | null }[]> {
   const { rows } = await sql<{ name: string; comment: string | null }>`
     select c.relname as name, obj_description(c.oid, 'pg_class') as comment
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -212,5 +261,7 @@ async function tablesIn(database: Database, schema: string): Promise<{ name: str
 
 /** The hash of the file that the tables in a schema were made by. */
 async function versionIn(database: Database, schema: string): Promise<string | undefined> {
-  return (await tablesIn(database, schema)).find(({ name }) => name === 'position')?.comment ?? undefined
+  return (
+    (await tablesIn(database, schema)).find(({ name }) => name === 'position')?.comment ?? undefined
+  )
 }

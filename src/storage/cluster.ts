@@ -1,4 +1,7 @@
-/** The cluster's storage: connections to the three servers, checked at start, and the capabilities' adapters on them. */
+/**
+ * The cluster's storage: connections to the three servers, checked at start, and the capabilities'
+ * adapters on them.
+ */
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
 import { sql } from 'kysely'
@@ -22,7 +25,11 @@ import { connectNats } from '../platform/nats.ts'
 import { RedisClient } from '../platform/redis.ts'
 import { PostgresSigningKeys } from '../platform/signing-keys.ts'
 import { NotThereYet, untilThere } from '../platform/startup-error.ts'
-import { type Announcement, Announcements, type ProjectionName } from '../projector/announcements.ts'
+import {
+  type Announcement,
+  Announcements,
+  type ProjectionName,
+} from '../projector/announcements.ts'
 import { DatabaseProjection, standing } from '../projector/database-projection.ts'
 import { type Projection, type ProjectorOptions, runProjector } from '../projector/projector.ts'
 import { QueueProjection } from '../projector/queue-projection.ts'
@@ -84,8 +91,8 @@ export async function connectDatabase(
 }
 
 /**
- * Opens the log alone, for a command that reads it, and the database once a message is missing that may have been erased. Throws
- * `StartupError`.
+ * Opens the log alone, for a command that reads it, and the database once a message is missing that
+ * may have been erased. Throws `StartupError`.
  */
 export async function connectLog(config: Config, command: string): Promise<JetStreamEventLog> {
   const { natsUrls, databaseUrl } = clusterServers(config, command)
@@ -105,11 +112,18 @@ export async function connectLog(config: Config, command: string): Promise<JetSt
 }
 
 /** Does something with the jobs of maintenance alone. Throws `StartupError`. */
-export async function withClusterJobs(config: Config, work: (jobs: readonly Job[]) => Promise<void>): Promise<void> {
+export async function withClusterJobs(
+  config: Config,
+  work: (jobs: readonly Job[]) => Promise<void>,
+): Promise<void> {
   const { databaseUrl, redisUrl } = clusterServers(config, 'maintain')
   const database = await connectDatabase(config, databaseUrl)
   await checkSchema(database, POSTGRES)
-  const redis = await RedisClient.open(redisUrl, config.REDIS_MODE, createLogger(config.LOG_LEVEL, 'maintain'))
+  const redis = await RedisClient.open(
+    redisUrl,
+    config.REDIS_MODE,
+    createLogger(config.LOG_LEVEL, 'maintain'),
+  )
   const log = await connectLog(config, 'maintain')
   const state = new StateTables(database, config.STATE_CAPACITY_BYTES)
   try {
@@ -121,7 +135,10 @@ export async function withClusterJobs(config: Config, work: (jobs: readonly Job[
   }
 }
 
-/** Does something with what removals are made on, and where `erases` is set the log is erased from. Throws `StartupError`. */
+/**
+ * Does something with what removals are made on, and where `erases` is set the log is erased from.
+ * Throws `StartupError`.
+ */
 export async function withClusterRemovals<T>(
   config: Config,
   { erases }: { erases: boolean },
@@ -174,7 +191,10 @@ function jobsOn({ database, redis, log, registry, state }: Tidied): Job[] {
   )
 }
 
-/** When a process offers to lead the projections. Workers are quicker, so that API nodes lead only where there is no worker. */
+/**
+ * When a process offers to lead the projections. Workers are quicker, so that API nodes lead only
+ * where there is no worker.
+ */
 export type Standby = Required<Pick<ProjectorOptions, 'silentMs' | 'startDelayMs'>>
 
 /** Opens all three servers, and waits for them for so long as is set. Throws `StartupError`. */
@@ -186,7 +206,8 @@ export async function openCluster(
 ): Promise<ClusterStorage> {
   const servers = clusterServers(config, command)
   const startBy = performance.now() + config.STARTUP_TIMEOUT
-  const there = <T>(open: () => Promise<T>) => untilThere(open, Math.max(0, startBy - performance.now()), logger)
+  const there = <T>(open: () => Promise<T>) =>
+    untilThere(open, Math.max(0, startBy - performance.now()), logger)
   const database = await there(() => connectDatabase(config, servers.databaseUrl))
   await there(() => checkSchema(database, POSTGRES))
   const redis = await there(() => RedisClient.open(servers.redisUrl, config.REDIS_MODE, logger))
@@ -194,7 +215,9 @@ export async function openCluster(
   const nats = await there(() => connectNats(servers.natsUrls, holder, logger))
   const origin = randomUUID().slice(0, 8)
   const erasures = new PostgresErasures(async () => database)
-  const log = await there(() => JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, { origin, erasures }))
+  const log = await there(() =>
+    JetStreamEventLog.open(nats, config.EVENTS_REPLICAS, { origin, erasures }),
+  )
 
   const announcements = new Announcements(nats, origin, (applied) => log.heardOf(applied))
   const { database: databaseProgress, queues: queueProgress } = announcements.progress
@@ -226,7 +249,11 @@ export async function openCluster(
         ...standby,
         ...(more.onApplied && { onApplied: more.onApplied }),
         announce: (applied, events) =>
-          announcements.announce(name, { applied, ...more.details?.(), ...(log.lost && { lost: log.lost }) }, events),
+          announcements.announce(
+            name,
+            { applied, ...more.details?.(), ...(log.lost && { lost: log.lost }) },
+            events,
+          ),
       },
       stop.signal,
     )
@@ -250,11 +277,20 @@ export async function openCluster(
     log,
     registry: new PostgresRegistryStore(registryTables, log, databaseProgress),
     state: new PostgresStateStore(stateTables, log, databaseProgress),
-    queue: new RedisMessageQueue(redis, log, removals, () => announcements.latest('queues')?.queues, {
-      maxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES,
-    }),
+    queue: new RedisMessageQueue(
+      redis,
+      log,
+      removals,
+      () => announcements.latest('queues')?.queues,
+      {
+        maxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES,
+      },
+    ),
     queueProgress,
-    admission: new RedisAdmission(redis, { sessionTtlMs: config.SESSION_TTL, allowances: allowances(config) }),
+    admission: new RedisAdmission(redis, {
+      sessionTtlMs: config.SESSION_TTL,
+      allowances: allowances(config),
+    }),
     lanes: new PostgresWebhookLanes(database, { circuitMs: config.WEBHOOK_CIRCUIT_DURATION }),
     laneProgress: databaseProgress,
     pushes,
@@ -267,17 +303,25 @@ export async function openCluster(
     logReplicas: () => log.replicas(),
     checks: {
       servers: {
-        postgres: () => roundTrip(database, 'check', () => sql`select 1`.execute(database)).then(() => undefined),
+        postgres: () =>
+          roundTrip(database, 'check', () => sql`select 1`.execute(database)).then(() => undefined),
         redis: () => redis.run('check', (connection) => connection.ping()).then(() => undefined),
         nats: () => nats.rtt().then(() => undefined),
       },
       work: {
         log: async () => {
-          const seq = log.lost ?? announcements.latest('database')?.lost ?? announcements.latest('queues')?.lost
-          return seq === undefined ? undefined : `event ${seq} is on no NATS server: nothing behind it is applied`
+          const seq =
+            log.lost ??
+            announcements.latest('database')?.lost ??
+            announcements.latest('queues')?.lost
+          return seq === undefined
+            ? undefined
+            : `event ${seq} is on no NATS server: nothing behind it is applied`
         },
         projector: async () =>
-          announcements.isSilent('database') ? 'no projector has been heard of: changes are not applied' : undefined,
+          announcements.isSilent('database')
+            ? 'no projector has been heard of: changes are not applied'
+            : undefined,
         queues: async () =>
           announcements.latest('queues')?.queues
             ? undefined

@@ -11,15 +11,21 @@ export function databaseFile(config: Config): string {
 }
 
 /**
- * Does something with the database of a data directory, which a kernel may be using, and which is not written to. Throws
- * `StartupError` where there is none, or where it cannot be used.
+ * Does something with the database of a data directory, which a kernel may be using, and which is
+ * not written to. Throws `StartupError` where there is none, or where it cannot be used.
  */
-export function readDatabase<T>(config: Config, work: (sqlite: Sqlite) => T | Promise<T>): Promise<T> {
+export function readDatabase<T>(
+  config: Config,
+  work: (sqlite: Sqlite) => T | Promise<T>,
+): Promise<T> {
   return withDatabase(config, { readOnly: true }, work)
 }
 
 /** As `readDatabase`, to write something small: a kernel waits meanwhile. */
-export function changeDatabase<T>(config: Config, work: (sqlite: Sqlite) => T | Promise<T>): Promise<T> {
+export function changeDatabase<T>(
+  config: Config,
+  work: (sqlite: Sqlite) => T | Promise<T>,
+): Promise<T> {
   return withDatabase(config, { readOnly: false }, work)
 }
 

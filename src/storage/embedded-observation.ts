@@ -1,4 +1,7 @@
-/** What the observation service stands on, on one machine: the kernel's database, which it reads, and read models in a file beside it. */
+/**
+ * What the observation service stands on, on one machine: the kernel's database, which it reads,
+ * and read models in a file beside it.
+ */
 import { appendFileSync, existsSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import type { DatabaseSync } from 'node:sqlite'
@@ -27,7 +30,10 @@ const BUILDING_CACHE_KIB = 65_536
 /** Read models in files beside the kernel's database: the one with the highest number counts. */
 const FILE = /^observation-(\d+)\.db$/
 
-export async function openEmbeddedObservation(config: Config, logger: Logger): Promise<ObservationStorage> {
+export async function openEmbeddedObservation(
+  config: Config,
+  logger: Logger,
+): Promise<ObservationStorage> {
   const file = databaseFile(config)
   const onRuin = (error: Error) => {
     logger.fatal({ err: error }, 'the observation cannot read its database any more and ends')
@@ -39,7 +45,10 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
   const log = new SqliteEventLog(reader)
   const database = new SqliteObservation(openReadModels(directory, logger), (error) => {
     // What follows from the log is made again by the next who opens it.
-    logger.fatal({ err: error }, 'the read models of the observation are damaged: they are built anew')
+    logger.fatal(
+      { err: error },
+      'the read models of the observation are damaged: they are built anew',
+    )
     removeDatabase(fileOf(directory, latestReadModels(directory)))
     process.exit(1)
   })
@@ -74,8 +83,15 @@ export async function openEmbeddedObservation(config: Config, logger: Logger): P
   }
 }
 
-/** Goes on with other read models as soon as they are as far as those before: what was shown once does not go away again. */
-async function goOver(log: SqliteEventLog, database: SqliteObservation, connection: DatabaseSync): Promise<void> {
+/**
+ * Goes on with other read models as soon as they are as far as those before: what was shown once
+ * does not go away again.
+ */
+async function goOver(
+  log: SqliteEventLog,
+  database: SqliteObservation,
+  connection: DatabaseSync,
+): Promise<void> {
   const next = new SqliteObservation(connection, () => {})
   try {
     do await catchUp(log, next, await new ObservationWriter(database).position())
@@ -106,7 +122,8 @@ function versionOf(connection: DatabaseSync): number {
 
 function openFile(file: string): DatabaseSync {
   const { connection } = openSqlite(file)
-  // All of it can be made again from the log: a power failure may take the last moments, never a part of them.
+  // All of it can be made again from the log: a power failure may take the last moments, never a
+  // part of them.
   connection.exec(`pragma synchronous = normal; pragma cache_size = -${CACHE_KIB}`)
   return connection
 }
@@ -121,7 +138,10 @@ function makeFile(file: string): DatabaseSync {
   return connection
 }
 
-/** Opens the read models in a data directory, and begins new ones where there are none of this version. */
+/**
+ * Opens the read models in a data directory, and begins new ones where there are none of this
+ * version.
+ */
 function openReadModels(directory: string, logger: Logger): DatabaseSync {
   const number = Math.max(1, latestReadModels(directory))
   for (let old = number - 1; old > 0 && existsSync(fileOf(directory, old)); old--)
@@ -132,17 +152,22 @@ function openReadModels(directory: string, logger: Logger): DatabaseSync {
     connection = openFile(file)
     if (versionOf(connection) === sqliteVersion()) return connection
     if (versionOf(connection) !== 0)
-      logger.warn('the read models of the observation are built anew, as they are of another version')
+      logger.warn(
+        'the read models of the observation are built anew, as they are of another version',
+      )
   } catch (error) {
-    logger.warn({ reason: String(error) }, 'the read models of the observation are built anew, as they cannot be used')
+    logger.warn(
+      { reason: String(error) },
+      'the read models of the observation are built anew, as they cannot be used',
+    )
   }
   connection?.close()
   return makeFile(file)
 }
 
 /**
- * Builds the read models in a data directory from nothing, while others serve; `fill` does so, and then they count: a service that runs goes
- * on with them within seconds.
+ * Builds the read models in a data directory from nothing, while others serve; `fill` does so, and
+ * then they count: a service that runs goes on with them within seconds.
  */
 export async function rebuildEmbedded(
   config: Config,
@@ -169,7 +194,10 @@ export async function rebuildEmbedded(
   })
 }
 
-/** Compares what the observation keeps with the log. Undefined where there is no observation of this version. */
+/**
+ * Compares what the observation keeps with the log. Undefined where there is no observation of this
+ * version.
+ */
 export async function verifyEmbeddedObservation(
   config: Config,
   log: SqliteEventLog,
@@ -189,6 +217,8 @@ export async function verifyEmbeddedObservation(
 
 function removeDatabase(file: string): void {
   if (existsSync(file) && statSync(file).isDirectory())
-    throw new StartupError(`${file} is a directory, where the observation keeps its read models: move it away`)
+    throw new StartupError(
+      `${file} is a directory, where the observation keeps its read models: move it away`,
+    )
   for (const ending of ['', '-wal', '-shm']) rmSync(`${file}${ending}`, { force: true })
 }

@@ -1,4 +1,7 @@
-/** The thread that writes to the embedded database: everything that can be written to it, put together. */
+/**
+ * The thread that writes to the embedded database: everything that can be written to it, put
+ * together.
+ */
 import { parentPort, workerData } from 'node:worker_threads'
 import { createAppend, eventWrites } from '../events/sqlite-append.ts'
 import { steadyClock } from '../platform/monotonic-clock.ts'

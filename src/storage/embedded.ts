@@ -13,7 +13,13 @@ import { inBackground } from '../platform/background.ts'
 import { DirectoryInUse, inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import type { Logger } from '../platform/logger.ts'
 import { SqliteSigningKeys } from '../platform/signing-keys.ts'
-import { checkSqliteSchema, forServing, openSqlite, type Sqlite, transaction } from '../platform/sqlite.ts'
+import {
+  checkSqliteSchema,
+  forServing,
+  openSqlite,
+  type Sqlite,
+  transaction,
+} from '../platform/sqlite.ts'
 import { SqliteWriter } from '../platform/sqlite-writer.ts'
 import { SqliteRegistryStore } from '../registry/sqlite-registry-store.ts'
 import { tidyChallenges } from '../registry/sqlite-registry-writes.ts'
@@ -24,7 +30,13 @@ import { SqliteStateStore } from '../state/sqlite-state-store.ts'
 import { Doorbell } from '../webhooks/doorbell.ts'
 import { SqliteSealedSecrets } from '../webhooks/sqlite-sealed-secrets.ts'
 import { SqliteWebhookLanes } from '../webhooks/sqlite-webhook-lanes.ts'
-import { changeDatabase, databaseFile, readDatabase, refuseOldData, unusable } from './embedded-database.ts'
+import {
+  changeDatabase,
+  databaseFile,
+  readDatabase,
+  refuseOldData,
+  unusable,
+} from './embedded-database.ts'
 import type { EmbeddedWriterOptions, EmbeddedWrites } from './embedded-writer.ts'
 import { readModels } from './read-models.ts'
 import { allowances, type Storage } from './storage.ts'
@@ -32,8 +44,9 @@ import { allowances, type Storage } from './storage.ts'
 const WRITER = new URL('./embedded-writer.ts', import.meta.url)
 
 /**
- * Opens the data directory, which it creates, for this process alone. Throws `DirectoryInUse`, and `StartupError` where nothing can be
- * kept in it. A database that cannot be relied on any more ends the process.
+ * Opens the data directory, which it creates, for this process alone. Throws `DirectoryInUse`, and
+ * `StartupError` where nothing can be kept in it. A database that cannot be relied on any more ends
+ * the process.
  */
 export async function openEmbedded(config: Config, logger: Logger): Promise<Storage> {
   await refuseOldData(config.DATA_DIR)
@@ -50,9 +63,11 @@ export async function openEmbedded(config: Config, logger: Logger): Promise<Stor
   }
   // For this user alone, as are the files that SQLite makes beside it.
   await inDirectory(config.DATA_DIR, () => appendFile(file, '', { mode: 0o600 }))
-  const writer = await SqliteWriter.open<EmbeddedWrites>({ thread: WRITER, data, onRuin }).catch((error: unknown) => {
-    throw unusable(file, error)
-  })
+  const writer = await SqliteWriter.open<EmbeddedWrites>({ thread: WRITER, data, onRuin }).catch(
+    (error: unknown) => {
+      throw unusable(file, error)
+    },
+  )
   const reader = forServing(openSqlite(file, { readOnly: true }), onRuin)
 
   const pushes = new Doorbell()
@@ -60,7 +75,10 @@ export async function openEmbedded(config: Config, logger: Logger): Promise<Stor
     if (isToBePushed(event)) pushes.ring()
   })
   const registry = new SqliteRegistryStore(reader, writer)
-  const admission = new MemoryAdmission({ sessionTtlMs: config.SESSION_TTL, allowances: allowances(config) })
+  const admission = new MemoryAdmission({
+    sessionTtlMs: config.SESSION_TTL,
+    allowances: allowances(config),
+  })
   writer.onWrittenElsewhere(() => {
     const revoking = registry
       .recentlyRevoked()
@@ -71,7 +89,9 @@ export async function openEmbedded(config: Config, logger: Logger): Promise<Stor
     log,
     registry,
     state: new SqliteStateStore(reader, writer),
-    queue: new SqliteMessageQueue(reader, log, { maxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES }),
+    queue: new SqliteMessageQueue(reader, log, {
+      maxContentBytes: config.MESSAGE_MAX_CONTENT_BYTES,
+    }),
     queueProgress: APPLIED_AT_ONCE,
     admission,
     lanes: new SqliteWebhookLanes(reader, writer, { circuitMs: config.WEBHOOK_CIRCUIT_DURATION }),
@@ -96,7 +116,10 @@ export async function openEmbedded(config: Config, logger: Logger): Promise<Stor
 }
 
 /** Does something with the jobs of maintenance alone, beside a kernel that may be running. */
-export function withEmbeddedJobs(config: Config, work: (jobs: readonly Job[]) => Promise<void>): Promise<void> {
+export function withEmbeddedJobs(
+  config: Config,
+  work: (jobs: readonly Job[]) => Promise<void>,
+): Promise<void> {
   return changeDatabase(config, (sqlite) => {
     const batch = (tidy: (sqlite: Sqlite, limit: number) => number) => async (limit: number) =>
       transaction(sqlite.connection, () => tidy(sqlite, limit))
@@ -109,7 +132,10 @@ export function withEmbeddedJobs(config: Config, work: (jobs: readonly Job[]) =>
   })
 }
 
-/** Does something with what removals are made on, beside a kernel that may be running. Throws `StartupError`. */
+/**
+ * Does something with what removals are made on, beside a kernel that may be running. Throws
+ * `StartupError`.
+ */
 export function withEmbeddedRemovals<T>(
   config: Config,
   { isReadOnly, erases }: { isReadOnly: boolean; erases: boolean },

@@ -1,4 +1,7 @@
-/** What the kernel keeps of its log, on both storages: a new read model is added here, and nowhere else. */
+/**
+ * What the kernel keeps of its log, on both storages: a new read model is added here, and nowhere
+ * else.
+ */
 import type { ReadModel } from '../events/read-model.ts'
 import { messageReadModel } from '../messaging/message-read-model.ts'
 import { registryReadModel } from '../registry/registry-read-model.ts'

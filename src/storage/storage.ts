@@ -1,4 +1,7 @@
-/** What a kernel keeps its data in: the ports of all capabilities, made once a process. The same for one machine and for a cluster. */
+/**
+ * What a kernel keeps its data in: the ports of all capabilities, made once a process. The same for
+ * one machine and for a cluster.
+ */
 import type { Admission, Allowance, Category } from '../access/admission.ts'
 import type { Config } from '../config.ts'
 import type { EventLog } from '../events/event-log.ts'
@@ -48,6 +51,9 @@ export function allowances(config: Config): Record<Category | 'operator_registra
     state_read: perMinute(config.RATE_LIMIT_STATE_READ_PER_MIN),
     state_write: perMinute(config.RATE_LIMIT_STATE_WRITE_PER_MIN),
     registry_read: perMinute(config.RATE_LIMIT_REGISTRY_READ_PER_MIN),
-    operator_registration: { limit: config.RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP, periodMs: 60 * MINUTE_MS },
+    operator_registration: {
+      limit: config.RATE_LIMIT_OPERATOR_PER_HOUR_PER_IP,
+      periodMs: 60 * MINUTE_MS,
+    },
   }
 }

@@ -13,7 +13,10 @@ export interface RetryPolicy {
   readonly jitter: number
 }
 
-/** The contract's rule: up to 3 retries, exponential back-off from 1 s. So 1 s, 2 s and 4 s, each up to half longer. */
+/**
+ * The contract's rule: up to 3 retries, exponential back-off from 1 s. So 1 s, 2 s and 4 s, each up
+ * to half longer.
+ */
 export const RETRY_POLICY: RetryPolicy = {
   maxAttempts: 4,
   minDelay: 1_000,
@@ -29,17 +32,21 @@ export interface Refusal {
   readonly retryAfterMs?: number
 }
 
-/** The receiver says that it is not coming back (RFC 9110 section 15.5.11): to ask again is to bother it. */
+/**
+ * The receiver says that it is not coming back (RFC 9110 section 15.5.11): to ask again is to
+ * bother it.
+ */
 const GONE = 410
 
 /**
  * How long to wait before the next attempt, in ms; undefined when there is to be none.
  *
- * A receiver that says when to come again is heeded, up to the longest delay: the messages behind this one wait too. It can make a delay
- * longer, and never shorter. One that is gone is not asked again.
+ * A receiver that says when to come again is heeded, up to the longest delay: the messages behind
+ * this one wait too. It can make a delay longer, and never shorter. One that is gone is not asked
+ * again.
  *
- * The jitter spreads out deliveries that failed together, when an endpoint that serves many agents went down. It is
- * added, and never taken off: "from 1 s" stays true.
+ * The jitter spreads out deliveries that failed together, when an endpoint that serves many agents
+ * went down. It is added, and never taken off: "from 1 s" stays true.
  *
  * @param attempts how many have been made and failed, at least 1
  * @param random from 0 to below 1, as `Math.random` gives it

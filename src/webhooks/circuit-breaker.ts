@@ -1,19 +1,23 @@
 /**
- * The circuit breaker of one agent's webhook, as a record and functions on it: the record may be kept wherever all
- * workers see it, in a table or in Redis. Times are in ms since 1970, all from one clock (the store's, best).
+ * The circuit breaker of one agent's webhook, as a record and functions on it: the record may be
+ * kept wherever all workers see it, in a table or in Redis. Times are in ms since 1970, all from
+ * one clock (the store's, best).
  *
- * What counts is messages and not attempts: one that is delivered at the third attempt is a success, one that is
- * given up on is one failure.
+ * What counts is messages and not attempts: one that is delivered at the third attempt is a
+ * success, one that is given up on is one failure.
  *
  * Modes, and what moves it from one to another:
  *
- * - closed: anything may be attempted. `threshold` failures in a row → open. A success starts the count afresh.
+ * - closed: anything may be attempted. `threshold` failures in a row → open. A success starts the
+ *   count afresh.
  * - open, until `openUntil`: nothing may be attempted. The time is up → half-open.
- * - half-open: one attempt may be made, the probe, claimed with `startProbe`. Until `probeUntil` nobody else may make
- *   one; if its worker dies, the next may claim it then. A success → closed; a failure → open for the whole time again.
+ * - half-open: one attempt may be made, the probe, claimed with `startProbe`. Until `probeUntil`
+ *   nobody else may make one; if its worker dies, the next may claim it then. A success → closed; a
+ *   failure → open for the whole time again.
  *
- * Outcomes of attempts that were begun before the circuit opened may still come in while it is open: a success closes
- * it, for the endpoint works; a failure changes nothing, for it says nothing new.
+ * Outcomes of attempts that were begun before the circuit opened may still come in while it is
+ * open: a success closes it, for the endpoint works; a failure changes nothing, for it says nothing
+ * new.
  */
 export interface CircuitState {
   /** Messages that have failed since the last success. */
@@ -48,8 +52,8 @@ export function circuitMode({ openUntil }: CircuitState, now: number): CircuitMo
  * What a worker may do now.
  *
  * - `attempt`: the circuit is closed
- * - `probe`: it is half-open and the probe is free. Claim it with `startProbe` first, by compare-and-set where the record is
- *   kept, so that just one worker does.
+ * - `probe`: it is half-open and the probe is free. Claim it with `startProbe` first, by
+ *   compare-and-set where the record is kept, so that just one worker does.
  * - `wait`: it is open, or half-open with the probe in flight
  */
 export function mayAttempt(state: CircuitState, now: number): 'attempt' | 'probe' | 'wait' {
@@ -66,8 +70,8 @@ export function mayAttempt(state: CircuitState, now: number): 'attempt' | 'probe
 /**
  * Claims the probe.
  *
- * @param claim how long a probe may take before another worker may make one, in ms: above the time that a message's
- *   attempts can take, retries and their delays included
+ * @param claim how long a probe may take before another worker may make one, in ms: above the time
+ *   that a message's attempts can take, retries and their delays included
  * @throws Error unless `mayAttempt` says `probe`
  */
 export function startProbe(state: CircuitState, now: number, claim: number): CircuitState {

@@ -1,4 +1,7 @@
-/** A signal that aborts after a time, or when the signal it hangs on does. Dispose of it to stop its clock. */
+/**
+ * A signal that aborts after a time, or when the signal it hangs on does. Dispose of it to stop its
+ * clock.
+ */
 export interface Deadline extends Disposable {
   readonly signal: AbortSignal
   /** True once the time is up; false while it runs, and when it was the parent that aborted. */
@@ -6,8 +9,8 @@ export interface Deadline extends Disposable {
 }
 
 /**
- * Starts a deadline of `ms` milliseconds. `AbortSignal.any` and `AbortSignal.timeout` would do the same, but leave the
- * timer running when the work is done, one for each delivery.
+ * Starts a deadline of `ms` milliseconds. `AbortSignal.any` and `AbortSignal.timeout` would do the
+ * same, but leave the timer running when the work is done, one for each delivery.
  *
  * @param parent aborting it aborts this too, with the same reason
  */
@@ -34,8 +37,8 @@ export function startDeadline(ms: number, parent?: AbortSignal): Deadline {
 }
 
 /**
- * `promise`, or the signal's reason as soon as it aborts: for work that cannot be trusted to heed the signal itself.
- * The work is then left to end alone; what it ends with is ignored.
+ * `promise`, or the signal's reason as soon as it aborts: for work that cannot be trusted to heed
+ * the signal itself. The work is then left to end alone; what it ends with is ignored.
  */
 export async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
   const aborted = Promise.withResolvers<never>()

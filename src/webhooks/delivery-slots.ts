@@ -1,26 +1,30 @@
 /**
- * The slots of one worker: how many lanes it works on at once, and how many of them may be ones that hold a slot for long.
+ * The slots of one worker: how many lanes it works on at once, and how many of them may be ones
+ * that hold a slot for long.
  *
- * An endpoint that accepts and never answers holds its slot for the whole time-out, thousands of times as long as a healthy one. Were they
- * served alike, a few would soon hold all slots. So lanes whose last attempt took long get what the fast ones leave: a quarter of the slots
- * while twice the peak of the fast ones fits into the rest, and never less than a twentieth. One that failed at once is fast: it takes
- * nothing from anybody, and must not queue up behind those that take 10 s each because of a single 503. Lanes that nothing is known of yet
- * get, with the slow ones, half of the slots: each of them can turn out bad but once, and must not wait for long where many have.
+ * An endpoint that accepts and never answers holds its slot for the whole time-out, thousands of
+ * times as long as a healthy one. Were they served alike, a few would soon hold all slots. So lanes
+ * whose last attempt took long get what the fast ones leave: a quarter of the slots while twice the
+ * peak of the fast ones fits into the rest, and never less than a twentieth. One that failed at
+ * once is fast: it takes nothing from anybody, and must not queue up behind those that take 10 s
+ * each because of a single 503. Lanes that nothing is known of yet get, with the slow ones, half of
+ * the slots: each of them can turn out bad but once, and must not wait for long where many have.
  */
 import type { Quota, Standing } from './webhook-lanes.ts'
 
 const UNPROVEN_SHARE = 0.5
 /**
- * Of these, lanes of one operator that have yet to be tried: beside the slow ones, which get no more than half, a sixth is left to
- * others at once. Where several operators have filled that as well, the next slot is that of an operator which has none.
+ * Of these, lanes of one operator that have yet to be tried: beside the slow ones, which get no
+ * more than half, a sixth is left to others at once. Where several operators have filled that as
+ * well, the next slot is that of an operator which has none.
  */
 const ONE_OPERATOR_SHARE = 1 / 3
 /** Half of what the others may lose where one endpoint in ten is a black hole. */
 const LEAST_SLOW_SHARE = 0.05
 const GREATEST_SLOW_SHARE = 0.25
 /**
- * Slow lanes in one claim. Black holes that are begun together time out together, and are begun together again: 25 TLS handshakes at once
- * keep everybody waiting for 25 ms.
+ * Slow lanes in one claim. Black holes that are begun together time out together, and are begun
+ * together again: 25 TLS handshakes at once keep everybody waiting for 25 ms.
  */
 const SLOW_AT_ONCE_SHARE = 0.03
 /** Slots kept free for fast lanes, as a multiple of the most that they had in use lately. */
@@ -40,7 +44,8 @@ export class DeliverySlots {
   /** @param now a clock in ms that never goes back */
   constructor(total: number, now: () => number = () => performance.now()) {
     this.#total = total
-    // Nothing is known of them at the start, when there may be a backlog to work off, and slots that black holes have then they have for long.
+    // Nothing is known of them at the start, when there may be a backlog to work off, and slots
+    // that black holes have then they have for long.
     this.#peak = total
     this.#now = now
     this.#peakAt = now()

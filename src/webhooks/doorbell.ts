@@ -1,4 +1,7 @@
-/** Tells whoever waits that there may be something new to do. Says no more: a ring that is missed is made up for by looking now and then. */
+/**
+ * Tells whoever waits that there may be something new to do. Says no more: a ring that is missed is
+ * made up for by looking now and then.
+ */
 export class Doorbell {
   readonly #listeners = new Set<() => void>()
 

@@ -1,12 +1,14 @@
 /**
  * Opens a TLS connection to a webhook's host, and to nothing but a public address.
  *
- * The safety is here, in the connection, and not in a check before it: a name that resolves differently the second
- * time gains nothing, because what is checked is what is connected to. In order:
+ * The safety is here, in the connection, and not in a check before it: a name that resolves
+ * differently the second time gains nothing, because what is checked is what is connected to. In
+ * order:
  *
  * 1. resolve, unless the host is an address; refuse if any of the addresses is not public
  * 2. connect to one of exactly these addresses: the socket never resolves anything itself
- * 3. check the address at the other end of the socket, before a byte is sent, whatever brought us there
+ * 3. check the address at the other end of the socket, before a byte is sent, whatever brought us
+ *   there
  * 4. TLS, its certificate verified for the host of the URL
  */
 
@@ -17,20 +19,26 @@ import { errorCode } from './error-code.ts'
 import { isPublicUnicast } from './public-address.ts'
 import { HostNotPublic, type HostPolicy, publicAddressesOf } from './public-host.ts'
 
-/** Starts a TCP connection; `net.connect` in production, something that goes astray in a test of step 3. */
+/**
+ * Starts a TCP connection; `net.connect` in production, something that goes astray in a test of
+ * step 3.
+ */
 export type OpenSocket = (options: TcpNetConnectOpts) => Socket
 
 export interface GuardedConnectionOptions extends HostPolicy {
   /** Which certificate authorities are trusted, and the TLS versions. */
   readonly secureContext: SecureContext
   readonly openSocket?: OpenSocket
-  /** Time for resolving, TCP and TLS together, in ms: here only to share it among several addresses. */
+  /**
+   * Time for resolving, TCP and TLS together, in ms: here only to share it among several addresses.
+   */
   readonly connectTimeoutMs: number
 }
 
 /**
- * How long one of several addresses gets before the next is tried, in ms, at least and at most. Above the round trip to
- * anywhere, and long enough to send the first packet once more (RFC 6298: after 1 s).
+ * How long one of several addresses gets before the next is tried, in ms, at least and at most.
+ * Above the round trip to anywhere, and long enough to send the first packet once more (RFC 6298:
+ * after 1 s).
  */
 const MIN_TRY_MS = 250
 const MAX_TRY_MS = 1_500
@@ -40,8 +48,8 @@ const MAX_TRY_MS = 1_500
  *
  * @param host a name or an address, an IPv6 one without brackets
  * @returns a socket with its listener for errors in place; the caller destroys it
- * @throws DeliveryFailure with the stage that failed: `resolve`, `refused_address`, `connect` or `tls`. Its reason is
- *   `timeout` if `signal` aborted; the socket is then destroyed.
+ * @throws DeliveryFailure with the stage that failed: `resolve`, `refused_address`, `connect` or
+ *   `tls`. Its reason is `timeout` if `signal` aborted; the socket is then destroyed.
  */
 export async function openGuardedConnection(
   host: string,
@@ -58,7 +66,11 @@ export async function openGuardedConnection(
   return await secure(socket, host, options.secureContext, signal)
 }
 
-async function resolveHost(host: string, policy: HostPolicy, signal: AbortSignal): Promise<readonly string[]> {
+async function resolveHost(
+  host: string,
+  policy: HostPolicy,
+  signal: AbortSignal,
+): Promise<readonly string[]> {
   try {
     return await publicAddressesOf(host, policy, signal)
   } catch (error) {
@@ -79,7 +91,8 @@ async function connectToOneOf(
     host,
     port,
     noDelay: true,
-    // Not called for a host that is an address: Node connects to that straight away, hence the check afterwards.
+    // Not called for a host that is an address: Node connects to that straight away, hence the
+    // check afterwards.
     lookup: (_host, _options, found) => found(null, resolved),
     autoSelectFamily: true,
     autoSelectFamilyAttemptTimeout: Math.max(
@@ -99,7 +112,8 @@ async function secure(
   const socket = connectTls({
     socket: tcp,
     secureContext,
-    // The certificate has to be for the host of the URL, name or address. Only a name may be sent as SNI (RFC 6066).
+    // The certificate has to be for the host of the URL, name or address. Only a name may be sent
+    // as SNI (RFC 6066).
     host,
     servername: isIP(host) > 0 ? '' : host,
     ALPNProtocols: ['http/1.1'],
@@ -109,7 +123,9 @@ async function secure(
   return await socketEvent(socket, 'secureConnect', 'tls', signal)
 }
 
-/** The socket once it has emitted `event`. If it fails first or the signal aborts, it is destroyed. */
+/**
+ * The socket once it has emitted `event`. If it fails first or the signal aborts, it is destroyed.
+ */
 async function socketEvent<S extends Socket>(
   socket: S,
   event: 'connect' | 'secureConnect',
@@ -121,7 +137,9 @@ async function socketEvent<S extends Socket>(
   const abort = () => socket.destroy(new DeliveryFailure(stage, 'timeout'))
   // Stays for the life of the socket: an error that no one listens for ends the process.
   socket.on('error', (error) => {
-    done.reject(error instanceof DeliveryFailure ? error : new DeliveryFailure(stage, errorCode(error)))
+    done.reject(
+      error instanceof DeliveryFailure ? error : new DeliveryFailure(stage, errorCode(error)),
+    )
   })
   const close = () => done.reject(new DeliveryFailure(stage, 'closed by the other side'))
   socket.once(event, succeed).once('close', close)

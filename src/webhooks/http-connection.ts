@@ -1,8 +1,9 @@
 /**
  * One HTTP/1.1 connection to a receiver, over a socket that is open and checked already.
  *
- * Node's client speaks the protocol. Its agent is given the socket once and can open no other, so nothing is sent but over
- * the connection that was checked. (undici's, which is quicker, takes no `100 Continue` that it has not asked for.)
+ * Node's client speaks the protocol. Its agent is given the socket once and can open no other, so
+ * nothing is sent but over the connection that was checked. (undici's, which is quicker, takes no
+ * `100 Continue` that it has not asked for.)
  */
 
 import { Agent, type ClientRequest, type IncomingMessage, request as startRequest } from 'node:http'
@@ -31,23 +32,28 @@ export interface HttpConnectionOptions {
   readonly idleTimeoutMs: number
 }
 
-/** The connection was closed while idle and nothing of the request was sent: it can go over another at no risk. */
+/**
+ * The connection was closed while idle and nothing of the request was sent: it can go over another
+ * at no risk.
+ */
 export class ConnectionGone extends Error {
   override readonly name = 'ConnectionGone'
 }
 
-/** Size of the status line and headers of an answer, in bytes: what Node's client takes by default. */
+/**
+ * Size of the status line and headers of an answer, in bytes: what Node's client takes by default.
+ */
 const MAX_HEADER_BYTES = 16_384
 
 /**
- * Interim answers (1xx) to one request. An honest receiver sends one or two, or one every few seconds (RFC 2518 section
- * 10.1 says 20) while it works.
+ * Interim answers (1xx) to one request. An honest receiver sends one or two, or one every few
+ * seconds (RFC 2518 section 10.1 says 20) while it works.
  */
 const MAX_INTERIM_ANSWERS = 100
 
 /**
- * Once an answer's status is in, the delivery is decided; how long its body may still take, in ms. After that it is the
- * connection that is given up, and no longer the caller's time.
+ * Once an answer's status is in, the delivery is decided; how long its body may still take, in ms.
+ * After that it is the connection that is given up, and no longer the caller's time.
  */
 const MAX_BODY_MS = 1_000
 
@@ -61,14 +67,18 @@ export class HttpConnection {
   readonly #maxAnswerBytes: number
   #exchange: Exchange | undefined
 
-  constructor(origin: string, socket: TLSSocket, { maxAnswerBytes, idleTimeoutMs }: HttpConnectionOptions) {
+  constructor(
+    origin: string,
+    socket: TLSSocket,
+    { maxAnswerBytes, idleTimeoutMs }: HttpConnectionOptions,
+  ) {
     this.origin = origin
     this.#host = new URL(origin).host
     this.#socket = socket
     this.#maxAnswerBytes = maxAnswerBytes
     this.#agent = new OneSocketAgent(socket, idleTimeoutMs, () => this.#exchange?.complete())
-    // Before Node's own listener, and on the count of the socket, so that no part of the protocol (interim answers, chunk extensions,
-    // trailers, blank lines) is a way to be read without end.
+    // Before Node's own listener, and on the count of the socket, so that no part of the protocol
+    // (interim answers, chunk extensions, trailers, blank lines) is a way to be read without end.
     socket.on('data', () => this.#checkBytes())
   }
 
@@ -92,11 +102,12 @@ export class HttpConnection {
   }
 
   /**
-   * POSTs, one request at a time, and returns the answer once its body has been read and thrown away, or given up on.
-   * Afterwards the connection is open only if it is fit for another request.
+   * POSTs, one request at a time, and returns the answer once its body has been read and thrown
+   * away, or given up on. Afterwards the connection is open only if it is fit for another request.
    *
-   * @throws ConnectionGone if nothing was sent; DeliveryFailure with the stage `send`, `answer` or, when `signal` aborted,
-   *   `timeout`; Node's TypeError for a header or path that HTTP does not allow
+   * @throws ConnectionGone if nothing was sent; DeliveryFailure with the stage `send`, `answer` or,
+   *   when `signal` aborted, `timeout`; Node's TypeError for a header or path that HTTP does not
+   *   allow
    */
   async post({ path, headers, body }: HttpPost, signal: AbortSignal): Promise<HttpAnswer> {
     if (this.#socket.destroyed) throw new ConnectionGone()
@@ -163,7 +174,10 @@ class OneSocketAgent extends Agent {
     return undefined
   }
 
-  /** Called when an answer has been read to its end, and left the connection fit for another request. */
+  /**
+   * Called when an answer has been read to its end, and left the connection fit for another
+   * request.
+   */
   override keepSocketAlive(socket: TLSSocket): boolean {
     const isKept = super.keepSocketAlive(socket) as unknown as boolean
     if (isKept) this.#onIdle()
@@ -173,7 +187,9 @@ class OneSocketAgent extends Agent {
 
 /** One request and its answer. Whatever happens first decides; a status decides for good. */
 class Exchange {
-  /** Whether the answer was read to its end, which leaves the connection ready for the next request. */
+  /**
+   * Whether the answer was read to its end, which leaves the connection ready for the next request.
+   */
   isComplete = false
   readonly #socket: TLSSocket
   readonly #bytesReadBefore: number
@@ -213,7 +229,9 @@ class Exchange {
     })
     request.on('response', (response) => this.#onResponse(response))
     request.on('error', (error) => this.end(this.#failureFrom(error)))
-    request.on('close', () => this.end(new DeliveryFailure(this.#stage, 'closed by the other side')))
+    request.on('close', () =>
+      this.end(new DeliveryFailure(this.#stage, 'closed by the other side')),
+    )
   }
 
   #refuseSwitch(): void {
@@ -229,7 +247,8 @@ class Exchange {
     const final = { status, retryAfter: response.headers['retry-after'] }
     this.#final = final
     this.#bodyTimer = setTimeout(() => this.#answer.resolve(final), MAX_BODY_MS)
-    // Nothing in it is of use; it is read so that the connection can be used again. What breaks it off changes nothing.
+    // Nothing in it is of use; it is read so that the connection can be used again. What breaks it
+    // off changes nothing.
     response.on('error', () => {}).resume()
   }
 
@@ -258,9 +277,11 @@ class Exchange {
     if (error instanceof DeliveryFailure) return error
     if (this.#socket.bytesWritten === this.#bytesWrittenBefore) return new ConnectionGone()
     const code = errorCode(error)
-    if (code === 'HPE_HEADER_OVERFLOW') return new DeliveryFailure('answer', `headers over ${MAX_HEADER_BYTES} bytes`)
+    if (code === 'HPE_HEADER_OVERFLOW')
+      return new DeliveryFailure('answer', `headers over ${MAX_HEADER_BYTES} bytes`)
     if (code.startsWith('HPE_')) return new DeliveryFailure('answer', 'not HTTP/1.1')
-    // Node's own error for a connection that the other side ended in good order, too early, has the code of a reset.
+    // Node's own error for a connection that the other side ended in good order, too early, has the
+    // code of a reset.
     const isHangUp = code === 'ECONNRESET' && !('syscall' in error)
     return new DeliveryFailure(this.#stage, isHangUp ? 'closed by the other side' : code)
   }

@@ -1,9 +1,9 @@
 import type { HttpConnection } from './http-connection.ts'
 
 /**
- * Open connections that no delivery is using, for the next one to the same origin: it saves the look-up and two round
- * trips. There are at most `capacity`; past that the one idle for longest is closed, so that a million agents
- * with an endpoint each cost no more sockets than this.
+ * Open connections that no delivery is using, for the next one to the same origin: it saves the
+ * look-up and two round trips. There are at most `capacity`; past that the one idle for longest is
+ * closed, so that a million agents with an endpoint each cost no more sockets than this.
  */
 export class IdleConnections {
   readonly #capacity: number
@@ -20,7 +20,10 @@ export class IdleConnections {
     return this.#all.size
   }
 
-  /** Takes out a connection to `origin`: the one used last, which is the least likely to be closed by the receiver. */
+  /**
+   * Takes out a connection to `origin`: the one used last, which is the least likely to be closed
+   * by the receiver.
+   */
   take(origin: string): HttpConnection | undefined {
     const connection = [...(this.#byOrigin.get(origin) ?? [])].at(-1)
     if (connection !== undefined) this.#remove(connection)

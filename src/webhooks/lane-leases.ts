@@ -2,7 +2,10 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ClaimedLane, WebhookLanes } from './webhook-lanes.ts'
 
-/** As parts of the lease: how often it is prolonged, how often looked after, and how much must be left for it to be relied on. */
+/**
+ * As parts of the lease: how often it is prolonged, how often looked after, and how much must be
+ * left for it to be relied on.
+ */
 const RENEW_SHARE = 1 / 4
 const WATCH_SHARE = 1 / 20
 const MARGIN_SHARE = 1 / 10
@@ -41,7 +44,12 @@ export class LaneLeases {
 
   /** @param claimedAt before it was asked for */
   hold(lane: ClaimedLane, claimedAt: number): Held {
-    const held = { lane, claimedAt, validUntil: claimedAt + this.#options.leaseMs, lapse: new AbortController() }
+    const held = {
+      lane,
+      claimedAt,
+      validUntil: claimedAt + this.#options.leaseMs,
+      lapse: new AbortController(),
+    }
     this.#held.add(held)
     return held
   }
@@ -53,17 +61,26 @@ export class LaneLeases {
 
   /** Throws `LeaseLapsed` unless there is time enough left to begin something. */
   check({ validUntil }: Held): void {
-    if (performance.now() > validUntil - this.#options.leaseMs * MARGIN_SHARE) throw new LeaseLapsed()
+    if (performance.now() > validUntil - this.#options.leaseMs * MARGIN_SHARE)
+      throw new LeaseLapsed()
   }
 
-  /** Keeps the leases of lanes that are worked on, and ends the work on those whose lease could not be kept, until `ended` aborts. */
+  /**
+   * Keeps the leases of lanes that are worked on, and ends the work on those whose lease could not
+   * be kept, until `ended` aborts.
+   */
   async keep(ended: AbortSignal): Promise<void> {
     const { leaseMs } = this.#options
     let renewedAt = performance.now()
     while (!ended.aborted) {
       await sleep(leaseMs * WATCH_SHARE, undefined, { signal: ended }).catch(() => {})
       const now = performance.now()
-      if (now - renewedAt >= leaseMs * RENEW_SHARE && this.#held.size > 0 && (await this.#renew(now))) renewedAt = now
+      if (
+        now - renewedAt >= leaseMs * RENEW_SHARE &&
+        this.#held.size > 0 &&
+        (await this.#renew(now))
+      )
+        renewedAt = now
       for (const { validUntil, lapse } of this.#held) {
         if (performance.now() > validUntil - leaseMs * MARGIN_SHARE) lapse.abort(new LeaseLapsed())
       }
@@ -80,7 +97,8 @@ export class LaneLeases {
         leaseMs,
       )
       for (const each of held) {
-        // The database's word is better than this clock, which may have stood still with the machine.
+        // The database's word is better than this clock, which may have stood still with the
+        // machine.
         if (!kept.has(each.lane.recipient)) each.lapse.abort(new LeaseLapsed())
         else if (each.validUntil > now) each.validUntil = now + leaseMs
       }

@@ -26,7 +26,9 @@ export class PostgresSealedSecrets implements SealedSecrets {
       sql`
         update agents set webhook_secret = change.after
         from json_to_recordset(${JSON.stringify(changes)}::json) as change (address text, before text, after text)
-        where agents.address = change.address and agents.webhook_secret = change.before`.execute(this.#database),
+        where agents.address = change.address and agents.webhook_secret = change.before`.execute(
+        this.#database,
+      ),
     )
     return Number(numAffectedRows ?? 0)
   }

@@ -1,4 +1,6 @@
-/** The webhook lanes in Postgres, which workers on several machines share. The projector fills them. */
+/**
+ * The webhook lanes in Postgres, which workers on several machines share. The projector fills them.
+ */
 import { sql } from 'kysely'
 import { z } from 'zod'
 import { batched } from '../platform/batch.ts'
@@ -47,13 +49,24 @@ export class PostgresWebhookLanes implements WebhookLanes {
   #clockCheckedAt = Number.NEGATIVE_INFINITY
   readonly release: (turn: LaneTurn) => Promise<void>
 
-  constructor(database: Database, { circuitMs = CIRCUIT_POLICY.duration }: WebhookLanesOptions = {}) {
+  constructor(
+    database: Database,
+    { circuitMs = CIRCUIT_POLICY.duration }: WebhookLanesOptions = {},
+  ) {
     this.#database = database
     this.#circuitMs = circuitMs
-    this.release = batched((turns) => this.#release(turns), { maxItems: 500, maxWaiting: MAX_RELEASES_WAITING })
+    this.release = batched((turns) => this.#release(turns), {
+      maxItems: 500,
+      maxWaiting: MAX_RELEASES_WAITING,
+    })
   }
 
-  async claim(holder: string, leaseMs: number, quota: Quota, turnMessages: number): Promise<ClaimedLane[]> {
+  async claim(
+    holder: string,
+    leaseMs: number,
+    quota: Quota,
+    turnMessages: number,
+  ): Promise<ClaimedLane[]> {
     if (performance.now() - this.#clockCheckedAt > CLOCK_CHECK_MS) {
       this.#clockCheckedAt = performance.now()
       await this.#mendTimes(leaseMs)
@@ -72,8 +85,9 @@ export class PostgresWebhookLanes implements WebhookLanes {
   }
 
   /**
-   * Takes times back that are further ahead than any that is set, as the database's clock was set back: a lane that nobody holds may be claimed
-   * now, a lease runs out a whole lease from now unless it is prolonged, and a circuit rests for its whole time again at most.
+   * Takes times back that are further ahead than any that is set, as the database's clock was set
+   * back: a lane that nobody holds may be claimed now, a lease runs out a whole lease from now
+   * unless it is prolonged, and a circuit rests for its whole time again at most.
    */
   async #mendTimes(leaseMs: number): Promise<void> {
     await roundTrip(
@@ -98,7 +112,9 @@ export class PostgresWebhookLanes implements WebhookLanes {
               else now + ${leaseMs} * interval '1 millisecond'
             end,
             open_until = case when open_until > longest_rest then longest_rest else open_until end
-          from ahead, clock where webhook_lanes.recipient = ahead.recipient`.execute(this.#database),
+          from ahead, clock where webhook_lanes.recipient = ahead.recipient`.execute(
+          this.#database,
+        ),
       TIMEOUT_MS,
     )
   }
@@ -140,7 +156,8 @@ export class PostgresWebhookLanes implements WebhookLanes {
     await roundTrip(
       this.#database,
       'release_lanes',
-      () => sql`select release_webhook_lanes(${JSON.stringify(turns)}::json)`.execute(this.#database),
+      () =>
+        sql`select release_webhook_lanes(${JSON.stringify(turns)}::json)`.execute(this.#database),
       TIMEOUT_MS,
     )
     return turns.map(() => undefined)

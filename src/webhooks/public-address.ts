@@ -1,8 +1,10 @@
 /**
- * Which addresses a webhook may be sent to: public unicast ones, and those that the operator allows by name.
+ * Which addresses a webhook may be sent to: public unicast ones, and those that the operator allows
+ * by name.
  *
- * Both sides of server-side request forgery rest on this page: the check at registration and the check of every
- * connection. It knows addresses only; host names are the business of `public-host.ts`.
+ * Both sides of server-side request forgery rest on this page: the check at registration and the
+ * check of every connection. It knows addresses only; host names are the business of
+ * `public-host.ts`.
  */
 
 import { isIP } from 'node:net'
@@ -11,16 +13,20 @@ import { withoutNat64 } from '../platform/nat64.ts'
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6
 
-/** A block of addresses, as `parseCidr` returns it: any address inside, and the number of leading bits that count. */
+/**
+ * A block of addresses, as `parseCidr` returns it: any address inside, and the number of leading
+ * bits that count.
+ */
 export type Cidr = readonly [address: Address, prefixLength: number]
 
 /**
  * IPv4: all of the address space but these blocks.
  *
  * Sources: the IANA IPv4 Special-Purpose Address Registry
- * (https://www.iana.org/assignments/iana-ipv4-special-registry, RFC 6890, RFC 8190) in full, the blocks it calls
- * globally reachable included: those are anycast services, and none is anyone's web server. Not in that registry:
- * multicast (RFC 5771), and 168.63.129.16, public by its number but on every Azure machine the host's own agent
+ * (https://www.iana.org/assignments/iana-ipv4-special-registry, RFC 6890, RFC 8190) in full, the
+ * blocks it calls globally reachable included: those are anycast services, and none is anyone's web
+ * server. Not in that registry: multicast (RFC 5771), and 168.63.129.16, public by its number but
+ * on every Azure machine the host's own agent
  * (https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16).
  */
 const REFUSED_IPV4: readonly Cidr[] = [
@@ -47,19 +53,21 @@ const REFUSED_IPV4: readonly Cidr[] = [
 
 /**
  * IPv6: only 2000::/3, the one block that IANA hands out for global unicast (RFC 4291 section 2.4,
- * https://www.iana.org/assignments/ipv6-unicast-address-assignments). That alone refuses the unspecified and loopback
- * addresses, IPv4-compatible (::/96) and IPv4-mapped (::ffff:0:0/96) ones, IPv4-translated (::ffff:0:0:0/96), NAT64
- * for local use (64:ff9b:1::/48), discard and dummy (100::/64, 100:0:0:1::/64), segment routing (5f00::/16),
- * unique-local, link-local, site-local and multicast.
+ * https://www.iana.org/assignments/ipv6-unicast-address-assignments). That alone refuses the
+ * unspecified and loopback addresses, IPv4-compatible (::/96) and IPv4-mapped (::ffff:0:0/96) ones,
+ * IPv4-translated (::ffff:0:0:0/96), NAT64 for local use (64:ff9b:1::/48), discard and dummy
+ * (100::/64, 100:0:0:1::/64), segment routing (5f00::/16), unique-local, link-local, site-local and
+ * multicast.
  */
 const GLOBAL_UNICAST_IPV6 = parseCidr('2000::/3')
 
 /**
  * … and in there, not these. Source: the IANA IPv6 Special-Purpose Address Registry
- * (https://www.iana.org/assignments/iana-ipv6-special-registry). Forms that carry an IPv4 address inside (6to4, Teredo)
- * are refused whatever they carry: nobody serves webhooks on them, and to unpack them is one more thing to get wrong. The
- * one exception is 64:ff9b::/96: on a network without IPv4 every host that has no IPv6 is there (DNS64, RFC 6147), so an
- * address in it is judged by the IPv4 address inside.
+ * (https://www.iana.org/assignments/iana-ipv6-special-registry). Forms that carry an IPv4 address
+ * inside (6to4, Teredo) are refused whatever they carry: nobody serves webhooks on them, and to
+ * unpack them is one more thing to get wrong. The one exception is 64:ff9b::/96: on a network
+ * without IPv4 every host that has no IPv6 is there (DNS64, RFC 6147), so an address in it is
+ * judged by the IPv4 address inside.
  */
 const REFUSED_IPV6: readonly Cidr[] = [
   '2001::/23', // IETF protocol assignments, RFC 2928: Teredo, benchmarking, AMT, AS112, ORCHID, drone tags
@@ -72,13 +80,15 @@ const REFUSED_IPV6: readonly Cidr[] = [
 /**
  * Whether a webhook may be sent to `address`.
  *
- * What this cannot know: a network that translates a prefix of its own to IPv4 (NAT64 with a network-specific prefix,
- * RFC 6052 section 2.2). Where there is one, block it on the way out.
+ * What this cannot know: a network that translates a prefix of its own to IPv4 (NAT64 with a
+ * network-specific prefix, RFC 6052 section 2.2). Where there is one, block it on the way out.
  *
- * @param address an IPv4 address in dotted decimal or an IPv6 address, as `dns` and `socket.remoteAddress` give them;
- *   anything else, a zone (`fe80::1%eth0`) or an odd spelling (`0x7f.1`) included, is not public
- * @param allow blocks that count as public whatever they are. A block of IPv4 does not admit the same address in its
- *   IPv4-mapped form, nor under 64:ff9b::/96, where none but public ones belong (RFC 6052 section 3.1).
+ * @param address an IPv4 address in dotted decimal or an IPv6 address, as `dns` and
+ *   `socket.remoteAddress` give them; anything else, a zone (`fe80::1%eth0`) or an odd spelling
+ *   (`0x7f.1`) included, is not public
+ * @param allow blocks that count as public whatever they are. A block of IPv4 does not admit the
+ *   same address in its IPv4-mapped form, nor under 64:ff9b::/96, where none but public ones belong
+ *   (RFC 6052 section 3.1).
  */
 export function isPublicUnicast(address: string, allow: readonly Cidr[] = []): boolean {
   if (isIP(address) === 0 || address.includes('%')) return false
@@ -91,7 +101,8 @@ export function isPublicUnicast(address: string, allow: readonly Cidr[] = []): b
 }
 
 /**
- * A block of addresses from its usual notation: `10.0.0.0/8`, `fd00::/8`; a bare address is a block of one.
+ * A block of addresses from its usual notation: `10.0.0.0/8`, `fd00::/8`; a bare address is a block
+ * of one.
  *
  * @throws RangeError if the text is neither
  */

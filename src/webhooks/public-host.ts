@@ -1,4 +1,7 @@
-/** From a host to the addresses that may be connected to: the one gate that registration and delivery share. */
+/**
+ * From a host to the addresses that may be connected to: the one gate that registration and
+ * delivery share.
+ */
 
 import { isIP } from 'node:net'
 import { untilAborted } from './deadline.ts'
@@ -12,22 +15,30 @@ export interface HostPolicy {
   readonly allow: readonly Cidr[]
 }
 
-/** The host has no address, or none could be found. The message is the resolver's error code, or says why not. */
+/**
+ * The host has no address, or none could be found. The message is the resolver's error code, or
+ * says why not.
+ */
 export class HostUnresolved extends Error {
   override readonly name = 'HostUnresolved'
 }
 
-/** The host is, or resolves to, an address that is not public. The message does not say which: it may be read by anyone. */
+/**
+ * The host is, or resolves to, an address that is not public. The message does not say which: it
+ * may be read by anyone.
+ */
 export class HostNotPublic extends Error {
   override readonly name = 'HostNotPublic'
 }
 
 /**
- * Every address of `host`, all of them public. One that is not spoils the lot: a name that answers with public
- * and private addresses at once has no honest use, and dropping the bad ones would only hide it.
+ * Every address of `host`, all of them public. One that is not spoils the lot: a name that answers
+ * with public and private addresses at once has no honest use, and dropping the bad ones would only
+ * hide it.
  *
  * @param host a name, or an IPv4 or IPv6 address without brackets
- * @throws HostUnresolved | HostNotPublic, or the signal's reason once it aborts, whether or not `resolve` heeds it
+ * @throws HostUnresolved | HostNotPublic, or the signal's reason once it aborts, whether or not
+ *   `resolve` heeds it
  */
 export async function publicAddressesOf(
   host: string,
@@ -42,7 +53,11 @@ export async function publicAddressesOf(
   return addresses
 }
 
-async function addressesOf(host: string, resolve: ResolveHost, signal: AbortSignal): Promise<readonly string[]> {
+async function addressesOf(
+  host: string,
+  resolve: ResolveHost,
+  signal: AbortSignal,
+): Promise<readonly string[]> {
   try {
     return await untilAborted(resolve(host, signal), signal)
   } catch (error) {

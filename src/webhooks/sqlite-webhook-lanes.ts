@@ -1,4 +1,6 @@
-/** The webhook lanes in the embedded database, which the one worker of the process has for itself. */
+/**
+ * The webhook lanes in the embedded database, which the one worker of the process has for itself.
+ */
 import type { Sqlite } from '../platform/sqlite.ts'
 import type { SqliteWriter } from '../platform/sqlite-writer.ts'
 import { CIRCUIT_POLICY } from './circuit-breaker.ts'
@@ -33,7 +35,12 @@ export class SqliteWebhookLanes implements WebhookLanes {
   }
 
   /** Reads first, so that nothing is written while there is nothing to do. */
-  async claim(holder: string, leaseMs: number, quota: Quota, turnMessages: number): Promise<ClaimedLane[]> {
+  async claim(
+    holder: string,
+    leaseMs: number,
+    quota: Quota,
+    turnMessages: number,
+  ): Promise<ClaimedLane[]> {
     if (performance.now() - this.#clockCheckedAt > CLOCK_CHECK_MS) {
       this.#clockCheckedAt = performance.now()
       if (this.#isClockBehind()) {
@@ -86,7 +93,11 @@ export class SqliteWebhookLanes implements WebhookLanes {
       select (select pending from webhook_totals) as messages,
              (select min(seq) from queued_messages where via_webhook = 1) as oldest,
              (select count(*) from webhook_lanes where standing = 'open' and open_until > ${Date.now()}) as open`
-    const { messages, oldest, open } = row as { messages: number; oldest: number | null; open: number }
+    const { messages, oldest, open } = row as {
+      messages: number
+      oldest: number | null
+      open: number
+    }
     return { messages, oldestSeq: oldest ?? undefined, openCircuits: open }
   }
 }

@@ -23,7 +23,10 @@ export interface LaneRenewal {
   readonly leaseMs: number
 }
 
-/** Lets lanes be claimed at once that a process which is gone had in its hands. For the start, when nobody else can have any. */
+/**
+ * Lets lanes be claimed at once that a process which is gone had in its hands. For the start, when
+ * nobody else can have any.
+ */
 export function freeLanes({ sql }: Pick<Sqlite, 'sql'>): void {
   sql.run`update webhook_lanes set next_at = ${Date.now()} where holder is not null`
 }
@@ -74,10 +77,13 @@ export function webhookLaneWrites(sqlite: Sqlite) {
       const left = () => quota.total - claimed.length
       claim(ready.resting(left()))
       // Where there is but one slot for both, neither is always first.
-      const most = quota.unproven === 1 && Math.random() < 0.5 ? 0 : Math.min(quota.slow, quota.unproven)
+      const most =
+        quota.unproven === 1 && Math.random() < 0.5 ? 0 : Math.min(quota.slow, quota.unproven)
       const slow = ready.slow(Math.min(most, left()))
       claim(slow)
-      claim(ready.untried(holder, Math.min(quota.unproven - slow.length, left()), quota.ofOneOperator))
+      claim(
+        ready.untried(holder, Math.min(quota.unproven - slow.length, left()), quota.ofOneOperator),
+      )
       claim(ready.fast(left()))
       return claimed
     },
@@ -105,8 +111,9 @@ export function webhookLaneWrites(sqlite: Sqlite) {
     },
 
     /**
-     * Takes times back that are further ahead than any that is set: a lane that nobody holds may be claimed now, a lease runs out a whole lease
-     * from now unless it is prolonged, and a circuit rests for its whole time again at most.
+     * Takes times back that are further ahead than any that is set: a lane that nobody holds may be
+     * claimed now, a lease runs out a whole lease from now unless it is prolonged, and a circuit
+     * rests for its whole time again at most.
      */
     mendLaneTimes({ leaseMs, circuitMs }: { leaseMs: number; circuitMs: number }): void {
       const now = Date.now()
@@ -154,11 +161,13 @@ function timeOrNull(ms: number): number | null {
 
 /** Recipients of lanes whose time has come, by kinds, of each at most as many as are asked for. */
 function readyLanes({ sql }: Sqlite, now: number) {
-  const recipientsOf = (rows: Record<string, unknown>[]) => rows.map((row) => row.recipient as string)
+  const recipientsOf = (rows: Record<string, unknown>[]) =>
+    rows.map((row) => row.recipient as string)
   return {
     /**
-     * Their circuit is open: their messages go to the pull queue without an attempt. In the order in which their rests end, as an index has it:
-     * others whose circuits are open may wait for a probe, and are many.
+     * Their circuit is open: their messages go to the pull queue without an attempt. In the order
+     * in which their rests end, as an index has it: others whose circuits are open may wait for a
+     * probe, and are many.
      */
     resting: (limit: number): string[] =>
       recipientsOf(sql.all`
@@ -166,8 +175,9 @@ function readyLanes({ sql }: Sqlite, now: number) {
         where standing = 'open' and next_at <= ${now} and open_until > ${now} order by open_until limit ${limit}`),
 
     /**
-     * The circuit's rest is over, and so one probe each; or the last attempt took long. Those that have waited longest, of whichever kind: were
-     * one kind first, the other would never have a slot where slots come free one by one.
+     * The circuit's rest is over, and so one probe each; or the last attempt took long. Those that
+     * have waited longest, of whichever kind: were one kind first, the other would never have a
+     * slot where slots come free one by one.
      */
     slow: (limit: number): string[] =>
       recipientsOf(sql.all`
@@ -187,13 +197,18 @@ function readyLanes({ sql }: Sqlite, now: number) {
         where standing = 'fast' and next_at <= ${now} order by next_at limit ${limit}`),
 
     /**
-     * Of operators by turns: those first of whose lanes the worker has the fewest. Each of these lanes may turn out to be one that never
-     * answers, and a thousand of one operator must not keep the first push of another waiting until all have timed out.
+     * Of operators by turns: those first of whose lanes the worker has the fewest. Each of these
+     * lanes may turn out to be one that never answers, and a thousand of one operator must not keep
+     * the first push of another waiting until all have timed out.
      */
     untried(holder: string, limit: number, ofOneOperator: number): string[] {
       const recipients: string[] = []
       let waiting = limit > 0 ? untriedOperators(sql, now, holder, limit) : []
-      for (let turn = 1; turn <= ofOneOperator && recipients.length < limit && waiting.length > 0; turn++) {
+      for (
+        let turn = 1;
+        turn <= ofOneOperator && recipients.length < limit && waiting.length > 0;
+        turn++
+      ) {
         waiting = waiting.filter((operator) => {
           if (operator.lanes >= turn || recipients.length === limit) return true
           const lane = sql.get`
@@ -214,17 +229,26 @@ function readyLanes({ sql }: Sqlite, now: number) {
 
 interface UntriedOperator {
   readonly id: string
-  /** Of its lanes that have yet to be tried: how many the worker has, and how many of these from this claim. */
+  /**
+   * Of its lanes that have yet to be tried: how many the worker has, and how many of these from
+   * this claim.
+   */
   lanes: number
   given: number
 }
 
 /**
- * Operators with lanes that have yet to be tried, in any order. As many as there may be ones that hold a slot already, and as many more as there
- * is room for, from a random one on: it costs in proportion to the worker's slots, however many lanes and operators wait, and none is
- * passed over for ever.
+ * Operators with lanes that have yet to be tried, in any order. As many as there may be ones that
+ * hold a slot already, and as many more as there is room for, from a random one on: it costs in
+ * proportion to the worker's slots, however many lanes and operators wait, and none is passed over
+ * for ever.
  */
-function untriedOperators(sql: Sqlite['sql'], now: number, holder: string, quota: number): UntriedOperator[] {
+function untriedOperators(
+  sql: Sqlite['sql'],
+  now: number,
+  holder: string,
+  quota: number,
+): UntriedOperator[] {
   const rows = sql.all`
     select operator_id, count(*) as lanes from webhook_lanes indexed by webhook_lanes_ready
     where standing = 'unknown' and next_at > ${now} and holder = ${holder} group by operator_id`
@@ -232,9 +256,8 @@ function untriedOperators(sql: Sqlite['sql'], now: number, holder: string, quota
   const after = (id: string) =>
     sql.get`
       select operator_id as id from webhook_lanes indexed by webhook_lanes_untried
-      where standing = 'unknown' and next_at <= ${now} and operator_id > ${id} order by operator_id limit 1`?.id as
-      | string
-      | undefined
+      where standing = 'unknown' and next_at <= ${now} and operator_id > ${id} order by operator_id limit 1`
+      ?.id as string | undefined
 
   const found = new Set<string>()
   const first = randomUUID()

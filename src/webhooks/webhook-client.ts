@@ -1,4 +1,7 @@
-/** The HTTP client for deliveries: what a receiver does, however slow or hostile, costs one slot for a known time. */
+/**
+ * The HTTP client for deliveries: what a receiver does, however slow or hostile, costs one slot for
+ * a known time.
+ */
 
 import { constants } from 'node:crypto'
 import { readFileSync } from 'node:fs'
@@ -6,7 +9,12 @@ import { createSecureContext, getCACertificates, type SecureContext } from 'node
 import { startDeadline } from './deadline.ts'
 import { DeliveryFailure, type DeliveryOutcome } from './delivery-outcome.ts'
 import { type OpenSocket, openGuardedConnection } from './guarded-connection.ts'
-import { ConnectionGone, type HttpAnswer, HttpConnection, type HttpPost } from './http-connection.ts'
+import {
+  ConnectionGone,
+  type HttpAnswer,
+  HttpConnection,
+  type HttpPost,
+} from './http-connection.ts'
 import { IdleConnections } from './idle-connections.ts'
 import type { Cidr } from './public-address.ts'
 import { createHostResolver, type ResolveHost } from './resolve-host.ts'
@@ -16,7 +24,10 @@ import { hostOf, parseWebhookUrl, WebhookUrlRefused } from './webhook-url.ts'
 export interface WebhookClientOptions {
   /** Blocks of addresses to deliver to although they are not public unicast. Default: none. */
   readonly allow?: readonly Cidr[]
-  /** A file of PEM certificates to trust as authorities beside the usual ones. Read once. Default: none. */
+  /**
+   * A file of PEM certificates to trust as authorities beside the usual ones. Read once. Default:
+   * none.
+   */
   readonly caFile?: string
   /** Time for resolving, TCP and TLS together, in ms. Default 5,000. */
   readonly connectTimeoutMs?: number
@@ -27,13 +38,14 @@ export interface WebhookClientOptions {
   /** How many connections are kept open for later use, to all receivers together. Default 256. */
   readonly maxIdleConnections?: number
   /**
-   * How long each of them is kept, in ms. Default 4,000: below the 5 s after which Node's server, the most impatient of
-   * the common ones, closes an idle connection. To send just as it closes is to lose the attempt.
+   * How long each of them is kept, in ms. Default 4,000: below the 5 s after which Node's server,
+   * the most impatient of the common ones, closes an idle connection. To send just as it closes is
+   * to lose the attempt.
    */
   readonly idleTimeoutMs?: number
   /**
-   * How long a connection is used at most, in ms, however busy it is. Default 60,000: so long do deliveries go on to where a name
-   * led when its owner has moved it.
+   * How long a connection is used at most, in ms, however busy it is. Default 60,000: so long do
+   * deliveries go on to where a name led when its owner has moved it.
    */
   readonly maxConnectionAgeMs?: number
   /** The most that is read of an answer, in bytes, headers and body together. Default 65,536. */
@@ -49,10 +61,11 @@ export interface WebhookPost {
 
 export interface WebhookClient {
   /**
-   * One attempt to deliver: POSTs to `url` and waits for the answer's status. Never retries once something was sent.
+   * One attempt to deliver: POSTs to `url` and waits for the answer's status. Never retries once
+   * something was sent.
    *
-   * Settles within the total time-out, whatever the receiver does. Bounds nothing but its own time and reading: how many
-   * attempts run at once is the caller's business.
+   * Settles within the total time-out, whatever the receiver does. Bounds nothing but its own time
+   * and reading: how many attempts run at once is the caller's business.
    *
    * @param url an https URL, in any form that `parseWebhookUrl` takes
    * @param signal aborts the attempt; the receiver may have got the message or not
@@ -98,7 +111,11 @@ export function createWebhookClient({
     return connection
   }
 
-  async function postOver(connection: HttpConnection, request: HttpPost, signal: AbortSignal): Promise<HttpAnswer> {
+  async function postOver(
+    connection: HttpConnection,
+    request: HttpPost,
+    signal: AbortSignal,
+  ): Promise<HttpAnswer> {
     const answer = await connection.post(request, signal)
     if (connection.isOpen) {
       if (isClosed || connection.ageMs > maxConnectionAgeMs) connection.destroy()
@@ -118,7 +135,8 @@ export function createWebhookClient({
     try {
       return await postOver(await open(url, signal), request, signal)
     } catch (error) {
-      if (error instanceof ConnectionGone) throw new DeliveryFailure('send', 'closed by the other side')
+      if (error instanceof ConnectionGone)
+        throw new DeliveryFailure('send', 'closed by the other side')
       throw error
     }
   }
@@ -130,12 +148,18 @@ export function createWebhookClient({
       using deadline = startDeadline(totalTimeoutMs, signal)
       try {
         const url = parseWebhookUrl(String(target))
-        const request = { path: url.pathname + url.search, headers: message.headers, body: message.body }
+        const request = {
+          path: url.pathname + url.search,
+          headers: message.headers,
+          body: message.body,
+        }
         return outcomeOf(await send(url, request, deadline.signal))
       } catch (error) {
         if (!deadline.passed) signal?.throwIfAborted()
-        if (error instanceof DeliveryFailure) return { kind: 'failed', stage: error.stage, reason: error.reason }
-        if (error instanceof WebhookUrlRefused) return { kind: 'failed', stage: 'url', reason: error.message }
+        if (error instanceof DeliveryFailure)
+          return { kind: 'failed', stage: error.stage, reason: error.reason }
+        if (error instanceof WebhookUrlRefused)
+          return { kind: 'failed', stage: 'url', reason: error.message }
         throw error
       } finally {
         inFlight -= 1
@@ -164,12 +188,18 @@ function outcomeOf({ status, retryAfter }: HttpAnswer): DeliveryOutcome {
 function trusting(caFile: string | undefined): SecureContext {
   const usual = getCACertificates('default')
   const ca = caFile === undefined ? usual : [...usual, certificatesIn(caFile)]
-  // Without renegotiation (TLS 1.2): a receiver could ask for a handshake after the other, at no more cost to itself than to us.
-  return createSecureContext({ ca, minVersion: 'TLSv1.2', secureOptions: constants.SSL_OP_NO_RENEGOTIATION })
+  // Without renegotiation (TLS 1.2): a receiver could ask for a handshake after the other, at no
+  // more cost to itself than to us.
+  return createSecureContext({
+    ca,
+    minVersion: 'TLSv1.2',
+    secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
+  })
 }
 
 function certificatesIn(file: string): string {
   const text = readFileSync(file, 'utf8')
-  if (!text.includes('-----BEGIN CERTIFICATE-----')) throw new Error(`${file} holds no certificate in PEM`)
+  if (!text.includes('-----BEGIN CERTIFICATE-----'))
+    throw new Error(`${file} holds no certificate in PEM`)
   return text
 }

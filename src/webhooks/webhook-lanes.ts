@@ -1,6 +1,7 @@
 /**
- * The port of the webhook lanes: what is to be pushed, an ordered lane for each agent, and which worker has which lane. The projection of the
- * event log fills the lanes, so they are as durable as it, and what a worker knows of a lane outlives it.
+ * The port of the webhook lanes: what is to be pushed, an ordered lane for each agent, and which
+ * worker has which lane. The projection of the event log fills the lanes, so they are as durable as
+ * it, and what a worker knows of a lane outlives it.
  */
 
 /**
@@ -29,7 +30,10 @@ export interface ClaimedLane {
   /** Failed attempts so far at the message at `retriedSeq`. */
   retriedSeq: number
   attempts: number
-  /** The circuit, as `circuit-breaker.ts` has it. There is one attempt at a time anyway, so no probe to claim. */
+  /**
+   * The circuit, as `circuit-breaker.ts` has it. There is one attempt at a time anyway, so no probe
+   * to claim.
+   */
   failures: number
   openUntil: number
   bucketFullAt: number
@@ -38,7 +42,10 @@ export interface ClaimedLane {
   /** The agent's endpoint; null where it has none. */
   url: string | null
   sealedSecret: string | null
-  /** The worker that had the lane last did not give it back: what it delivered last may be among the messages still. */
+  /**
+   * The worker that had the lane last did not give it back: what it delivered last may be among the
+   * messages still.
+   */
   wasHeld: boolean
   /** The oldest messages, in order. */
   messages: { seq: number; id: string }[]
@@ -47,7 +54,15 @@ export interface ClaimedLane {
 /** What a turn leaves of a lane. */
 export type LaneTurn = Pick<
   ClaimedLane,
-  'recipient' | 'claim' | 'standing' | 'doneSeq' | 'retriedSeq' | 'attempts' | 'failures' | 'openUntil' | 'bucketFullAt'
+  | 'recipient'
+  | 'claim'
+  | 'standing'
+  | 'doneSeq'
+  | 'retriedSeq'
+  | 'attempts'
+  | 'failures'
+  | 'openUntil'
+  | 'bucketFullAt'
 > & {
   /** Until the next turn, in ms. */
   delay: number
@@ -60,7 +75,9 @@ export interface Quota {
   readonly unproven: number
   /** Of these, lanes that are `slow`, or `open` and to be probed. */
   readonly slow: number
-  /** Lanes of one operator that have yet to be tried, those that the worker has already included. */
+  /**
+   * Lanes of one operator that have yet to be tried, those that the worker has already included.
+   */
   readonly ofOneOperator: number
 }
 
@@ -72,21 +89,31 @@ export interface Backlog {
   readonly openCircuits: number
 }
 
-/** Any of its methods throws `Unavailable` when the database is out. None costs in proportion to all lanes. */
+/**
+ * Any of its methods throws `Unavailable` when the database is out. None costs in proportion to all
+ * lanes.
+ */
 export interface WebhookLanes {
   /**
-   * Claims lanes that have something to do now, and the first `turnMessages` messages of each: lanes that rest first, as their messages need no
-   * attempt; then such as may take long, those that have waited longest; then such as have yet to be tried, by their operators in
-   * turn; then the fast ones. A claim that is not prolonged or given back within `leaseMs` is over.
+   * Claims lanes that have something to do now, and the first `turnMessages` messages of each:
+   * lanes that rest first, as their messages need no attempt; then such as may take long, those
+   * that have waited longest; then such as have yet to be tried, by their operators in turn; then
+   * the fast ones. A claim that is not prolonged or given back within `leaseMs` is over.
    *
-   * Now and then it also takes times back that are further ahead than any that is set, as the clock was set back.
+   * Now and then it also takes times back that are further ahead than any that is set, as the clock
+   * was set back.
    */
   claim(holder: string, leaseMs: number, quota: Quota, turnMessages: number): Promise<ClaimedLane[]>
 
-  /** Milliseconds until a lane has something to do; 0 or less if there is one now, infinite if there is none. */
+  /**
+   * Milliseconds until a lane has something to do; 0 or less if there is one now, infinite if there
+   * is none.
+   */
   due(): Promise<number>
 
-  /** Prolongs leases, by their claims; returns the recipients whose lanes are the worker's still. */
+  /**
+   * Prolongs leases, by their claims; returns the recipients whose lanes are the worker's still.
+   */
   renew(
     holder: string,
     claimed: readonly Pick<ClaimedLane, 'recipient' | 'claim'>[],
@@ -105,7 +132,10 @@ export interface WebhookLanesOptions {
   readonly circuitMs?: number
 }
 
-/** No turn puts the next one off for longer: the longest back-off with its jitter is 90 s, see `back-off.ts`. */
+/**
+ * No turn puts the next one off for longer: the longest back-off with its jitter is 90 s, see
+ * `back-off.ts`.
+ */
 export const MAX_DELAY_MS = 120_000
 /** How often times are looked for that are further ahead than any that is set. */
 export const CLOCK_CHECK_MS = 1_000

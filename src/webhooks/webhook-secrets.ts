@@ -1,4 +1,7 @@
-/** What deliveries are signed and authorized with: made and given at registration, kept encrypted in the database. */
+/**
+ * What deliveries are signed and authorized with: made and given at registration, kept encrypted in
+ * the database.
+ */
 import type { SigningKeys } from '../platform/signing-keys.ts'
 import { createSecretBox, type SecretBox, SecretNotOpened } from './secret-box.ts'
 import { newWebhookSecret } from './signature.ts'
@@ -22,12 +25,17 @@ export interface SecretChange {
   readonly after: string
 }
 
-/** The port of the secrets that are stored, one of each agent that has a webhook. Throws `Unavailable`. */
+/**
+ * The port of the secrets that are stored, one of each agent that has a webhook. Throws
+ * `Unavailable`.
+ */
 export interface SealedSecrets {
   /** Those of agents after the address `after`, in order of the addresses, at most `limit`. */
   page(after: string, limit: number): Promise<SealedSecret[]>
 
-  /** Changes each that is still what it was: another process may be at the same. Returns how many. */
+  /**
+   * Changes each that is still what it was: another process may be at the same. Returns how many.
+   */
   change(changes: readonly SecretChange[]): Promise<number>
 }
 
@@ -46,7 +54,8 @@ export class WebhookSecrets {
 
   /**
    * Seals under the first of `sealingKeys` (32 bytes each), or under one that the database itself
-   * keeps where there are none. What was sealed under any of them, or under the database's own, opens.
+   * keeps where there are none. What was sealed under any of them, or under the database's own,
+   * opens.
    */
   static async load(
     { secrets, keys }: { secrets: SealedSecrets; keys: SigningKeys },
@@ -59,7 +68,10 @@ export class WebhookSecrets {
     )
   }
 
-  /** A new secret for the agent at `address`, to be shown once; and what is to be stored: that and the `authorization`, sealed. */
+  /**
+   * A new secret for the agent at `address`, to be shown once; and what is to be stored: that and
+   * the `authorization`, sealed.
+   */
   create(address: string, authorization?: string): { secret: string; sealed: string } {
     const secret = newWebhookSecret()
     return { secret, sealed: this.#seal(write({ secret, authorization }), address) }
@@ -71,9 +83,9 @@ export class WebhookSecrets {
   }
 
   /**
-   * Seals all that is not sealed under the first key under that, so that the others can be thrown away. May be broken off and begun
-   * again, and run in several processes at once. Returns how many it sealed, and how many it found that no key opens. Throws
-   * `Unavailable`.
+   * Seals all that is not sealed under the first key under that, so that the others can be thrown
+   * away. May be broken off and begun again, and run in several processes at once. Returns how many
+   * it sealed, and how many it found that no key opens. Throws `Unavailable`.
    */
   async sealAnew(signal: AbortSignal): Promise<{ sealed: number; notOpened: number }> {
     const done = { sealed: 0, notOpened: 0 }
@@ -116,7 +128,10 @@ export class WebhookSecrets {
   }
 }
 
-/** The secret alone or, with a blank between, secret and authorization: a secret (base64) holds no blank. */
+/**
+ * The secret alone or, with a blank between, secret and authorization: a secret (base64) holds no
+ * blank.
+ */
 function write({ secret, authorization }: WebhookSecret): string {
   return authorization === undefined ? secret : `${secret} ${authorization}`
 }

@@ -1,10 +1,12 @@
 /**
- * Pushes messages to webhooks. Any number of workers share the lanes (`webhook-lanes.ts`): a worker claims lanes that have something to
- * do, gives each a *turn*, and gives it back. As a lane is in one worker's hands at a time and goes message by message, an agent's
- * messages are attempted in the order of the log; as a turn ends where a message has to wait, waiting holds no slot.
+ * Pushes messages to webhooks. Any number of workers share the lanes (`webhook-lanes.ts`): a worker
+ * claims lanes that have something to do, gives each a *turn*, and gives it back. As a lane is in
+ * one worker's hands at a time and goes message by message, an agent's messages are attempted in
+ * the order of the log; as a turn ends where a message has to wait, waiting holds no slot.
  *
- * How a message ends is appended to the log: delivered (`message_delivered`), or moved to the pull queue (`push_failed`). A worker that
- * is killed leaves its lanes to the others when its leases run out; only the deliveries it had in flight may be made again.
+ * How a message ends is appended to the log: delivered (`message_delivered`), or moved to the pull
+ * queue (`push_failed`). A worker that is killed leaves its lanes to the others when its leases run
+ * out; only the deliveries it had in flight may be made again.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Allowance, takeFrom } from '../access/admission.ts'
@@ -20,7 +22,12 @@ import { Unavailable } from '../platform/unavailable.ts'
 import { redact } from '../removal/redaction.ts'
 import type { Removals } from '../removal/removals.ts'
 import { type RetryPolicy, retryDelay } from './back-off.ts'
-import { type CircuitMode, type CircuitPolicy, circuitMode, recordFailure } from './circuit-breaker.ts'
+import {
+  type CircuitMode,
+  type CircuitPolicy,
+  circuitMode,
+  recordFailure,
+} from './circuit-breaker.ts'
 import type { DeliveryOutcome } from './delivery-outcome.ts'
 import { DeliverySlots } from './delivery-slots.ts'
 import type { Doorbell } from './doorbell.ts'
@@ -43,12 +50,17 @@ import type { WebhookSecrets } from './webhook-secrets.ts'
 
 /** How long the lanes of a worker that died or froze stay with it. */
 const LEASE_MS = 10_000
-/** What has come due is looked for so often: where there was no slot for it, and where a ring went astray. */
+/**
+ * What has come due is looked for so often: where there was no slot for it, and where a ring went
+ * astray.
+ */
 const POLL_MS = 100
 const IDLE_POLL_MS = 1_000
 /** Between two claims at least, however much there is to do. */
 const CLAIM_GAP_MS = 5
-/** A turn takes so many messages at most, and begins none after this time: others may be waiting. */
+/**
+ * A turn takes so many messages at most, and begins none after this time: others may be waiting.
+ */
 const TURN_MESSAGES = 20
 const TURN_MS = 1_000
 /** An answer within this is fast. Five times what a request around the globe takes. */
@@ -82,7 +94,10 @@ export interface WebhookWorkerOptions {
   circuit: CircuitPolicy
   /** Attempts to deliver to one agent. */
   outbound: Allowance
-  /** Messages that may wait for one agent; past that the oldest goes to the pull queue, which is bounded itself. */
+  /**
+   * Messages that may wait for one agent; past that the oldest goes to the pull queue, which is
+   * bounded itself.
+   */
   maxBacklog: number
   /** How long a worker that died keeps its lanes from the others. Default 10,000. */
   leaseMs?: number
@@ -90,8 +105,14 @@ export interface WebhookWorkerOptions {
   random?: () => number
 }
 
-/** Pushes until `signal` aborts; then lets the deliveries in flight finish and gives the lanes back. Never throws. */
-export async function runWebhookWorker(options: WebhookWorkerOptions, signal: AbortSignal): Promise<void> {
+/**
+ * Pushes until `signal` aborts; then lets the deliveries in flight finish and gives the lanes back.
+ * Never throws.
+ */
+export async function runWebhookWorker(
+  options: WebhookWorkerOptions,
+  signal: AbortSignal,
+): Promise<void> {
   await new WebhookWorker(options, signal).run()
 }
 
@@ -105,7 +126,10 @@ class WebhookWorker {
   readonly #slots: DeliverySlots
   /** Bounded by the slots. */
   readonly #turns = new Set<Promise<void>>()
-  /** What the lanes say may be older than what the log says: nothing is claimed until they have caught up. */
+  /**
+   * What the lanes say may be older than what the log says: nothing is claimed until they have
+   * caught up.
+   */
   #isBehind = true
   #woken = false
   #wake: () => void = () => {}
@@ -142,7 +166,8 @@ class WebhookWorker {
         // Where there is no room, the next slot that comes free wakes it.
         const mayClaim = this.#slots.quota.total > 0 && (await this.#mayClaim())
         const isIdle = mayClaim && (await this.#claim()) === 0
-        if (isIdle && !this.#woken) pause = Math.min(Math.max(POLL_MS, await this.#options.lanes.due()), IDLE_POLL_MS)
+        if (isIdle && !this.#woken)
+          pause = Math.min(Math.max(POLL_MS, await this.#options.lanes.due()), IDLE_POLL_MS)
       } catch (error) {
         this.#isBehind = true
         this.#outages.met('claim', 'webhook worker cannot claim', String(error))
@@ -196,7 +221,12 @@ class WebhookWorker {
   async #claim(): Promise<number> {
     const quota = this.#slots.quota
     const claimedAt = performance.now()
-    const lanes = await this.#options.lanes.claim(this.#options.holder, this.#leaseMs, quota, TURN_MESSAGES)
+    const lanes = await this.#options.lanes.claim(
+      this.#options.holder,
+      this.#leaseMs,
+      quota,
+      TURN_MESSAGES,
+    )
     for (const lane of lanes) {
       const turn = this.#turn(this.#leases.hold(lane, claimedAt))
       this.#turns.add(turn)
@@ -235,12 +265,16 @@ class WebhookWorker {
     }
   }
 
-  /** Gives back a lane whose turn did not end well; while the database is out, until the lease runs out. */
+  /**
+   * Gives back a lane whose turn did not end well; while the database is out, until the lease runs
+   * out.
+   */
   async #releaseLate(held: Held, turn: LaneTurn, error: unknown): Promise<void> {
     const { logger, lanes } = this.#options
     const isOutage = error instanceof Unavailable
     const agent = turn.recipient
-    if (isOutage) this.#outages.met('turn', 'webhook turn ended by an outage', String(error), { agent })
+    if (isOutage)
+      this.#outages.met('turn', 'webhook turn ended by an outage', String(error), { agent })
     else logger.error({ agent, err: error }, 'webhook turn failed')
     while (performance.now() < held.validUntil) {
       try {
@@ -261,13 +295,19 @@ class WebhookWorker {
       if (this.#stop.aborted || performance.now() > endAt) return
       const mode = circuitMode({ ...turn, probeUntil: 0 }, databaseClock(held))
       if (mode === 'open') await this.#giveUp(held, turn, message, 'circuit_open')
-      else if (lane.pending - index > this.#options.maxBacklog) await this.#giveUp(held, turn, message, 'backlog_full')
+      else if (lane.pending - index > this.#options.maxBacklog)
+        await this.#giveUp(held, turn, message, 'backlog_full')
       else if (!(await this.#attempt(held, turn, message, mode))) return
     }
   }
 
   /** One attempt at a message. Returns whether to go on to the next one. */
-  async #attempt(held: Held, turn: LaneTurn, { seq, id }: QueuedMessage, mode: CircuitMode): Promise<boolean> {
+  async #attempt(
+    held: Held,
+    turn: LaneTurn,
+    { seq, id }: QueuedMessage,
+    mode: CircuitMode,
+  ): Promise<boolean> {
     const { log, removals, outbound, retry, circuit } = this.#options
     const { state, fullAtMs } = takeFrom(turn.bucketFullAt, outbound, databaseClock(held))
     if (!state.allowed) {
@@ -283,7 +323,8 @@ class WebhookWorker {
     const startedAt = performance.now()
     const outcome = await this.#post(held, message)
     const durationMs = performance.now() - startedAt
-    // What it answered does not matter here: what it costs the others is the time for which it holds a slot.
+    // What it answered does not matter here: what it costs the others is the time for which it
+    // holds a slot.
     const standing = durationMs <= FAST_MS ? 'fast' : 'slow'
     attempts.inc({ outcome: outcome.kind === 'failed' ? outcome.stage : outcome.kind })
     attemptSeconds.observe({ kind: outcome.kind }, durationMs / 1_000)
@@ -303,20 +344,35 @@ class WebhookWorker {
     turn.retriedSeq = seq
     turn.standing = standing
     this.#options.logger.info(
-      { agent: message.to, message_id: id, attempt: turn.attempts, duration_ms: Math.round(durationMs), ...outcome },
+      {
+        agent: message.to,
+        message_id: id,
+        attempt: turn.attempts,
+        duration_ms: Math.round(durationMs),
+        ...outcome,
+      },
       'webhook attempt failed',
     )
     // A probe is one attempt: an endpoint that is still down need not be asked four times.
     const refusal = outcome.kind === 'rejected' ? outcome : undefined
-    const delay = mode === 'half-open' ? undefined : retryDelay(turn.attempts, this.#random, retry, refusal)
+    const delay =
+      mode === 'half-open' ? undefined : retryDelay(turn.attempts, this.#random, retry, refusal)
     if (delay !== undefined) {
       turn.delay = delay
       return false
     }
     await this.#giveUp(held, turn, { seq, id }, 'undeliverable')
-    const { failures, openUntil } = recordFailure({ ...turn, probeUntil: 0 }, databaseClock(held), circuit)
+    const { failures, openUntil } = recordFailure(
+      { ...turn, probeUntil: 0 },
+      databaseClock(held),
+      circuit,
+    )
     const isOpen = openUntil > 0
-    Object.assign(turn, { failures, openUntil, standing: isOpen ? 'open' : standing } satisfies Partial<LaneTurn>)
+    Object.assign(turn, {
+      failures,
+      openUntil,
+      standing: isOpen ? 'open' : standing,
+    } satisfies Partial<LaneTurn>)
     return isOpen
   }
 
@@ -329,21 +385,33 @@ class WebhookWorker {
     const body = JSON.stringify({ message_id, from, to, content, timestamp })
     let proof: Record<string, string>
     try {
-      const { secret, authorization } = this.#options.secrets.open(lane.sealedSecret, lane.recipient)
+      const { secret, authorization } = this.#options.secrets.open(
+        lane.sealedSecret,
+        lane.recipient,
+      )
       proof = {
         ...signatureHeaders({ secret, id: message_id, now: Date.now(), body }),
         ...(authorization !== undefined && { authorization }),
       }
     } catch (error) {
       if (!(error instanceof SecretNotOpened)) throw error
-      return { kind: 'failed', stage: 'sign', reason: 'the secret does not open: is WEBHOOK_SECRET_KEY the right one?' }
+      return {
+        kind: 'failed',
+        stage: 'sign',
+        reason: 'the secret does not open: is WEBHOOK_SECRET_KEY the right one?',
+      }
     }
     const headers = { 'content-type': 'application/json', 'user-agent': USER_AGENT, ...proof }
     return this.#options.client.post(lane.url, { headers, body }, lapse.signal)
   }
 
   /** Moves a message to the pull queue. */
-  async #giveUp(held: Held, turn: LaneTurn, { seq, id }: QueuedMessage, reason: PushFailure): Promise<void> {
+  async #giveUp(
+    held: Held,
+    turn: LaneTurn,
+    { seq, id }: QueuedMessage,
+    reason: PushFailure,
+  ): Promise<void> {
     const to = held.lane.recipient
     const event: NewEvent = {
       ts: new Date().toISOString(),
@@ -357,11 +425,15 @@ class WebhookWorker {
     turn.attempts = 0
   }
 
-  /** Appends how a message ended, and tries again while the log is out: the lane must not go on without. */
+  /**
+   * Appends how a message ended, and tries again while the log is out: the lane must not go on
+   * without.
+   */
   async #record(held: Held, event: NewEvent, options: AppendOptions): Promise<void> {
     for (;;) {
       try {
-        // What another worker may have delivered meanwhile must not come to the queue; that this one has delivered stays true.
+        // What another worker may have delivered meanwhile must not come to the queue; that this
+        // one has delivered stays true.
         const notAfter = event.type === 'push_failed' ? { notAfter: held.validUntil } : {}
         await this.#options.log.append(event, { ...options, ...notAfter })
         return
@@ -381,7 +453,9 @@ class WebhookWorker {
         const { messages, oldestSeq, openCircuits: open } = await lanes.backlog()
         const [oldest] = oldestSeq === undefined ? [] : await log.get([oldestSeq])
         backlogMessages.set(messages)
-        backlogAge.set(oldest === undefined ? 0 : Math.max(0, Date.now() - Date.parse(oldest.ts)) / 1_000)
+        backlogAge.set(
+          oldest === undefined ? 0 : Math.max(0, Date.now() - Date.parse(oldest.ts)) / 1_000,
+        )
         openCircuits.set(open)
       } catch (error) {
         this.#options.logger.debug({ error: String(error) }, 'webhook backlog not measured')
@@ -394,8 +468,29 @@ class WebhookWorker {
 type QueuedMessage = ClaimedLane['messages'][number]
 
 function beginTurn(lane: ClaimedLane): LaneTurn {
-  const { recipient, claim, standing, doneSeq, retriedSeq, attempts, failures, openUntil, bucketFullAt } = lane
-  return { recipient, claim, standing, doneSeq, retriedSeq, attempts, failures, openUntil, bucketFullAt, delay: 0 }
+  const {
+    recipient,
+    claim,
+    standing,
+    doneSeq,
+    retriedSeq,
+    attempts,
+    failures,
+    openUntil,
+    bucketFullAt,
+  } = lane
+  return {
+    recipient,
+    claim,
+    standing,
+    doneSeq,
+    retriedSeq,
+    attempts,
+    failures,
+    openUntil,
+    bucketFullAt,
+    delay: 0,
+  }
 }
 
 /** The clock that all workers share, in ms since 1970. */

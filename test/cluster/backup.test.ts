@@ -1,4 +1,7 @@
-/** A backup of Postgres as docs/deploying.md says: by the owner of the schema, who may not read what other roles have. */
+/**
+ * A backup of Postgres as docs/deploying.md says: by the owner of the schema, who may not read what
+ * other roles have.
+ */
 import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
@@ -35,17 +38,25 @@ test('takes what migrations made, and nothing of the observation service, which 
   const kernel = open(from.appUrl)
   for (const schema of ['observation', 'observation_next']) {
     await observer.unsafe(`CREATE TABLE ${schema}.figure AS SELECT 42 AS value`)
-    // `verify` of the kernel compares them with the log, once the next are in the place of the old ones.
+    // `verify` of the kernel compares them with the log, once the next are in the place of the old
+    // ones.
     await observer.unsafe(`GRANT USAGE ON SCHEMA ${schema} TO tabulum`)
-    expect([...(await kernel.unsafe(`SELECT value FROM ${schema}.figure`))]).toEqual([{ value: 42 }])
+    expect([...(await kernel.unsafe(`SELECT value FROM ${schema}.figure`))]).toEqual([
+      { value: 42 },
+    ])
   }
 
   const path = `${dirname(await findProgram('pg_dump'))}:${process.env.PATH}`
-  const as = (url: string) => ({ cwd: directory, env: { PATH: path, DATABASE_URL_OF_THE_OWNER: url } })
+  const as = (url: string) => ({
+    cwd: directory,
+    env: { PATH: path, DATABASE_URL_OF_THE_OWNER: url },
+  })
   await run('sh', ['-c', commandOf('pg_dump')], as(from.ownerUrl))
   const { stderr } = await run('sh', ['-c', commandOf('pg_restore')], as(to.ownerUrl))
   expect(stderr).toBe('')
   expect([...(await open(to.appUrl)`SELECT body FROM note`)]).toEqual([{ body: 'kept' }])
-  const made = await open(to.superuserUrl)`SELECT schemaname FROM pg_tables WHERE tablename = 'figure'`
+  const made = await open(
+    to.superuserUrl,
+  )`SELECT schemaname FROM pg_tables WHERE tablename = 'figure'`
   expect([...made]).toEqual([])
 })

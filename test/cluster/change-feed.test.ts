@@ -44,7 +44,11 @@ async function consumers(): Promise<string[]> {
 }
 
 /** Somebody who follows until disposed of, and keeps the places of what came, batch by batch. */
-function follow(since: number, options?: FollowOptions, onBatch: (events: LoggedEvent[]) => unknown = () => {}) {
+function follow(
+  since: number,
+  options?: FollowOptions,
+  onBatch: (events: LoggedEvent[]) => unknown = () => {},
+) {
   const stop = new AbortController()
   const batches: number[][] = []
   const run = async () => {
@@ -89,15 +93,22 @@ it('two at one place share a consumer, and each gets what it wants once and in o
   await using other = follow(since, { types: changesOf('message') })
   await vi.waitFor(() => expect(other.batches).toEqual([[]]), WAIT)
   const appended = await inSequence(40, (index) =>
-    log.append(index % 4 === 0 ? sent('tab_bbbbbbbbbbbbbbbbbbbb', 'x') : written('shared', String(index))),
+    log.append(
+      index % 4 === 0 ? sent('tab_bbbbbbbbbbbbbbbbbbbb', 'x') : written('shared', String(index)),
+    ),
   )
   const seqs = appended.map(({ seq }) => seq)
   await vi.waitFor(() => expect(one.seqs()).toEqual(seqs), WAIT)
-  await vi.waitFor(() => expect(other.seqs()).toEqual(seqs.filter((_, index) => index % 4 === 0)), WAIT)
+  await vi.waitFor(
+    () => expect(other.seqs()).toEqual(seqs.filter((_, index) => index % 4 === 0)),
+    WAIT,
+  )
   expect(await consumers()).toHaveLength(1)
 })
 
-it('one that comes from far behind catches up alone, and then shares', { timeout: TEST_MS }, async () => {
+it('one that comes from far behind catches up alone, and then shares', {
+  timeout: TEST_MS,
+}, async () => {
   const since = await log.lastSeq()
   // More than a feed remembers.
   const before = (await inParallel(8, () => append(200))).flat().toSorted((a, b) => a - b)
@@ -114,7 +125,9 @@ it('one that comes from far behind catches up alone, and then shares', { timeout
   await vi.waitFor(async () => expect(await consumers()).toHaveLength(1), WAIT)
 })
 
-it('one that stays goes on when the other, whose consumer it shares, leaves', { timeout: TEST_MS }, async () => {
+it('one that stays goes on when the other, whose consumer it shares, leaves', {
+  timeout: TEST_MS,
+}, async () => {
   const since = await log.lastSeq()
   const leaving = follow(since)
   await vi.waitFor(() => expect(leaving.batches).toEqual([[]]), WAIT)
@@ -130,7 +143,11 @@ it('one that is slow holds a bounded part of the log, misses nothing, and holds 
 }, async () => {
   const since = await log.lastSeq()
   const value = 'x'.repeat(MIB)
-  const seqs = (await inParallel(4, (writer) => inSequence(30, () => log.append(written(`slow/${writer}`, value)))))
+  const seqs = (
+    await inParallel(4, (writer) =>
+      inSequence(30, () => log.append(written(`slow/${writer}`, value))),
+    )
+  )
     .flat()
     .map(({ seq }) => seq)
     .toSorted((a, b) => a - b)
@@ -142,9 +159,12 @@ it('one that is slow holds a bounded part of the log, misses nothing, and holds 
   await vi.waitFor(() => expect(slow.batches).toHaveLength(1), WAIT)
   await using quick = follow(since)
   await vi.waitFor(() => expect(quick.seqs()).toEqual(seqs), WAIT)
-  // Of 120 MiB: what it works on (8), what waits (16), what the feed remembers (8), what is on its way (16). What nobody
-  // needs any more may be gone a moment later.
-  await vi.waitFor(() => expect(heapBytes() - before).toBeLessThan(64 * MIB), { ...WAIT, interval: 500 })
+  // Of 120 MiB: what it works on (8), what waits (16), what the feed remembers (8), what is on its
+  // way (16). What nobody needs any more may be gone a moment later.
+  await vi.waitFor(() => expect(heapBytes() - before).toBeLessThan(64 * MIB), {
+    ...WAIT,
+    interval: 500,
+  })
   resume.resolve()
   await vi.waitFor(() => expect(slow.seqs()).toEqual(seqs), WAIT)
 })
@@ -160,7 +180,8 @@ it('what may wait comes in few batches, and at once where something comes that m
   await vi.waitFor(() => expect(patient.seqs()).toHaveLength(messages.length), WAIT)
   const filled = patient.batches.filter(({ length }) => length > 0)
   expect(filled.length).toBeLessThan(messages.length / 2)
-  // One after the other, so that who does not wait gets them apart. Now and then that takes longer than the linger.
+  // One after the other, so that who does not wait gets them apart. Now and then that takes longer
+  // than the linger.
   await vi.waitFor(
     async () => {
       const { seq } = await log.append(sent('tab_bbbbbbbbbbbbbbbbbbbb', 'x'))
@@ -175,9 +196,13 @@ it('what may wait comes in few batches, and at once where something comes that m
 it('what may not wait does not wait for what comes after it', { timeout: TEST_MS }, async () => {
   const since = await log.lastSeq()
   const arrivals: number[] = []
-  await using patient = follow(since, { mayWait: ({ type }) => type === 'message_sent' }, (events) => {
-    if (events.some(({ type }) => type === 'state_written')) arrivals.push(performance.now())
-  })
+  await using patient = follow(
+    since,
+    { mayWait: ({ type }) => type === 'message_sent' },
+    (events) => {
+      if (events.some(({ type }) => type === 'state_written')) arrivals.push(performance.now())
+    },
+  )
   await vi.waitFor(() => expect(patient.batches).toEqual([[]]), WAIT)
   const waits: number[] = []
   for (let round = 0; round < 10; round++) {
@@ -229,13 +254,20 @@ it('one for whom nothing comes is told how far it is, so that it need not begin 
   for (const [index, place] of passed.entries()) expect(hadThen[index]).toBe(place < seq ? 0 : 1)
 })
 
-it('one at the end does not wait for another that is far behind', { timeout: TEST_MS }, async () => {
+it('one at the end does not wait for another that is far behind', {
+  timeout: TEST_MS,
+}, async () => {
   const since = await log.lastSeq()
-  const before = (await inParallel(4, () => inSequence(20, () => log.append(written('far', 'x'.repeat(MIB)))))).flat()
+  const before = (
+    await inParallel(4, () => inSequence(20, () => log.append(written('far', 'x'.repeat(MIB)))))
+  ).flat()
   const end = Math.max(...before.map(({ seq }) => seq))
   for (let race = 1; ; race++) {
     await using behind = follow(since)
-    await vi.waitFor(() => expect(behind.seqs().length).toBeGreaterThan(0), { ...WAIT, interval: 1 })
+    await vi.waitFor(() => expect(behind.seqs().length).toBeGreaterThan(0), {
+      ...WAIT,
+      interval: 1,
+    })
     let seenBehind = -1
     await using ahead = follow(end, {}, () => {
       if (seenBehind < 0) seenBehind = behind.seqs().length
@@ -261,11 +293,16 @@ it('one at the end is looked after without fetching the last change, which may b
   await vi.waitFor(() => expect(one.seqs()).toEqual([seq]), WAIT)
   const before = connection.stats()
   // Each look at the consumer is a request or more.
-  await vi.waitFor(() => expect(connection.stats().outMsgs - before.outMsgs).toBeGreaterThan(8), WAIT)
+  await vi.waitFor(
+    () => expect(connection.stats().outMsgs - before.outMsgs).toBeGreaterThan(8),
+    WAIT,
+  )
   expect(connection.stats().inBytes - before.inBytes).toBeLessThan(MIB)
 })
 
-it('ends with LogUnavailable for all that share a consumer when it is gone', { timeout: TEST_MS }, async () => {
+it('ends with LogUnavailable for all that share a consumer when it is gone', {
+  timeout: TEST_MS,
+}, async () => {
   const since = await log.lastSeq()
   await using one = follow(since)
   await vi.waitFor(() => expect(one.batches).toEqual([[]]), WAIT)

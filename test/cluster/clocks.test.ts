@@ -1,4 +1,7 @@
-/** What Redis has stored when its clock is set back: nobody is refused, and nothing put off, for longer than its period. */
+/**
+ * What Redis has stored when its clock is set back: nobody is refused, and nothing put off, for
+ * longer than its period.
+ */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
@@ -8,7 +11,12 @@ import type { Allowance } from '../../src/access/admission.ts'
 import { RedisAdmission } from '../../src/access/redis-admission.ts'
 import { newAddress, newToken, type PresentedToken } from '../../src/access/tokens.ts'
 import type { EventLog } from '../../src/events/event-log.ts'
-import { changeQueues, queueKey, RedisMessageQueue, toPayload } from '../../src/messaging/redis-message-queue.ts'
+import {
+  changeQueues,
+  queueKey,
+  RedisMessageQueue,
+  toPayload,
+} from '../../src/messaging/redis-message-queue.ts'
 import type { Database } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { RedisClient } from '../../src/platform/redis.ts'
@@ -51,7 +59,10 @@ const tagOf = ({ lookup }: PresentedToken) => `{agent:${lookup.toString('hex')}}
 it('buckets: whatever time is stored, nobody waits for longer than one interval, from the first refusal on', async () => {
   await fc.assert(
     fc.asyncProperty(
-      fc.record({ limit: fc.integer({ min: 1, max: 1_000 }), periodMs: fc.integer({ min: 60_000, max: HOUR_MS }) }),
+      fc.record({
+        limit: fc.integer({ min: 1, max: 1_000 }),
+        periodMs: fc.integer({ min: 60_000, max: HOUR_MS }),
+      }),
       fc.integer({ min: -HOUR_MS, max: 1_000 * HOUR_MS }),
       async (allowance, aheadMs) => {
         const { limit, periodMs } = allowance
@@ -73,7 +84,9 @@ it('buckets: whatever time is stored, nobody waits for longer than one interval,
         expect(first.retryAfterMs).toBeLessThanOrEqual(interval + 0.001)
         const kept = Number(await redis.connection.get(bucket))
         expect(kept).toBeLessThanOrEqual((await redisClock()) + periodMs + interval)
-        expect(await redis.connection.pttl(bucket)).toBeLessThanOrEqual(Math.max(SLACK_MS, periodMs + interval))
+        expect(await redis.connection.pttl(bucket)).toBeLessThanOrEqual(
+          Math.max(SLACK_MS, periodMs + interval),
+        )
         if (first.allowed) return
         // As if the time had passed that it was told to wait.
         await redis.connection.set(bucket, String(kept - first.retryAfterMs), 'KEEPTTL')
@@ -111,8 +124,13 @@ it('messages whose lease was never settled are visible again when it has run out
   const admin = await RedisClient.open(server.adminUrl, 'single', createLogger('silent', 'test'))
   try {
     const noLog = { get: async () => [] } as unknown as EventLog
-    const generation = { generation: randomUUID().slice(0, 8), incarnation: redis.incarnation ?? '' }
-    const queue = new RedisMessageQueue(redis, noLog, noRemovals, () => generation, { maxContentBytes: 65_536 })
+    const generation = {
+      generation: randomUUID().slice(0, 8),
+      incarnation: redis.incarnation ?? '',
+    }
+    const queue = new RedisMessageQueue(redis, noLog, noRemovals, () => generation, {
+      maxContentBytes: 65_536,
+    })
     const to = 'agent'
     const key = queueKey(generation.generation, to)
     // More than are looked at in one go.
@@ -127,9 +145,16 @@ it('messages whose lease was never settled are visible again when it has run out
 
     // Those that were not leased yet, as ever.
     const { messages } = await queue.lease(to, 50)
-    expect(messages.map(({ seq }) => seq)).toEqual(Array.from({ length: 50 }, (_, index) => 2_001 + index))
-    // The others as if they were leased now. That their time is over is told by claiming them: nobody waits for half a minute here.
-    const pending = (await redis.connection.xpending(key, 'agents', '-', '+', 3_000)) as [string, string, number][]
+    expect(messages.map(({ seq }) => seq)).toEqual(
+      Array.from({ length: 50 }, (_, index) => 2_001 + index),
+    )
+    // The others as if they were leased now. That their time is over is told by claiming them:
+    // nobody waits for half a minute here.
+    const pending = (await redis.connection.xpending(key, 'agents', '-', '+', 3_000)) as [
+      string,
+      string,
+      number,
+    ][]
     expect(pending).toHaveLength(2_050)
     const passed = 200
     await sleep(passed)
@@ -155,10 +180,16 @@ async function redisClock(): Promise<number> {
 }
 
 /**
- * Leaves a stream as it is where the clock was set back by an hour since: all times in it between `from` and `until` are an hour later. There is
- * no command for that, but a dump has them as 8 bytes each, little-endian, and an unchecked sum at its end.
+ * Leaves a stream as it is where the clock was set back by an hour since: all times in it between
+ * `from` and `until` are an hour later. There is no command for that, but a dump has them as 8
+ * bytes each, little-endian, and an unchecked sum at its end.
  */
-async function setBack(admin: RedisClient, key: string, from: number, until: number): Promise<void> {
+async function setBack(
+  admin: RedisClient,
+  key: string,
+  from: number,
+  until: number,
+): Promise<void> {
   const dump = await admin.connection.dumpBuffer(key)
   if (!dump) throw new Error(`there is no ${key}`)
   let changed = 0

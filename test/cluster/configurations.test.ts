@@ -1,6 +1,6 @@
 /**
- * The configuration of every server, checked by that server, in whichever version the tests run (`HAPROXY_BIN`, `REDIS_SERVER_BIN`, …).
- * Prometheus is in `deployment.test.ts`.
+ * The configuration of every server, checked by that server, in whichever version the tests run
+ * (`HAPROXY_BIN`, `REDIS_SERVER_BIN`, …). Prometheus is in `deployment.test.ts`.
  */
 import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
@@ -10,7 +10,12 @@ import { Redis } from 'ioredis'
 import postgres from 'postgres'
 import { describe, expect, test, vi } from 'vitest'
 import { DEPLOY } from '../../lab/servers/deploy.ts'
-import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../../lab/servers/directory.ts'
+import {
+  makeDirectory,
+  releasePorts,
+  removeDirectory,
+  reservePorts,
+} from '../../lab/servers/directory.ts'
 import { Process } from '../../lab/servers/process.ts'
 import { findProgram } from '../../lab/servers/programs.ts'
 import { startNats, startPostgres, startRedis } from '../../lab/servers.ts'
@@ -27,7 +32,10 @@ function linesOf(...path: string[]): string[] {
 }
 
 describe('HAProxy', () => {
-  const files = ['haproxy.cfg', 'backend-dns.cfg'].flatMap((file) => ['-f', join(DEPLOY, 'haproxy', file)])
+  const files = ['haproxy.cfg', 'backend-dns.cfg'].flatMap((file) => [
+    '-f',
+    join(DEPLOY, 'haproxy', file),
+  ])
 
   const nodes = { API_HOST: 'tabulum-api', API_PORT: '8081', INTERNAL_PORT: '9091' }
   const observers = {
@@ -39,12 +47,16 @@ describe('HAProxy', () => {
     'accepts its configuration without a warning, with %j in the environment',
     async (env) => {
       // -dW: a warning is an error.
-      const { stdout, stderr } = await run(await findProgram('haproxy'), ['-c', '-dW', ...files], { env })
+      const { stdout, stderr } = await run(await findProgram('haproxy'), ['-c', '-dW', ...files], {
+        env,
+      })
       expect(`${stdout}${stderr}`).not.toMatch(/WARNING|ALERT/)
     },
   )
 
-  test('starts on it as the image does, without a warning about it', { timeout: START_TIMEOUT_MS }, async () => {
+  test('starts on it as the image does, without a warning about it', {
+    timeout: START_TIMEOUT_MS,
+  }, async () => {
     const directory = makeDirectory('haproxy-configuration')
     const [port, observePort, metricsPort] = (await reservePorts(3)) as [number, number, number]
     const haproxy = new Process({
@@ -63,11 +75,14 @@ describe('HAProxy', () => {
     haproxy.start()
     try {
       await vi.waitFor(
-        async () => expect((await fetch(`http://127.0.0.1:${metricsPort}/metrics`)).status).toBe(200),
+        async () =>
+          expect((await fetch(`http://127.0.0.1:${metricsPort}/metrics`)).status).toBe(200),
         SOON,
       )
-      // What it says about servers that it has yet to find, and about the user of the tests, is no warning about the configuration.
-      const OTHERS = /[Ss]erver (?:api|observe)\/|backend .(?:api|observe). has no|started as (?:the )?root/
+      // What it says about servers that it has yet to find, and about the user of the tests, is no
+      // warning about the configuration.
+      const OTHERS =
+        /[Ss]erver (?:api|observe)\/|backend .(?:api|observe). has no|started as (?:the )?root/
       const said = haproxy.output().split('\n')
       expect(said.filter((line) => /WARNING|ALERT/.test(line) && !OTHERS.test(line))).toEqual([])
     } finally {
@@ -77,25 +92,36 @@ describe('HAProxy', () => {
   })
 })
 
-test('Postgres runs on every setting of its configuration', { timeout: START_TIMEOUT_MS }, async () => {
+test('Postgres runs on every setting of its configuration', {
+  timeout: START_TIMEOUT_MS,
+}, async () => {
   await using server = await startPostgres({ durable: true })
   const sql = postgres(server.superuserUrl, { max: 1 })
   try {
-    const names = linesOf('postgres', 'postgresql.conf').map((line) => line.split(/\s*=/, 1)[0] ?? '')
-    // Of what stands in the file, `applied` is false for what the server does not know or cannot use, or the command line overrides.
+    const names = linesOf('postgres', 'postgresql.conf').map(
+      (line) => line.split(/\s*=/, 1)[0] ?? '',
+    )
+    // Of what stands in the file, `applied` is false for what the server does not know or cannot
+    // use, or the command line overrides.
     const wrong = await sql<{ name: string; error: string }[]>`
       SELECT name, error FROM pg_file_settings WHERE error IS NOT NULL AND error <> 'setting could not be applied'`
     expect([...wrong]).toEqual([])
     const known = await sql<{ name: string }[]>`SELECT lower(name) AS name FROM pg_file_settings`
-    expect(known.map(({ name }) => name)).toEqual(expect.arrayContaining(names.map((name) => name.toLowerCase())))
-    const rules = await sql<{ error: string }[]>`SELECT error FROM pg_hba_file_rules WHERE error IS NOT NULL`
+    expect(known.map(({ name }) => name)).toEqual(
+      expect.arrayContaining(names.map((name) => name.toLowerCase())),
+    )
+    const rules = await sql<
+      { error: string }[]
+    >`SELECT error FROM pg_hba_file_rules WHERE error IS NOT NULL`
     expect([...rules]).toEqual([])
   } finally {
     await sql.end()
   }
 })
 
-test('Redis runs on every setting of its configuration', { timeout: START_TIMEOUT_MS }, async () => {
+test('Redis runs on every setting of its configuration', {
+  timeout: START_TIMEOUT_MS,
+}, async () => {
   await using server = await startRedis()
   const admin = new Redis(server.adminUrl)
   try {
@@ -108,10 +134,13 @@ test('Redis runs on every setting of its configuration', { timeout: START_TIMEOU
   } finally {
     admin.disconnect()
   }
-  expect(server.process.output()).not.toMatch(/# (?!WARNING Memory overcommit)WARNING|FATAL|Bad directive/)
+  expect(server.process.output()).not.toMatch(
+    /# (?!WARNING Memory overcommit)WARNING|FATAL|Bad directive/,
+  )
 })
 
 test('NATS runs on its configuration', { timeout: START_TIMEOUT_MS }, async () => {
   await using cluster = await startNats()
-  for (const server of cluster.servers) expect(server.process.output()).not.toMatch(/\[FTL\]|unknown field|deprecated/)
+  for (const server of cluster.servers)
+    expect(server.process.output()).not.toMatch(/\[FTL\]|unknown field|deprecated/)
 })

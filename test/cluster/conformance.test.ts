@@ -1,4 +1,7 @@
-/** The conformance suites on a cluster's storage: real Postgres, Redis and NATS, two API nodes' worth of adapters on each. */
+/**
+ * The conformance suites on a cluster's storage: real Postgres, Redis and NATS, two API nodes'
+ * worth of adapters on each.
+ */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
@@ -32,7 +35,10 @@ const logger = createLogger('warn', 'test')
 
 async function createLog() {
   const nats = await sharedNats()
-  const log = await JetStreamEventLog.open(await connectNats(nats.url.split(','), 'test', logger), 3)
+  const log = await JetStreamEventLog.open(
+    await connectNats(nats.url.split(','), 'test', logger),
+    3,
+  )
   return {
     log,
     async [Symbol.asyncDispose]() {
@@ -89,19 +95,32 @@ const FORMS = [
 
 for (const [name, start, mode] of FORMS) {
   describeMessageQueue(name, async ({ maxQueue }) => {
-    const [{ log, ...logHarness }, redis, database] = await Promise.all([createLog(), start(), openFreshPostgres()])
-    const clients = await Promise.all([1, 2, 3].map(() => RedisClient.open(redis.url, mode, logger)))
+    const [{ log, ...logHarness }, redis, database] = await Promise.all([
+      createLog(),
+      start(),
+      openFreshPostgres(),
+    ])
+    const clients = await Promise.all(
+      [1, 2, 3].map(() => RedisClient.open(redis.url, mode, logger)),
+    )
     const [one, two, three] = clients as [RedisClient, RedisClient, RedisClient]
     const projection = new QueueProjection(three, database.database, { maxQueue })
     const removals = new PostgresRemovals(database.database)
     const progress = new Progress()
     const stop = new AbortController()
-    const projecting = runProjector({ projection, log, progress, logger, holder: randomUUID() }, stop.signal)
+    const projecting = runProjector(
+      { projection, log, progress, logger, holder: randomUUID() },
+      stop.signal,
+    )
     while (projection.announced === undefined) await sleep(50)
     return {
       nodes: [
-        new RedisMessageQueue(one, log, removals, () => projection.announced, { maxContentBytes: 65_536 }),
-        new RedisMessageQueue(two, log, removals, () => projection.announced, { maxContentBytes: 65_536 }),
+        new RedisMessageQueue(one, log, removals, () => projection.announced, {
+          maxContentBytes: 65_536,
+        }),
+        new RedisMessageQueue(two, log, removals, () => projection.announced, {
+          maxContentBytes: 65_536,
+        }),
       ],
       log,
       applied: (seq) => progress.reached(seq, 20_000),
@@ -141,8 +160,14 @@ describeStateStore('Postgres', async ({ capacityBytes }) => {
   const progress = new Progress()
   const stop = new AbortController()
   const projection = new DatabaseProjection(database, readModels({ maxQueue: 1_000 }))
-  const projecting = runProjector({ projection, log, progress, logger, holder: randomUUID() }, stop.signal)
-  const nodes = [new PostgresStateStore(one, log, progress), new PostgresStateStore(two, log, progress)] as const
+  const projecting = runProjector(
+    { projection, log, progress, logger, holder: randomUUID() },
+    stop.signal,
+  )
+  const nodes = [
+    new PostgresStateStore(one, log, progress),
+    new PostgresStateStore(two, log, progress),
+  ] as const
   return {
     nodes,
     log,

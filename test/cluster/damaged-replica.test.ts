@@ -16,14 +16,20 @@ const TEST_MS = 300_000
 const WAIT = { timeout: 60_000, interval: 50 }
 const EVENTS = 300
 const DAMAGED = 'damaged-value'
-/** Each has a consumer on a replica that the servers choose by chance: that none is on the damaged one has a chance of 1 in 130. */
+/**
+ * Each has a consumer on a replica that the servers choose by chance: that none is on the damaged
+ * one has a chance of 1 in 130.
+ */
 const FOLLOWERS = 12
 
 let nats: NatsCluster
 let connection: NatsConnection
 let log: JetStreamEventLog
 let manager: JetStreamManager
-/** All events of the log, in order, and the one in the middle that is to be damaged, in a message of its own. */
+/**
+ * All events of the log, in order, and the one in the middle that is to be damaged, in a message of
+ * its own.
+ */
 let all: number[]
 let damaged: number
 const stack = new AsyncDisposableStack()
@@ -33,7 +39,11 @@ beforeAll(async () => {
   connection = await connectNats(nats.url.split(','), 'test', createLogger('warn', 'test'))
   log = await JetStreamEventLog.open(connection, 3)
   stack.defer(() => log.close())
-  const admin = await connect({ ...natsOptions(nats.adminUrl), reconnect: true, maxReconnectAttempts: -1 })
+  const admin = await connect({
+    ...natsOptions(nats.adminUrl),
+    reconnect: true,
+    maxReconnectAttempts: -1,
+  })
   stack.defer(() => admin.close())
   manager = await admin.jetstreamManager()
   const fill = (key: string) =>
@@ -41,7 +51,9 @@ beforeAll(async () => {
   const before = await fill('before')
   damaged = (await log.append(written('damaged', DAMAGED))).seq
   const after = await fill('after')
-  all = [...before.map(({ seq }) => seq), damaged, ...after.map(({ seq }) => seq)].toSorted((a, b) => a - b)
+  all = [...before.map(({ seq }) => seq), damaged, ...after.map(({ seq }) => seq)].toSorted(
+    (a, b) => a - b,
+  )
 }, START_MS)
 
 afterAll(() => stack.disposeAsync(), START_MS)
@@ -96,8 +108,12 @@ it('an event that one replica lacks is had from another, by those who follow and
     for await (const { seq } of readEvents(log, 0)) seqs.push(seq)
     expect(seqs).toEqual(all)
     const at = all.indexOf(damaged)
-    expect((await log.read(all[at - 2] ?? 0, 10)).map(({ seq }) => seq)).toEqual(all.slice(at - 1, at + 9))
-    expect(await log.get([damaged])).toMatchObject([{ seq: damaged, data: { key: 'damaged', value: DAMAGED } }])
+    expect((await log.read(all[at - 2] ?? 0, 10)).map(({ seq }) => seq)).toEqual(
+      all.slice(at - 1, at + 9),
+    )
+    expect(await log.get([damaged])).toMatchObject([
+      { seq: damaged, data: { key: 'damaged', value: DAMAGED } },
+    ])
   }
 })
 
@@ -141,7 +157,9 @@ it('a follower that begins in a message behind the one that is lost is not conce
   expect(seqs).toEqual(all.slice(all.indexOf(next) + 1))
 })
 
-describe('a server that lacks an event is filled anew, as docs/deploying.md says', { timeout: TEST_MS }, () => {
+describe('a server that lacks an event is filled anew, as docs/deploying.md says', {
+  timeout: TEST_MS,
+}, () => {
   it('from those that have it', async () => {
     await using stack = new AsyncDisposableStack()
     const { servers, whatLeaderHas, fillAnew, lead } = await damagedCluster(stack)
@@ -179,7 +197,9 @@ it('who follows one capability has what the leader lacks of it, which counts it 
       if (events.length === 0) stop.abort()
     }
   }
-  await answered(() => run().catch((error: unknown) => batches.length === 0 && Promise.reject(error)))
+  await answered(() =>
+    run().catch((error: unknown) => batches.length === 0 && Promise.reject(error)),
+  )
   expect(batches).toEqual([[seq], []])
 })
 
@@ -206,8 +226,8 @@ it('a leader that has lost the end is not believed: the log ends where it ends, 
 })
 
 /**
- * Servers of their own, of which the first lacks an event: the only message in the log, in the middle of it unless it is
- * to be the last.
+ * Servers of their own, of which the first lacks an event: the only message in the log, in the
+ * middle of it unless it is to be the last.
  */
 async function damagedCluster(stack: AsyncDisposableStack, { isLast = false } = {}) {
   const cluster = stack.use(await startNats())
@@ -216,10 +236,15 @@ async function damagedCluster(stack: AsyncDisposableStack, { isLast = false } = 
     3,
   )
   stack.defer(() => log.close())
-  const admin = await connect({ ...natsOptions(cluster.adminUrl), reconnect: true, maxReconnectAttempts: -1 })
+  const admin = await connect({
+    ...natsOptions(cluster.adminUrl),
+    reconnect: true,
+    maxReconnectAttempts: -1,
+  })
   stack.defer(() => admin.close())
   const { streams } = await admin.jetstreamManager()
-  const fill = () => inParallel(50, (index) => log.append(written(`key/${index}`, 'x'.repeat(2_000))))
+  const fill = () =>
+    inParallel(50, (index) => log.append(written(`key/${index}`, 'x'.repeat(2_000))))
   await fill()
   const { seq } = await log.append(sent('tab_bbbbbbbbbbbbbbbbbbbb', DAMAGED))
   if (!isLast) await fill()

@@ -24,7 +24,10 @@ afterAll(async () => {
 })
 beforeEach(() => database.updateTable('projections').set({ holder: null }).execute())
 
-/** Runs `work` while a batch is being applied, as far as others can tell: the projection's row is held. */
+/**
+ * Runs `work` while a batch is being applied, as far as others can tell: the projection's row is
+ * held.
+ */
 async function whileApplying(work: () => Promise<void>): Promise<void> {
   await database.transaction().execute(async (applying) => {
     await sql`select from projections where name = 'database' for update`.execute(applying)
@@ -55,7 +58,9 @@ describe('the lease', () => {
 
   it('of a process that is gone ends in its time also where the clock was set back', async () => {
     await projection.acquire('gone', LEASE_MS)
-    await sql`update projections set lease_expires_at = lease_expires_at + interval '1 hour'`.execute(database)
+    await sql`update projections set lease_expires_at = lease_expires_at + interval '1 hour'`.execute(
+      database,
+    )
     expect(await projection.acquire('next', LEASE_MS)).toBeUndefined()
     expect(await expiresInMs()).toBeLessThanOrEqual(LEASE_MS)
     await vi.waitFor(async () => expect(await projection.acquire('next', LEASE_MS)).toBe(0), {
@@ -70,7 +75,11 @@ describe('the lease', () => {
     await expect(projection.pass('one', 0, 6)).rejects.toBeInstanceOf(LeaseLost)
     await expect(projection.pass('two', 5, 6)).rejects.toBeInstanceOf(LeaseLost)
     expect(await projection.acquire('one', LEASE_MS)).toBe(5)
-    await database.updateTable('projections').set({ applied_seq: 0 }).where('name', '=', 'database').execute()
+    await database
+      .updateTable('projections')
+      .set({ applied_seq: 0 })
+      .where('name', '=', 'database')
+      .execute()
   })
 
   it('is prolonged', async () => {

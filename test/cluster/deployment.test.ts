@@ -8,7 +8,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { describe, expect, test, vi } from 'vitest'
 import { DEPLOY } from '../../lab/servers/deploy.ts'
-import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../../lab/servers/directory.ts'
+import {
+  makeDirectory,
+  releasePorts,
+  removeDirectory,
+  reservePorts,
+} from '../../lab/servers/directory.ts'
 import { findProgram } from '../../lab/servers/programs.ts'
 import { dashboardQueries } from '../support/dashboard.ts'
 import { startNameServer } from '../unit/webhooks/name-server.ts'
@@ -16,7 +21,8 @@ import { startNameServer } from '../unit/webhooks/name-server.ts'
 const run = promisify(execFile)
 
 describe('Prometheus', { timeout: 600_000 }, () => {
-  const promtool = async (...args: string[]) => (await run(await findProgram('promtool'), args)).stdout
+  const promtool = async (...args: string[]) =>
+    (await run(await findProgram('promtool'), args)).stdout
 
   test('accepts its configuration and its rules', async () => {
     const stdout = await promtool('check', 'config', join(DEPLOY, 'prometheus', 'prometheus.yml'))
@@ -24,7 +30,9 @@ describe('Prometheus', { timeout: 600_000 }, () => {
   })
 
   test('alerts when it should, and when all is well does not', async () => {
-    expect(await promtool('test', 'rules', join(import.meta.dirname, 'prometheus-rules.yml'))).toContain('SUCCESS')
+    expect(
+      await promtool('test', 'rules', join(import.meta.dirname, 'prometheus-rules.yml')),
+    ).toContain('SUCCESS')
   })
 
   test('understands each query of the dashboard', async () => {
@@ -35,7 +43,9 @@ describe('Prometheus', { timeout: 600_000 }, () => {
     const file = join(directory, 'queries.yml')
     // YAML reads JSON.
     writeFileSync(file, JSON.stringify({ groups: [{ name: 'dashboard', rules }] }))
-    expect(await promtool('check', 'rules', file)).toContain(`SUCCESS: ${queries.length} rules found`)
+    expect(await promtool('check', 'rules', file)).toContain(
+      `SUCCESS: ${queries.length} rules found`,
+    )
     await removeDirectory(directory)
   })
 })
@@ -63,7 +73,9 @@ test('HAProxy finds nodes and observers by DNS, new ones too, and gives up those
   }
   let known = nodes.slice(0, 2)
   const names = stack.use(
-    await startNameServer((name, type) => (!['api', 'observe'].includes(name) ? 'missing' : type === 'A' ? known : [])),
+    await startNameServer((name, type) =>
+      !['api', 'observe'].includes(name) ? 'missing' : type === 'A' ? known : [],
+    ),
   )
   const backend = readFileSync(join(DEPLOY, 'haproxy', 'backend-dns.cfg'), 'utf8')
   const ours = backend.replace('parse-resolv-conf', `nameserver test ${names.address}`)
@@ -92,9 +104,9 @@ test('HAProxy finds nodes and observers by DNS, new ones too, and gives up those
   const serving = async () => {
     const answers = new Set<string>()
     for (let request = 0; request < 9; request++) {
-      const answer = await fetch(`http://127.0.0.1:${port}/`, { headers: { Connection: 'close' } }).catch(
-        () => undefined,
-      )
+      const answer = await fetch(`http://127.0.0.1:${port}/`, {
+        headers: { Connection: 'close' },
+      }).catch(() => undefined)
       if (answer?.ok) answers.add(await answer.text())
     }
     return [...answers].sort()
@@ -121,6 +133,9 @@ test('HAProxy finds nodes and observers by DNS, new ones too, and gives up those
   const first = await watched()
   expect(nodes.slice(1)).toContain(first)
   known = nodes.filter((node) => node !== first)
-  await vi.waitFor(async () => expect(known).toContain(await watched()), { timeout: 45_000, interval: 100 })
+  await vi.waitFor(async () => expect(known).toContain(await watched()), {
+    timeout: 45_000,
+    interval: 100,
+  })
   haproxy.kill('SIGTERM')
 })

@@ -1,4 +1,6 @@
-/** `remove --erase` on a cluster: a search of all files and stores finds nothing of what was erased. */
+/**
+ * `remove --erase` on a cluster: a search of all files and stores finds nothing of what was erased.
+ */
 import { globSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Redis } from 'ioredis'
@@ -69,7 +71,11 @@ async function keysOfRedisWith(text: string): Promise<string[]> {
 }
 
 async function tablesOfPostgresWith(text: string): Promise<string[]> {
-  const database = openPostgres({ url: cluster.postgres.ownerUrl, poolMode: 'session', maxConnections: 1 })
+  const database = openPostgres({
+    url: cluster.postgres.ownerUrl,
+    poolMode: 'session',
+    maxConnections: 1,
+  })
   try {
     const { rows } = await sql<{ name: string }>`
       select quote_ident(table_name) as name from information_schema.tables where table_schema = 'public'`.execute(
@@ -100,7 +106,11 @@ async function write(agent: Agent, key: string, value: string): Promise<void> {
 
 async function remove(...args: string[]): Promise<string> {
   const settings = { NATS_ADMIN_URL: cluster.nats.adminUrl, REDIS_URL: cluster.redis.adminUrl }
-  const { code, output } = await cluster.run('remove', [...args, '--reason', 'court order', '--yes'], settings)
+  const { code, output } = await cluster.run(
+    'remove',
+    [...args, '--reason', 'court order', '--yes'],
+    settings,
+  )
   expect(code, output).toBe(0)
   return output
 }
@@ -109,7 +119,10 @@ it('needs the user who may delete', { timeout: TEST_MS }, async () => {
   await agents[0].write('kept', 'fine')
   const erase = ['state', '--key', 'kept', '--reason', 'x', '--yes', '--erase']
   const without = await cluster.run('remove', erase)
-  expect(without).toMatchObject({ code: 2, output: expect.stringContaining('--erase needs NATS_ADMIN_URL') })
+  expect(without).toMatchObject({
+    code: 2,
+    output: expect.stringContaining('--erase needs NATS_ADMIN_URL'),
+  })
   expect((await agents[0].read('kept')).value).toBe('fine')
   // Who may not delete from the log, and who may not make Redis write its file anew, is told so.
   const asKernel = await cluster.run('remove', erase, { NATS_ADMIN_URL: cluster.nats.url })
@@ -117,10 +130,15 @@ it('needs the user who may delete', { timeout: TEST_MS }, async () => {
   expect(asKernel.code).toBe(2)
   expect((await agents[0].read('kept')).value).toBe('fine')
   const withoutRedis = await cluster.run('remove', erase, { NATS_ADMIN_URL: cluster.nats.adminUrl })
-  expect(withoutRedis).toMatchObject({ code: 0, output: expect.stringMatching(/until BGREWRITEAOF \(.*NOPERM/) })
+  expect(withoutRedis).toMatchObject({
+    code: 0,
+    output: expect.stringMatching(/until BGREWRITEAOF \(.*NOPERM/),
+  })
 })
 
-it('takes contents out of the log and all stores, and the log stays whole', { timeout: TEST_MS }, async () => {
+it('takes contents out of the log and all stores, and the log stays whole', {
+  timeout: TEST_MS,
+}, async () => {
   const [one, two] = agents
   for (const content of CONTENTS) {
     // At once, so that others are in the same message of the stream.
@@ -131,10 +149,15 @@ it('takes contents out of the log and all stores, and the log stays whole', { ti
   for (const content of CONTENTS) ids.push((await one.send(two.address, content)).message_id)
   const json = { to: two.address, content: `${SECRET} once` }
   const headers = { 'Idempotency-Key': 'once' }
-  const first = (await one.request('POST', '/v1/messages', { json, headers })).json as { message_id: string }
+  const first = (await one.request('POST', '/v1/messages', { json, headers })).json as {
+    message_id: string
+  }
   const before = await cluster.events()
   expect(await keysOfRedisWith(SECRET)).not.toEqual([])
-  await vi.waitFor(async () => expect(await tablesOfPostgresWith(SECRET)).toEqual(['state']), WITHIN)
+  await vi.waitFor(
+    async () => expect(await tablesOfPostgresWith(SECRET)).toEqual(['state']),
+    WITHIN,
+  )
   expect(filesOfLogWith(SECRET)).not.toEqual([])
   await vi.waitFor(async () => expect(await filesOfRedisWith(SECRET)).not.toEqual([]), WITHIN)
 
@@ -146,7 +169,9 @@ it('takes contents out of the log and all stores, and the log stays whole', { ti
   await remove('message', '--id', ids[0] ?? '')
   for (const id of [...ids, first.message_id])
     expect(await remove('message', '--id', id, '--erase')).toContain('from 1 event ')
-  expect(await remove('message', '--id', ids[0] ?? '', '--erase')).toContain('from 0 events of the log.')
+  expect(await remove('message', '--id', ids[0] ?? '', '--erase')).toContain(
+    'from 0 events of the log.',
+  )
 
   expect(await keysOfRedisWith(SECRET)).toEqual([])
   expect(await tablesOfPostgresWith(SECRET)).toEqual([])
@@ -156,10 +181,17 @@ it('takes contents out of the log and all stores, and the log stays whole', { ti
     before.map(({ seq, type }) => ({ seq, type })),
   )
   expect(JSON.stringify(after)).not.toContain(SECRET)
-  expect(after.filter(({ data }) => data.key === 'fine/1').map(({ data }) => data.value)).toEqual(['fine', 'fine'])
+  expect(after.filter(({ data }) => data.key === 'fine/1').map(({ data }) => data.value)).toEqual([
+    'fine',
+    'fine',
+  ])
   const again = await one.request('POST', '/v1/messages', { json, headers })
   expect({ status: again.status, json: again.json }).toMatchObject({ status: 202, json: first })
-  expect((await two.receiveAll()).map(({ content }) => content)).toEqual([REDACTED, REDACTED, REDACTED])
+  expect((await two.receiveAll()).map(({ content }) => content)).toEqual([
+    REDACTED,
+    REDACTED,
+    REDACTED,
+  ])
   expect((await cluster.run('verify')).output).toMatch(/no differences\.\n$/)
 
   // The servers write anew what they agree by, and Redis its file, by themselves.

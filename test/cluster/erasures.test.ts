@@ -1,4 +1,7 @@
-/** Messages that were erased from the stream: what is left of them is read in their place, and the log stays whole. */
+/**
+ * Messages that were erased from the stream: what is left of them is read in their place, and the
+ * log stays whole.
+ */
 import { connect, type JetStreamManager } from 'nats'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { natsOptions, sharedNats } from '../../lab/servers.ts'
@@ -33,7 +36,9 @@ beforeAll(async () => {
   database = fresh.database
   const nats = stack.use(await sharedNats())
   const connection = await connectNats(nats.url.split(','), 'test', createLogger('silent', 'test'))
-  log = await JetStreamEventLog.open(connection, 3, { erasures: new PostgresErasures(async () => database) })
+  log = await JetStreamEventLog.open(connection, 3, {
+    erasures: new PostgresErasures(async () => database),
+  })
   stack.defer(() => log.close())
   adminUrl = nats.adminUrl
   const admin = await connect(natsOptions(adminUrl))
@@ -53,7 +58,9 @@ afterAll(() => stack.disposeAsync(), START_MS)
 async function erase(message: number): Promise<void> {
   for (const event of all.filter(({ seq }) => messageOf(seq) === message))
     if (event.type === 'state_written') event.data.value = '[REDACTED]'
-  const lines = all.filter(({ seq }) => messageOf(seq) === message).map((event) => toLine(event, {}))
+  const lines = all
+    .filter(({ seq }) => messageOf(seq) === message)
+    .map((event) => toLine(event, {}))
   const row = { message, lines: lines.join('\n'), reason: 'illegal' }
   await database.insertInto('erasures').values(row).execute()
   await manager.streams.deleteMessage('EVENTS', message, true)
@@ -78,7 +85,9 @@ it('one in the middle, two in a row, the first and the last are read as what is 
   const last = messageOf(all.at(-1)?.seq ?? 0)
   for (const message of [1, 4, 7, 8, last]) await erase(message)
   const expected = all.map(bare)
-  expect(expected.filter(({ data }) => 'value' in data && data.value === '[REDACTED]').length).toBeGreaterThan(4)
+  expect(
+    expected.filter(({ data }) => 'value' in data && data.value === '[REDACTED]').length,
+  ).toBeGreaterThan(4)
   expect(await followed(0)).toEqual(expected)
   const middle = seqOf(7, 0)
   expect(await followed(middle)).toEqual(expected.filter(({ seq }) => seq > middle))
@@ -100,7 +109,9 @@ it('one in the middle, two in a row, the first and the last are read as what is 
   expect(await log.lastSeq()).toBe(all.at(-1)?.seq)
 })
 
-it('are made by the eraser, event by event, and what was begun is ended', { timeout: TEST_MS }, async () => {
+it('are made by the eraser, event by event, and what was begun is ended', {
+  timeout: TEST_MS,
+}, async () => {
   const connection = await connectNats(adminUrl.split(','), 'test', createLogger('silent', 'test'))
   const eraser = await LogEraser.open(connection, database)
   try {
@@ -112,7 +123,11 @@ it('are made by the eraser, event by event, and what was begun is ended', { time
       message: 11,
       lines: all.filter(({ seq }) => messageOf(seq) === 11).map((event) => toLine(event, {})),
     }
-    const row = { ...kept, lines: withoutContents(11, kept.lines.join('\n'), [seqOf(11, 1)], 'law'), reason: 'law' }
+    const row = {
+      ...kept,
+      lines: withoutContents(11, kept.lines.join('\n'), [seqOf(11, 1)], 'law'),
+      reason: 'law',
+    }
     await database.insertInto('erasures').values(row).execute()
     expect(await read()).toEqual(before)
     const redacted = (data: object | undefined) => ({
@@ -125,11 +140,15 @@ it('are made by the eraser, event by event, and what was begun is ended', { time
       await eraser.erase(11, [seqOf(11, 1)], 'law')
       expect(await read(), `${repeat}`).toEqual([before[0], redacted(before[1]), before[2]])
     }
-    await expect(manager.streams.getMessage('EVENTS', { seq: 11 })).rejects.toThrow('no message found')
+    await expect(manager.streams.getMessage('EVENTS', { seq: 11 })).rejects.toThrow(
+      'no message found',
+    )
     // Another of the same message, later.
     await eraser.erase(11, [seqOf(11, 2)], 'law')
     expect(await read()).toEqual([before[0], redacted(before[1]), redacted(before[2])])
-    await expect(eraser.erase(9_999, [seqOf(9_999, 0)], 'law')).rejects.toBeInstanceOf(LogUnavailable)
+    await expect(eraser.erase(9_999, [seqOf(9_999, 0)], 'law')).rejects.toBeInstanceOf(
+      LogUnavailable,
+    )
   } finally {
     await eraser.close()
   }

@@ -1,4 +1,7 @@
-/** What still works while a part of the cluster is out, and that it comes back by itself: the table in docs/architecture.md. */
+/**
+ * What still works while a part of the cluster is out, and that it comes back by itself: the table
+ * in docs/architecture.md.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { connect } from 'nats'
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
@@ -6,12 +9,21 @@ import { Agent, Client, messagesPage } from '../../lab/client.ts'
 import { type Cluster, startCluster } from '../../lab/cluster.ts'
 import { type NatsServer, natsOptions, redisAdmin } from '../../lab/servers.ts'
 
-/** A part that is out costs a request so long at most. Of some requests the quickest counts: the machine may be busy. */
+/**
+ * A part that is out costs a request so long at most. Of some requests the quickest counts: the
+ * machine may be busy.
+ */
 const OUTAGE_ANSWER_MS = 2_500
 const OUTAGE_REQUESTS = 4
-/** For a busy machine. That service is back within 5 s the faults program judges, which knows when the machine stalled. */
+/**
+ * For a busy machine. That service is back within 5 s the faults program judges, which knows when
+ * the machine stalled.
+ */
 const RECOVERY_MS = 30_000
-/** NATS holds an election within 9 s (nats-server, maxElectionTimeout), another where the votes were split, and its streams follow. */
+/**
+ * NATS holds an election within 9 s (nats-server, maxElectionTimeout), another where the votes were
+ * split, and its streams follow.
+ */
 const ELECTION_MS = 30_000
 const START_MS = 120_000
 const FAULT_MS = 120_000
@@ -39,7 +51,10 @@ afterAll(async () => {
 /** A test begins with a cluster that is over the one before; a NATS election takes up to 9 s. */
 beforeEach(async ({ onTestFailed }) => {
   onTestFailed(() => console.error(cluster.output()))
-  await vi.waitFor(async () => expectRecovered(await twoAgents()), { timeout: 30_000, interval: 250 })
+  await vi.waitFor(async () => expectRecovered(await twoAgents()), {
+    timeout: 30_000,
+    interval: 250,
+  })
 }, START_MS)
 
 async function expectRecovered([one, two]: readonly [Agent, Agent]): Promise<void> {
@@ -53,7 +68,10 @@ async function expectRecovered([one, two]: readonly [Agent, Agent]): Promise<voi
   )
 }
 
-/** What comes to an agent, up to a message that is to come: the queues may be filled a moment after it was acknowledged. */
+/**
+ * What comes to an agent, up to a message that is to come: the queues may be filled a moment after
+ * it was acknowledged.
+ */
 async function contentsUpTo(wanted: string, agent: Agent, query = ''): Promise<string[]> {
   const contents: string[] = []
   await vi.waitFor(
@@ -108,7 +126,8 @@ describe('Redis', () => {
       const deadline = performance.now() + RECOVERY_MS
       while (!received.includes('1') && performance.now() < deadline) {
         const answer = await two.request('GET', '/v1/messages')
-        if (answer.status === 200) received.push(...answer.as(200, messagesPage).messages.map(({ content }) => content))
+        if (answer.status === 200)
+          received.push(...answer.as(200, messagesPage).messages.map(({ content }) => content))
       }
     } finally {
       isOver = true
@@ -172,7 +191,9 @@ describe('Redis', () => {
       }
     }
     const partsOf = (node = cluster.nodes[0]) =>
-      fetch(`${node?.internalUrl}/readyz`).then((answer) => answer.json()) as Promise<{ parts: { queues: string } }>
+      fetch(`${node?.internalUrl}/readyz`).then((answer) => answer.json()) as Promise<{
+        parts: { queues: string }
+      }>
     const admin = redisAdmin(cluster.redis.adminUrl)
     await send(1_000)
     const received: string[] = []
@@ -180,23 +201,29 @@ describe('Redis', () => {
     try {
       await send(500)
       for (const agent of idle) await one.send(agent.address, 'to one that was idle')
-      await vi.waitFor(async () => expect((await partsOf()).parts.queues).toMatch(/redis is full/), {
-        timeout: RECOVERY_MS,
-        interval: 100,
-      })
+      await vi.waitFor(
+        async () => expect((await partsOf()).parts.queues).toMatch(/redis is full/),
+        {
+          timeout: RECOVERY_MS,
+          interval: 100,
+        },
+      )
       // Also of agents who have no session yet.
       await twoAgents()
       const used = await admin.usedMemory()
       // The limit stays: what is fetched makes the room for what waits.
       received.push(...(await contentsUpTo(sent.at(-1) ?? '', two)))
       expect(await admin.usedMemory()).toBeLessThan(used)
-      for (const agent of idle) expect(await contentsUpTo('to one that was idle', agent)).toHaveLength(1)
+      for (const agent of idle)
+        expect(await contentsUpTo('to one that was idle', agent)).toHaveLength(1)
       expect((await two.receive()).messages).toEqual([])
     } finally {
       await admin.limitMemory()
     }
     expect(received).toEqual(sent)
-    await vi.waitFor(async () => expect((await partsOf()).parts.queues).toBe('ok'), { timeout: RECOVERY_MS })
+    await vi.waitFor(async () => expect((await partsOf()).parts.queues).toBe('ok'), {
+      timeout: RECOVERY_MS,
+    })
   })
 
   for (const [how, stop, start] of [
@@ -242,7 +269,9 @@ describe('Postgres', () => {
       await stop()
       const wanted = 'sent while Postgres was out'
       await one.send(two.address, wanted)
-      expect((await contentsUpTo(wanted, two)).filter((content) => content !== 'before')).toEqual([wanted])
+      expect((await contentsUpTo(wanted, two)).filter((content) => content !== 'before')).toEqual([
+        wanted,
+      ])
       await expectUnavailable(() => one.tryRead('postgres-out'))
       await expectUnavailable(() => one.tryWrite('postgres-out', 'x'))
       await expectUnavailable(() => one.request('GET', '/v1/registry'))
@@ -273,7 +302,10 @@ describe('NATS', () => {
       expect((await one.read('nats-out')).value).toBe('before')
       expect((await one.registry('?limit=1')).agents).toHaveLength(1)
       await Promise.all([start(first), start(second)])
-      await vi.waitFor(() => one.write('nats-out', 'after'), { timeout: ELECTION_MS, interval: 100 })
+      await vi.waitFor(() => one.write('nats-out', 'after'), {
+        timeout: ELECTION_MS,
+        interval: 100,
+      })
       await expectRecovered(agents)
     })
   }
@@ -292,7 +324,10 @@ it('a log that is older than what has been applied: nothing is acknowledged, and
   await manager.streams.add(config)
   await admin.close()
   await vi.waitFor(
-    () => expect(cluster.output()).toMatch(/the event log ends at \d+, before \d+, which has been applied/),
+    () =>
+      expect(cluster.output()).toMatch(
+        /the event log ends at \d+, before \d+, which has been applied/,
+      ),
     {
       timeout: RECOVERY_MS,
       interval: 100,

@@ -7,7 +7,9 @@ import { createTestAuthority, startReceiver, type TestAuthority } from '../../la
 
 const TEST_MS = 300_000
 const UNKNOWN = 300
-/** More than a worker tries at once of endpoints that it does not know (WEBHOOK_CONCURRENCY, 100). */
+/**
+ * More than a worker tries at once of endpoints that it does not know (WEBHOOK_CONCURRENCY, 100).
+ */
 const BLACK_HOLES = 200
 const AT_ONCE = 8
 /** docs/guarantees.md says so of a worker that has died; nobody has here. */
@@ -48,13 +50,16 @@ async function counted(pattern: RegExp): Promise<number> {
 
 const compared = () => counted(/^tabulum_bcrypt_seconds_count\{operation="compare"\} (\d+)$/gm)
 
-it('tokens that nobody has cost no bcrypt, and one that somebody has does', { timeout: TEST_MS }, async () => {
+it('tokens that nobody has cost no bcrypt, and one that somebody has does', {
+  timeout: TEST_MS,
+}, async () => {
   const { address, token } = await client.registerAgent()
   // Who has just registered has a session.
   await cluster.redis.wipe()
   for (const node of cluster.nodes) await node.restart()
   const stranger = new Agent(client, address, `at_live_${randomBytes(32).toString('hex')}`)
-  const isServed = async () => expect((await stranger.request('GET', '/v1/agents/me')).status).toBe(401)
+  const isServed = async () =>
+    expect((await stranger.request('GET', '/v1/agents/me')).status).toBe(401)
   await vi.waitFor(isServed, { timeout: 60_000 })
   const before = await compared()
   const unknown = Array.from({ length: UNKNOWN }, (_, index) => {
@@ -66,14 +71,18 @@ it('tokens that nobody has cost no bcrypt, and one that somebody has does', { ti
   expect(await compared()).toBe(before)
   // Nor one that is nearly somebody's.
   const almost = token.slice(0, -4) + (token.endsWith('0000') ? '1111' : '0000')
-  expect((await new Agent(client, address, almost).request('GET', '/v1/agents/me')).status).toBe(401)
+  expect((await new Agent(client, address, almost).request('GET', '/v1/agents/me')).status).toBe(
+    401,
+  )
   expect(await compared()).toBe(before)
   const known = new Agent(client, address, token)
   await vi.waitFor(() => known.me(), { timeout: 60_000 })
   expect(await compared()).toBeGreaterThan(before)
 })
 
-it('a new endpoint is pushed to while those of another operator answer nothing', { timeout: TEST_MS }, async () => {
+it('a new endpoint is pushed to while those of another operator answer nothing', {
+  timeout: TEST_MS,
+}, async () => {
   await using hole = await startReceiver({ authority, behaviour: 'black_hole' })
   await using receiver = await startReceiver({ authority })
   const sender = await client.registerAgent()
@@ -82,7 +91,8 @@ it('a new endpoint is pushed to while those of another operator answer nothing',
   const others = await register(await client.registerOperator(), 3, receiver.url)
   for (const { address } of holes) await sender.send(address, 'lost')
   await vi.waitFor(
-    async () => expect(await counted(/^tabulum_webhook_in_flight (\d+)$/gm)).toBeGreaterThanOrEqual(10),
+    async () =>
+      expect(await counted(/^tabulum_webhook_in_flight (\d+)$/gm)).toBeGreaterThanOrEqual(10),
     { timeout: 60_000 },
   )
 
@@ -91,7 +101,9 @@ it('a new endpoint is pushed to while those of another operator answer nothing',
     const sentAt = performance.now()
     await sender.send(address, 'first')
     const arrived = () =>
-      receiver.deliveries.some(({ body }) => message.parse(JSON.parse(body.toString())).to === address)
+      receiver.deliveries.some(
+        ({ body }) => message.parse(JSON.parse(body.toString())).to === address,
+      )
     await vi.waitFor(() => expect(arrived()).toBe(true), { timeout: 120_000, interval: 5 })
     waits.push(performance.now() - sentAt)
   }
@@ -108,7 +120,9 @@ async function register(operator: Operator, count: number, url: string): Promise
     const first = agents.length
     agents.push(
       ...(await Promise.all(
-        Array.from({ length: wanted }, (_, index) => operator.registerAgent(`${url}/${first + index}`)),
+        Array.from({ length: wanted }, (_, index) =>
+          operator.registerAgent(`${url}/${first + index}`),
+        ),
       )),
     )
   }

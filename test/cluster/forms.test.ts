@@ -1,4 +1,7 @@
-/** The whole cluster on the other forms of its servers: Redis Cluster, and Postgres behind a pooler that shares connections by transaction. */
+/**
+ * The whole cluster on the other forms of its servers: Redis Cluster, and Postgres behind a pooler
+ * that shares connections by transaction.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { Client } from '../../lab/client.ts'
@@ -42,22 +45,32 @@ it('does all that it does, and loses nothing when a master of Redis Cluster come
   timeout: WORKLOAD_MS,
 }, async ({ onTestFailed }) => {
   onTestFailed(() => console.error(cluster.output()))
-  const history = await observe({ cluster, random: seededRandom(1), paceMs: 60 }, async (faults) => {
-    const [, second] = redis.masters
-    if (second === undefined) throw new Error('there is no second master')
-    const restore = second.backUp()
-    await sleep(1_500)
-    const began = performance.now()
-    await second.kill()
-    await sleep(1_000)
-    // What a replica that lagged would come with: less than was there.
-    restore()
-    await second.restart()
-    await redis.whole()
-    faults.push({ name: 'a master restored from a copy', hits: ['redis'], began, repaired: performance.now() })
-  })
+  const history = await observe(
+    { cluster, random: seededRandom(1), paceMs: 60 },
+    async (faults) => {
+      const [, second] = redis.masters
+      if (second === undefined) throw new Error('there is no second master')
+      const restore = second.backUp()
+      await sleep(1_500)
+      const began = performance.now()
+      await second.kill()
+      await sleep(1_000)
+      // What a replica that lagged would come with: less than was there.
+      restore()
+      await second.restart()
+      await redis.whole()
+      faults.push({
+        name: 'a master restored from a copy',
+        hits: ['redis'],
+        began,
+        repaired: performance.now(),
+      })
+    },
+  )
   expect(check(history)).toEqual([])
-  expect(history.operations.filter(({ kind, status }) => kind === 'send' && status === 202).length).toBeGreaterThan(20)
+  expect(
+    history.operations.filter(({ kind, status }) => kind === 'send' && status === 202).length,
+  ).toBeGreaterThan(20)
 })
 
 it('takes in keys that hash to every master', async () => {

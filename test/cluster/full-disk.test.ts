@@ -1,4 +1,7 @@
-/** NATS servers whose disks are full: appends work again once there is room, by what `deploy/nats/start.sh` does. */
+/**
+ * NATS servers whose disks are full: appends work again once there is room, by what
+ * `deploy/nats/start.sh` does.
+ */
 import { connect } from 'nats'
 import { describe, expect, it, vi } from 'vitest'
 import { natsOptions, startNats } from '../../lab/servers.ts'
@@ -83,13 +86,18 @@ describe.each([
   }, async () => {
     await using stack = new AsyncDisposableStack()
     const nats = stack.use(await startNats({ diskMiB }))
-    const connection = await connectNats(nats.url.split(','), 'test', createLogger('silent', 'test'))
+    const connection = await connectNats(
+      nats.url.split(','),
+      'test',
+      createLogger('silent', 'test'),
+    )
     const log = await JetStreamEventLog.open(connection, 3)
     stack.defer(() => log.close())
     const whole = { offline: 0, lagEvents: 0 }
     await vi.waitFor(async () => expect(await log.replicas()).toEqual(whole), WAIT)
     const leading = await nats.streamLeader('EVENTS')
-    const full = nats.servers.find((server) => server !== leading) ?? expect.fail('there are three servers')
+    const full =
+      nats.servers.find((server) => server !== leading) ?? expect.fail('there are three servers')
     full.disk?.fill()
     await vi.waitFor(async () => {
       await log.append(written('key', 'x'.repeat(1_000)))

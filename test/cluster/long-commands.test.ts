@@ -1,4 +1,7 @@
-/** The commands that may take hours on a large database: no limit of serving nodes ends them, and they hold nobody up. */
+/**
+ * The commands that may take hours on a large database: no limit of serving nodes ends them, and
+ * they hold nobody up.
+ */
 import { sql } from 'kysely'
 import postgres from 'postgres'
 import { afterAll, beforeAll, expect, it } from 'vitest'
@@ -44,7 +47,11 @@ it('migrate waits for a lock, and for a statement, for longer than a serving nod
     })
     await holding.promise
     await Promise.all([
-      expect(migrate(database, POSTGRES)).resolves.toEqual({ steps: [], installed: [], dropped: [] }),
+      expect(migrate(database, POSTGRES)).resolves.toEqual({
+        steps: [],
+        installed: [],
+        dropped: [],
+      }),
       holder,
     ])
   } finally {
@@ -62,7 +69,9 @@ it('a session that was lost says so from then on, rather than go on in another w
       select pg_terminate_backend(pid) from pg_stat_activity
       where usename = 'tabulum_owner' and datname = current_database()`
     await expect(sql`select pg_sleep(1)`.execute(database)).rejects.toThrow()
-    await expect(sql`select * from mine`.execute(database)).rejects.toThrow('the session with Postgres was lost')
+    await expect(sql`select * from mine`.execute(database)).rejects.toThrow(
+      'the session with Postgres was lost',
+    )
   } finally {
     await database.destroy()
   }

@@ -1,4 +1,7 @@
-/** Maintenance on real servers: one process at a time keeps it, whoever dies, and no job harms those who serve. */
+/**
+ * Maintenance on real servers: one process at a time keeps it, whoever dies, and no job harms those
+ * who serve.
+ */
 import { randomUUID } from 'node:crypto'
 import fc from 'fast-check'
 import postgres from 'postgres'
@@ -6,7 +9,12 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { type Agent, Client } from '../../lab/client.ts'
 import { type Cluster, type ClusterProcess, startCluster } from '../../lab/cluster.ts'
 import { type PostgresDatabase, sharedPostgres } from '../../lab/servers.ts'
-import { type Database, DatabaseUnavailable, openPostgres, roundTrip } from '../../src/platform/database.ts'
+import {
+  type Database,
+  DatabaseUnavailable,
+  openPostgres,
+  roundTrip,
+} from '../../src/platform/database.ts'
 import { Lease } from '../../src/platform/lease.ts'
 import { standing } from '../../src/projector/database-projection.ts'
 import { RegistryTables } from '../../src/registry/postgres-registry-tables.ts'
@@ -93,7 +101,9 @@ describe('the lease', () => {
     await locked.promise
     try {
       // All connections are there.
-      await Promise.all(Array.from({ length: 4 }, () => roundTrip(database, 'test', () => standing(database))))
+      await Promise.all(
+        Array.from({ length: 4 }, () => roundTrip(database, 'test', () => standing(database))),
+      )
       const before = await pids()
       const now = new Date()
       const jobs = [
@@ -129,7 +139,8 @@ describe('the lease', () => {
       await transaction`select from operators where operator_id = ${held} for update`
       expect(await registry.tidyRegistrations(new Date(Date.now() + HOUR_MS), 10)).toBe(1)
     })
-    const left = await superuser`select operator_id from operators where operator_id in (${held}, ${other})`
+    const left =
+      await superuser`select operator_id from operators where operator_id in (${held}, ${other})`
     expect(left.map((row) => row.operator_id)).toEqual([held])
     expect(await registry.tidyRegistrations(new Date(Date.now() + HOUR_MS), 10)).toBe(1)
   })
@@ -162,7 +173,9 @@ describe('in a cluster', () => {
   async function keeper(): Promise<ClusterProcess> {
     return vi.waitFor(async () => {
       const running = members().filter(({ process }) => process.running)
-      const keeping = await Promise.all(running.map((one) => metric(one, 'tabulum_maintenance_keeping')))
+      const keeping = await Promise.all(
+        running.map((one) => metric(one, 'tabulum_maintenance_keeping')),
+      )
       expect(keeping.filter((value) => value === 1)).toHaveLength(1)
       return running[keeping.indexOf(1)] as ClusterProcess
     }, TAKEN_OVER)
@@ -191,7 +204,10 @@ describe('in a cluster', () => {
   }
   const NOTHING = { staged: 0, challenges: 0, reservations: 0, allotments: 0 }
 
-  /** Holds what `release_state_allotments` waits for, so that a run of `allotments` is under way, and says when that is so. */
+  /**
+   * Holds what `release_state_allotments` waits for, so that a run of `allotments` is under way,
+   * and says when that is so.
+   */
   async function whileAllotmentsWait(work: () => Promise<void>): Promise<void> {
     await superuser.begin(async (transaction) => {
       await transaction`select from state_usage for update`
@@ -213,7 +229,9 @@ describe('in a cluster', () => {
     }
   }
 
-  it('what was abandoned goes; what is in use stays', { timeout: TEST_MS }, async ({ onTestFailed }) => {
+  it('what was abandoned goes; what is in use stays', { timeout: TEST_MS }, async ({
+    onTestFailed,
+  }) => {
     onTestFailed(() => console.error(cluster.output()))
     await abandon()
     await agent.write('kept', 'x')
@@ -223,7 +241,13 @@ describe('in a cluster', () => {
     const one = await keeper()
     expect(cluster.workers.map(({ name }) => name)).toContain(one.name)
     await vi.waitFor(async () => {
-      for (const task of ['challenges', 'registrations', 'reservations', 'allotments', 'generations'])
+      for (const task of [
+        'challenges',
+        'registrations',
+        'reservations',
+        'allotments',
+        'generations',
+      ])
         expect(
           await metric(one, `tabulum_maintenance_runs_total{task="${task}",outcome="done"}`),
           task,
@@ -243,7 +267,9 @@ describe('in a cluster', () => {
         .filter((line) => / rows, /.test(line))
         .map((line) => line.split(' (')[0]),
     ).toEqual(
-      ['challenges', 'registrations', 'reservations', 'allotments', 'generations'].map((name) => `${name}: done`),
+      ['challenges', 'registrations', 'reservations', 'allotments', 'generations'].map(
+        (name) => `${name}: done`,
+      ),
     )
     expect(all.code).toBe(0)
     expect(await left()).toEqual(NOTHING)
@@ -302,7 +328,10 @@ describe('in a cluster', () => {
     expect((await keeper()).name).toBe(node.name)
     const { pid } = node
     await cluster.postgres.stop()
-    await vi.waitFor(async () => expect(await metric(node, 'tabulum_maintenance_keeping')).toBe(0), TAKEN_OVER)
+    await vi.waitFor(
+      async () => expect(await metric(node, 'tabulum_maintenance_keeping')).toBe(0),
+      TAKEN_OVER,
+    )
     await cluster.postgres.restart()
     await abandon()
     expect((await keeper()).name).toBe(node.name)

@@ -7,7 +7,13 @@ import postgres from 'postgres'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { type PostgresServer, startPostgres } from '../../lab/servers.ts'
 import { type Database, openPostgres, openPostgresSession } from '../../src/platform/database.ts'
-import { checkSchema, migrate, POSTGRES, SchemaDiffers, type SchemaFiles } from '../../src/platform/migrate.ts'
+import {
+  checkSchema,
+  migrate,
+  POSTGRES,
+  SchemaDiffers,
+  type SchemaFiles,
+} from '../../src/platform/migrate.ts'
 
 const START_MS = 120_000
 const NOTHING = { steps: [], installed: [], dropped: [] }
@@ -59,7 +65,9 @@ function another(): Database {
 }
 
 async function applied(): Promise<string[]> {
-  const { rows } = await sql<{ name: string }>`select name from kysely_migration order by name`.execute(database)
+  const { rows } = await sql<{
+    name: string
+  }>`select name from kysely_migration order by name`.execute(database)
   return rows.map(({ name }) => name)
 }
 
@@ -83,12 +91,16 @@ describe('migrate', () => {
     expect(await applied()).toEqual(steps)
     expect(await functions()).toEqual(functionsBefore)
     expect((await sql`select key from signing_keys`.execute(database)).rows).toEqual(before)
-    expect((await sql`select recipient from queues`.execute(database)).rows).toEqual([{ recipient: 'kept' }])
+    expect((await sql`select recipient from queues`.execute(database)).rows).toEqual([
+      { recipient: 'kept' },
+    ])
     await checkSchema(database, POSTGRES)
   })
 
   it('started several times at once runs each step and installs each function once', async () => {
-    const ran = await Promise.all([database, another(), another()].map((each) => migrate(each, POSTGRES)))
+    const ran = await Promise.all(
+      [database, another(), another()].map((each) => migrate(each, POSTGRES)),
+    )
     expect(ran.flatMap((changes) => changes.steps).toSorted()).toEqual(steps)
     expect(await applied()).toEqual(steps)
     const installed = ran.flatMap((changes) => changes.installed)
@@ -108,14 +120,20 @@ describe('migrate', () => {
   it('that lacks a step is found out before it is used', async () => {
     await migrate(database, POSTGRES)
     await sql`delete from kysely_migration where name = ${steps.at(-1)}`.execute(database)
-    await expect(checkSchema(database, POSTGRES)).rejects.toThrow(`the database lacks ${steps.at(-1)}`)
+    await expect(checkSchema(database, POSTGRES)).rejects.toThrow(
+      `the database lacks ${steps.at(-1)}`,
+    )
   })
 
   it('takes all steps or none, and says which one failed', async () => {
     // A table in the way makes the second step fail.
     await sql`create table state_usage (other text)`.execute(database)
-    await expect(migrate(database, POSTGRES)).rejects.toThrow('0002_state.sql: relation "state_usage" already exists')
-    const { rows } = await sql`select tablename from pg_tables where schemaname = 'public'`.execute(database)
+    await expect(migrate(database, POSTGRES)).rejects.toThrow(
+      '0002_state.sql: relation "state_usage" already exists',
+    )
+    const { rows } = await sql`select tablename from pg_tables where schemaname = 'public'`.execute(
+      database,
+    )
     expect(rows).toEqual([{ tablename: 'state_usage' }])
     await sql`drop table state_usage`.execute(database)
     await migrate(database, POSTGRES)
@@ -125,7 +143,9 @@ describe('migrate', () => {
   it('makes of each file the function of its name and nothing else', async () => {
     const { installed } = await migrate(database, POSTGRES)
     const found = await readdir(join(import.meta.dirname, '../../src'), { recursive: true })
-    const names = found.filter((file) => file.endsWith('.sql')).map((file) => basename(file, '.sql'))
+    const names = found
+      .filter((file) => file.endsWith('.sql'))
+      .map((file) => basename(file, '.sql'))
     expect(installed).toEqual(names.toSorted())
     expect((await functions()).map(({ name }) => name)).toEqual(installed)
   })
@@ -141,7 +161,12 @@ describe('migrate, of functions', () => {
     await migrate(database, files)
   })
 
-  function returning(type: string, value: string, name = 'answer', parameters = 'asked integer'): string {
+  function returning(
+    type: string,
+    value: string,
+    name = 'answer',
+    parameters = 'asked integer',
+  ): string {
     return `create or replace function ${name}(${parameters}) returns ${type} language sql as $$ select ${value} $$;`
   }
 
@@ -157,7 +182,10 @@ describe('migrate, of functions', () => {
 
   async function mayCall(role: string): Promise<unknown> {
     const [{ oid } = { oid: 0 }] = (await functions()).filter(({ name }) => name === 'answer')
-    const { rows } = await sql`select has_function_privilege(${role}, ${oid}::oid, 'execute') as may`.execute(database)
+    const { rows } =
+      await sql`select has_function_privilege(${role}, ${oid}::oid, 'execute') as may`.execute(
+        database,
+      )
     return rows
   }
 
@@ -166,25 +194,32 @@ describe('migrate, of functions', () => {
     ['the type of its result', returning('text', `'forty-two'`), 'forty-two'],
     ['the names of its parameters', returning('integer', '43', 'answer', 'question integer'), 43],
     ['the types of its parameters', returning('integer', '44', 'answer', 'asked bigint'), 44],
-    ['their number', returning('integer', '45', 'answer', 'asked integer, again integer default 0'), 45],
+    [
+      'their number',
+      returning('integer', '45', 'answer', 'asked integer, again integer default 0'),
+      45,
+    ],
   ]
 
-  it.each(CHANGES)('replaces one that has changed, in %s, and who may call it still may', async (_, text, expected) => {
-    await sql`grant execute on function answer to visitor`.execute(database)
-    expect(await mayCall('visitor')).toEqual([{ may: true }])
-    const [, keptBefore] = await functions()
+  it.each(CHANGES)(
+    'replaces one that has changed, in %s, and who may call it still may',
+    async (_, text, expected) => {
+      await sql`grant execute on function answer to visitor`.execute(database)
+      expect(await mayCall('visitor')).toEqual([{ may: true }])
+      const [, keptBefore] = await functions()
 
-    await write('answer', text)
-    expect(await migrate(database, files)).toEqual({ ...NOTHING, installed: ['answer'] })
-    expect(await answer()).toBe(expected)
-    expect(await mayCall('visitor')).toEqual([{ may: true }])
-    expect(await mayCall('tabulum')).toEqual([{ may: true }])
-    const [changed, kept, ...more] = await functions()
-    expect(changed?.name).toBe('answer')
-    expect(kept).toEqual(keptBefore)
-    expect(more).toEqual([])
-    expect(await migrate(database, files)).toEqual(NOTHING)
-  })
+      await write('answer', text)
+      expect(await migrate(database, files)).toEqual({ ...NOTHING, installed: ['answer'] })
+      expect(await answer()).toBe(expected)
+      expect(await mayCall('visitor')).toEqual([{ may: true }])
+      expect(await mayCall('tabulum')).toEqual([{ may: true }])
+      const [changed, kept, ...more] = await functions()
+      expect(changed?.name).toBe('answer')
+      expect(kept).toEqual(keptBefore)
+      expect(more).toEqual([])
+      expect(await migrate(database, files)).toEqual(NOTHING)
+    },
+  )
 
   it('lets nobody call it who might not before', async () => {
     const [{ may } = { may: true }] = (await mayCall('visitor')) as { may: boolean }[]
@@ -211,7 +246,10 @@ describe('migrate, of functions', () => {
       const body = `begin return ${round}; end`
       await write(
         'answer',
-        returning('integer', '').replace(/language .*/, `language plpgsql as $body$ ${body} $body$`),
+        returning('integer', '').replace(
+          /language .*/,
+          `language plpgsql as $body$ ${body} $body$`,
+        ),
       )
       await migrate(database, files)
       await expect.poll(() => answers.has(round), { timeout: START_MS }).toBe(true)
@@ -234,36 +272,47 @@ describe('migrate, of functions', () => {
   it('leaves alone what it has not made', async () => {
     await sql.raw(returning('integer', '0', 'of_somebody_else')).execute(database)
     expect(await migrate(database, files)).toEqual(NOTHING)
-    expect((await functions()).map(({ name }) => name)).toEqual(['answer', 'kept', 'of_somebody_else'])
+    expect((await functions()).map(({ name }) => name)).toEqual([
+      'answer',
+      'kept',
+      'of_somebody_else',
+    ])
   })
 
   it.each([
     ['is no SQL', 'create or replace function kept() returns nothing at all', /syntax error/],
-    ['asks for what is not there', returning('text', 'missing from nowhere', 'kept'), /"nowhere" does not exist/],
+    [
+      'asks for what is not there',
+      returning('text', 'missing from nowhere', 'kept'),
+      /"nowhere" does not exist/,
+    ],
     ['makes another function', returning('integer', '1', 'neither'), /it makes no function last/],
-  ])('one whose file %s undoes all else, steps too, and the message names it', async (_, text, message) => {
-    const steps = join(directory, 'steps')
-    await cp(POSTGRES.steps, steps, { recursive: true })
-    await writeFile(join(steps, '9998_more.sql'), 'create table more (id integer)')
-    await write('answer', returning('integer', '42'))
-    await write('last', text, 'later')
-    const before = await functions()
+  ])(
+    'one whose file %s undoes all else, steps too, and the message names it',
+    async (_, text, message) => {
+      const steps = join(directory, 'steps')
+      await cp(POSTGRES.steps, steps, { recursive: true })
+      await writeFile(join(steps, '9998_more.sql'), 'create table more (id integer)')
+      await write('answer', returning('integer', '42'))
+      await write('last', text, 'later')
+      const before = await functions()
 
-    const migrating = migrate(database, { steps, functions: directory })
-    await expect(migrating).rejects.toThrow(/^later\/sql\/last\.sql: /)
-    await expect(migrating).rejects.toThrow(message)
-    expect(await functions()).toEqual(before)
-    expect(await answer()).toBe(41)
-    expect(await applied()).not.toContain('9998_more')
-    await expect(checkSchema(database, files)).rejects.toThrow('(answer, last)')
+      const migrating = migrate(database, { steps, functions: directory })
+      await expect(migrating).rejects.toThrow(/^later\/sql\/last\.sql: /)
+      await expect(migrating).rejects.toThrow(message)
+      expect(await functions()).toEqual(before)
+      expect(await answer()).toBe(41)
+      expect(await applied()).not.toContain('9998_more')
+      await expect(checkSchema(database, files)).rejects.toThrow('(answer, last)')
 
-    await rm(join(directory, 'later'), { recursive: true })
-    expect(await migrate(database, { steps, functions: directory })).toEqual({
-      steps: ['9998_more'],
-      installed: ['answer'],
-      dropped: [],
-    })
-  })
+      await rm(join(directory, 'later'), { recursive: true })
+      expect(await migrate(database, { steps, functions: directory })).toEqual({
+        steps: ['9998_more'],
+        installed: ['answer'],
+        dropped: [],
+      })
+    },
+  )
 
   it('refuses two files of one name', async () => {
     await write('answer', returning('integer', '42'), 'other')

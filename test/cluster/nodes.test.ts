@@ -1,4 +1,7 @@
-/** What must hold whichever node a request meets: limits, revocation, idempotency keys; and what each request costs in round trips. */
+/**
+ * What must hold whichever node a request meets: limits, revocation, idempotency keys; and what
+ * each request costs in round trips.
+ */
 import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { connect } from 'node:net'
@@ -14,14 +17,22 @@ import {
   solvePipeline,
   stateValue,
 } from '../../lab/client.ts'
-import { type Cluster, type ClusterNode, type ClusterProcess, startCluster } from '../../lab/cluster.ts'
+import {
+  type Cluster,
+  type ClusterNode,
+  type ClusterProcess,
+  startCluster,
+} from '../../lab/cluster.ts'
 import { leaderOf } from '../../lab/faults/faults.ts'
 import { LEASE_MS } from '../../src/messaging/message-queue.ts'
 
 const START_MS = 240_000
 /** Of a test that waits for what a busy machine may take long over. */
 const LONG_MS = 180_000
-/** For what is there in a moment, on a machine that is not busy. Polled within the limits of the one that asks. */
+/**
+ * For what is there in a moment, on a machine that is not busy. Polled within the limits of the one
+ * that asks.
+ */
 const SOON = { timeout: 30_000, interval: 1_000 }
 const SESSION_TTL_MS = 2_000
 const STATUS_OK = 'HTTP/1.1 200'
@@ -53,22 +64,36 @@ afterAll(async () => {
 }, START_MS)
 
 /** The same request to every node. */
-function everywhere(agent: Agent, method: string, path: string, options: Parameters<Client['request']>[2] = {}) {
-  return Promise.all(clients.map((each) => each.request(method, path, { token: agent.token, ...options })))
+function everywhere(
+  agent: Agent,
+  method: string,
+  path: string,
+  options: Parameters<Client['request']>[2] = {},
+) {
+  return Promise.all(
+    clients.map((each) => each.request(method, path, { token: agent.token, ...options })),
+  )
 }
 
 async function metricsOf({ internalUrl }: ClusterProcess): Promise<string> {
   return await (await fetch(`${internalUrl}/metrics`)).text()
 }
 
-/** Resolves when all messages in the log are in their queues: one that was acknowledged may get there a moment later. */
+/**
+ * Resolves when all messages in the log are in their queues: one that was acknowledged may get
+ * there a moment later.
+ */
 async function queuesFilled(): Promise<void> {
   const last = (await cluster.events()).findLast(({ type }) => type === 'message_sent')
   await vi.waitFor(
     async () => {
-      const running = [...cluster.workers, ...cluster.nodes].filter((member) => member.process.running)
+      const running = [...cluster.workers, ...cluster.nodes].filter(
+        (member) => member.process.running,
+      )
       const applied = (await Promise.all(running.map(metricsOf))).map((text) =>
-        Number(/^tabulum_projection_applied_seq\{projection="queues"\} (\d+)$/m.exec(text)?.[1] ?? 0),
+        Number(
+          /^tabulum_projection_applied_seq\{projection="queues"\} (\d+)$/m.exec(text)?.[1] ?? 0,
+        ),
       )
       expect(Math.max(...applied)).toBeGreaterThanOrEqual(last?.seq ?? 0)
     },
@@ -76,10 +101,14 @@ async function queuesFilled(): Promise<void> {
   )
 }
 
-/** The contents of all that the agent has been sent: until so many have come, and what comes when it asks once more. */
+/**
+ * The contents of all that the agent has been sent: until so many have come, and what comes when it
+ * asks once more.
+ */
 async function receiveAll(agent: Agent, count: number): Promise<string[]> {
   const received: string[] = []
-  const receive = async () => received.push(...(await agent.receiveAll()).map(({ content }) => content))
+  const receive = async () =>
+    received.push(...(await agent.receiveAll()).map(({ content }) => content))
   await vi.waitFor(async () => {
     await receive()
     expect(received.length).toBeGreaterThanOrEqual(count)
@@ -88,10 +117,15 @@ async function receiveAll(agent: Agent, count: number): Promise<string[]> {
   return received
 }
 
-/** How often the nodes have got no answer of Redis in time. Each then goes by what it knows itself, for a moment. */
+/**
+ * How often the nodes have got no answer of Redis in time. Each then goes by what it knows itself,
+ * for a moment.
+ */
 async function unansweredByRedis(): Promise<number> {
   const texts = await Promise.all(cluster.nodes.map(metricsOf))
-  const counts = texts.flatMap((text) => [...text.matchAll(/^tabulum_redis_unavailable_total\{.*\} (\d+)$/gm)])
+  const counts = texts.flatMap((text) => [
+    ...text.matchAll(/^tabulum_redis_unavailable_total\{.*\} (\d+)$/gm),
+  ])
   return counts.reduce((total, [, count]) => total + Number(count), 0)
 }
 
@@ -100,7 +134,8 @@ async function withRedis<T extends { answers: Answer[] }>(run: () => Promise<T>)
   for (let tries = 1; ; tries++) {
     const before = await unansweredByRedis()
     const result = await run()
-    const isSpoiled = (await unansweredByRedis()) !== before || result.answers.some(({ status }) => status === 503)
+    const isSpoiled =
+      (await unansweredByRedis()) !== before || result.answers.some(({ status }) => status === 503)
     if (!isSpoiled || tries === TRIES) return result
   }
 }
@@ -109,19 +144,28 @@ describe('Idempotency-Key', () => {
   it('a retry gets the first answer and sends nothing again, on whichever node', async () => {
     const [one, two] = await client.registerAgents(2)
     if (!one || !two) throw new Error('two agents were asked for')
-    const options = { headers: { 'Idempotency-Key': 'order-66' }, json: { to: two.address, content: 'once' } }
+    const options = {
+      headers: { 'Idempotency-Key': 'order-66' },
+      json: { to: two.address, content: 'once' },
+    }
     const first = await one.request('POST', '/v1/messages', options)
     const retries = await everywhere(one, 'POST', '/v1/messages', options)
-    for (const retry of retries) expect(retry.as(202, messageAccepted)).toEqual(first.as(202, messageAccepted))
+    for (const retry of retries)
+      expect(retry.as(202, messageAccepted)).toEqual(first.as(202, messageAccepted))
     expect(await receiveAll(two, 1)).toEqual(['once'])
   })
 
   it('of several at the same time on all nodes one is sent, and all get its answer', async () => {
     const [one, two] = await client.registerAgents(2)
     if (!one || !two) throw new Error('two agents were asked for')
-    const options = { headers: { 'Idempotency-Key': 'race' }, json: { to: two.address, content: 'once' } }
+    const options = {
+      headers: { 'Idempotency-Key': 'race' },
+      json: { to: two.address, content: 'once' },
+    }
     const answers = await everywhere(one, 'POST', '/v1/messages', options)
-    expect(new Set(answers.map((answer) => answer.as(202, messageAccepted).message_id)).size).toBe(1)
+    expect(new Set(answers.map((answer) => answer.as(202, messageAccepted).message_id)).size).toBe(
+      1,
+    )
     expect(await receiveAll(two, 1)).toEqual(['once'])
   })
 })
@@ -158,7 +202,9 @@ describe('a revoked token', () => {
     for (const answer of answers) expect(answer.status).toBe(401)
   })
 
-  it('is refused by every node once the sessions have run out, while Redis is out', { timeout: LONG_MS }, async () => {
+  it('is refused by every node once the sessions have run out, while Redis is out', {
+    timeout: LONG_MS,
+  }, async () => {
     const [agent, bystander] = await client.registerAgents(2)
     if (!agent || !bystander) throw new Error('two agents were asked for')
     await everywhere(agent, 'GET', '/v1/agents/me')
@@ -168,14 +214,18 @@ describe('a revoked token', () => {
       expect(output).toMatch(/^Revoked, but Redis is out/)
       expect(code).toBe(0)
       await sleep(SESSION_TTL_MS)
-      for (const answer of await everywhere(agent, 'GET', '/v1/agents/me')) expect(answer.status).toBe(401)
+      for (const answer of await everywhere(agent, 'GET', '/v1/agents/me'))
+        expect(answer.status).toBe(401)
     } finally {
       await cluster.redis.restart()
     }
     await vi.waitFor(async () => {
-      for (const answer of await everywhere(agent, 'GET', '/v1/agents/me')) expect(answer.status).toBe(401)
-      for (const node of cluster.nodes) expect(await metricsOf(node)).toMatch(/^tabulum_redis_up 1$/m)
-      for (const answer of await everywhere(bystander, 'GET', '/v1/messages')) expect(answer.status).toBe(200)
+      for (const answer of await everywhere(agent, 'GET', '/v1/agents/me'))
+        expect(answer.status).toBe(401)
+      for (const node of cluster.nodes)
+        expect(await metricsOf(node)).toMatch(/^tabulum_redis_up 1$/m)
+      for (const answer of await everywhere(bystander, 'GET', '/v1/messages'))
+        expect(answer.status).toBe(200)
     }, SOON)
   })
 
@@ -212,14 +262,18 @@ describe('nodes that race', () => {
   it('on one challenge: one agent is registered', async () => {
     const operator = await client.registerOperator()
     const { challenge_id, challenge_data } = await operator.challenge()
-    const json = { verification_response: { challenge_id, response: solvePipeline(challenge_data) } }
+    const json = {
+      verification_response: { challenge_id, response: solvePipeline(challenge_data) },
+    }
     const answers = await Promise.all(
-      clients.flatMap((each) => [1, 2].map(() => each.request('POST', '/v1/agents', { token: operator.token, json }))),
+      clients.flatMap((each) =>
+        [1, 2].map(() => each.request('POST', '/v1/agents', { token: operator.token, json })),
+      ),
     )
     expect(answers.filter(({ status }) => status === 201)).toHaveLength(1)
-    expect(answers.filter(({ status }) => status === 422 || status === 403 || status === 400)).toHaveLength(
-      answers.length - 1,
-    )
+    expect(
+      answers.filter(({ status }) => status === 422 || status === 403 || status === 400),
+    ).toHaveLength(answers.length - 1)
   })
 
   it('on one queue: each message is handed out once', async () => {
@@ -229,7 +283,9 @@ describe('nodes that race', () => {
     for (const content of contents) await one.send(two.address, content)
     await queuesFilled()
     const answers = (
-      await Promise.all(Array.from({ length: 4 }, () => everywhere(two, 'GET', '/v1/messages?limit=5')))
+      await Promise.all(
+        Array.from({ length: 4 }, () => everywhere(two, 'GET', '/v1/messages?limit=5')),
+      )
     ).flat()
     // What Redis was slow to lease to one is back a moment later.
     const received = answers
@@ -260,7 +316,10 @@ describe('nodes that race', () => {
         ),
       ),
     )
-    expect(answers.map(({ status }) => status).toSorted()).toEqual([200, ...Array(answers.length - 1).fill(507)])
+    expect(answers.map(({ status }) => status).toSorted()).toEqual([
+      200,
+      ...Array(answers.length - 1).fill(507),
+    ])
     expect((await agent.capacity()).used_bytes).toBe(total_bytes)
     for (const filled of (await agent.list('?prefix=fill/')).keys) await agent.remove(filled)
   })
@@ -276,11 +335,13 @@ describe('a node that dies', () => {
   }
 
   const writesOf = async (key: string) =>
-    (await cluster.events()).filter(({ type, data }) => type === 'state_written' && data.key === key)
+    (await cluster.events()).filter(
+      ({ type, data }) => type === 'state_written' && data.key === key,
+    )
 
   /**
-   * Has the node write a key, and runs `end` when that is in the log and cannot be applied yet: the projection's row is
-   * held meanwhile.
+   * Has the node write a key, and runs `end` when that is in the log and cannot be applied yet: the
+   * projection's row is held meanwhile.
    */
   async function whileUnapplied(node: ClusterNode, agent: Agent, end: () => Promise<void>) {
     const key = `unapplied-${randomUUID()}`
@@ -293,7 +354,10 @@ describe('a node that dies', () => {
         const options = { token: agent.token, json: { value: 'and no more' } }
         const answer = new Client(node.url).request('PUT', `/v1/state/${key}`, options)
         answer.catch(() => {})
-        await vi.waitFor(async () => expect(await writesOf(key)).toHaveLength(1), { timeout: 30_000, interval: 50 })
+        await vi.waitFor(async () => expect(await writesOf(key)).toHaveLength(1), {
+          timeout: 30_000,
+          interval: 50,
+        })
         await end()
         return { answer }
       })
@@ -304,20 +368,26 @@ describe('a node that dies', () => {
   }
 
   /**
-   * The key that the node, which ends in `run`, has written without an answer. One that has waited for too long says so
-   * before: then it is done once more.
+   * The key that the node, which ends in `run`, has written without an answer. One that has waited
+   * for too long says so before: then it is done once more.
    */
-  async function writtenUnanswered(node: ClusterNode, run: () => ReturnType<typeof whileUnapplied>): Promise<string> {
+  async function writtenUnanswered(
+    node: ClusterNode,
+    run: () => ReturnType<typeof whileUnapplied>,
+  ): Promise<string> {
     for (let tries = 1; ; tries++) {
       const { key, answer } = await run()
       const answered = await answer.catch(() => undefined)
       if (answered === undefined) return key
-      if (answered.status !== 503 || tries === TRIES) throw new Error(`not applied, and yet: ${answered}`)
+      if (answered.status !== 503 || tries === TRIES)
+        throw new Error(`not applied, and yet: ${answered}`)
       await node.restart()
     }
   }
 
-  it('between append and apply has lost nothing but its answer', { timeout: LONG_MS }, async ({ onTestFinished }) => {
+  it('between append and apply has lost nothing but its answer', { timeout: LONG_MS }, async ({
+    onTestFinished,
+  }) => {
     const agent = await client.registerAgent()
     const node = await otherThanLeader()
     onTestFinished(() => node.restart())
@@ -336,7 +406,9 @@ describe('a node that dies', () => {
     const key = await writtenUnanswered(node, async () => {
       const unapplied = await whileUnapplied(node, agent, () => node.freeze())
       await vi.waitFor(async () => {
-        const answer = await whole?.request('GET', `/v1/state/${unapplied.key}`, { token: agent.token })
+        const answer = await whole?.request('GET', `/v1/state/${unapplied.key}`, {
+          token: agent.token,
+        })
         expect(answer?.as(200, stateValue).value).toBe('and no more')
       }, SOON)
       await node.kill()
@@ -352,9 +424,11 @@ describe('a node that dies', () => {
     if (!one || !another || !two) throw new Error('three agents were asked for')
     const node = await otherThanLeader()
     onTestFinished(() => node.restart())
-    // More than the buffers of the connection hold, so that the response cannot end before somebody reads it.
+    // More than the buffers of the connection hold, so that the response cannot end before somebody
+    // reads it.
     const contents = Array.from({ length: 100 }, (_, index) => `${index} ${'x'.repeat(65_000)}`)
-    for (const [index, content] of contents.entries()) await (index < 50 ? one : another).send(two.address, content)
+    for (const [index, content] of contents.entries())
+      await (index < 50 ? one : another).send(two.address, content)
     await queuesFilled()
     /** Asks for them, and reads no more than the beginning of the answer. */
     const begin = async () => {
@@ -363,7 +437,9 @@ describe('a node that dies', () => {
       const socket = connect(Number(port), hostname)
       socket.on('error', () => {})
       onTestFinished(() => void socket.destroy())
-      socket.write(`GET /v1/messages?limit=100 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${two.token}\r\n\r\n`)
+      socket.write(
+        `GET /v1/messages?limit=100 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${two.token}\r\n\r\n`,
+      )
       await once(socket, 'readable')
       expect(String(socket.read(STATUS_OK.length))).toBe(STATUS_OK)
       return askedAt
@@ -390,7 +466,13 @@ describe('what a request costs', () => {
   const REPEATS = 5
   /** What the process does at its own times, as a projector or to show how it is. */
   const NOT_OF_REQUESTS = new Set([
-    ...['acquire_projection', 'renew_projection', 'apply_projection', 'release_projection', 'clock'],
+    ...[
+      'acquire_projection',
+      'renew_projection',
+      'apply_projection',
+      'release_projection',
+      'clock',
+    ],
     ...[
       'acquire',
       'advance',
@@ -403,7 +485,10 @@ describe('what a request costs', () => {
     ],
     ...['check', 'memory'],
   ])
-  /** Asks for room that writes to come may take; where it gets none, as here, at most once a second. No write waits for it. */
+  /**
+   * Asks for room that writes to come may take; where it gets none, as here, at most once a second.
+   * No write waits for it.
+   */
   const ALLOTMENT = 'renew_state_allotment'
   type Cost = { redis: number; postgres: number; appends: number }
   let agent: Agent
@@ -415,7 +500,10 @@ describe('what a request costs', () => {
     node = await cluster.startNode({
       SESSION_TTL: '30s',
       ...Object.fromEntries(
-        ['MESSAGE', 'STATE_READ', 'REGISTRY_READ'].map((name) => [`RATE_LIMIT_${name}_PER_MIN`, '1000000']),
+        ['MESSAGE', 'STATE_READ', 'REGISTRY_READ'].map((name) => [
+          `RATE_LIMIT_${name}_PER_MIN`,
+          '1000000',
+        ]),
       ),
     })
     const [first, second] = await new Client(node.url).registerAgents(2)
@@ -427,7 +515,10 @@ describe('what a request costs', () => {
     await other.receiveAll()
   }, START_MS)
 
-  /** Round trips of the node so far, without those that no request makes, and how often it has asked for room. */
+  /**
+   * Round trips of the node so far, without those that no request makes, and how often it has asked
+   * for room.
+   */
   async function counted(): Promise<Cost & { allotments: number }> {
     const text = await metricsOf(node)
     const sum = (
@@ -454,7 +545,9 @@ describe('what a request costs', () => {
     for (let index = 0; index < REPEATS; index++) await request()
     await sleep(300)
     const after = await counted()
-    expect(after.allotments - before.allotments).toBeLessThanOrEqual(1 + (performance.now() - begun) / 1_000)
+    expect(after.allotments - before.allotments).toBeLessThanOrEqual(
+      1 + (performance.now() - begun) / 1_000,
+    )
     return {
       redis: (after.redis - before.redis) / REPEATS,
       postgres: (after.postgres - before.postgres) / REPEATS,
@@ -470,10 +563,20 @@ describe('what a request costs', () => {
     ['GET /v1/state/{key}', () => agent.read('cost'), { redis: 1, postgres: 1, appends: 0 }],
     ['GET /v1/state/_capacity', () => agent.capacity(), { redis: 1, postgres: 1, appends: 0 }],
     ['PUT /v1/state/{key}', () => agent.write('cost', 'y'), { redis: 1, postgres: 1, appends: 1 }],
-    ['POST /v1/messages', () => agent.send(other.address, 'x'), { redis: 1, postgres: 0, appends: 1 }],
-    ['GET /v1/messages, of an empty queue', () => agent.receive(), { redis: 2, postgres: 0, appends: 0 }],
+    [
+      'POST /v1/messages',
+      () => agent.send(other.address, 'x'),
+      { redis: 1, postgres: 0, appends: 1 },
+    ],
+    [
+      'GET /v1/messages, of an empty queue',
+      () => agent.receive(),
+      { redis: 2, postgres: 0, appends: 0 },
+    ],
   ])('%s', { timeout: LONG_MS }, async (_name, request, expected) => {
     // Now and then a session runs out in between, which costs more.
-    await vi.waitFor(async () => expect(await costOf(request)).toEqual(expected), { timeout: 60_000 })
+    await vi.waitFor(async () => expect(await costOf(request)).toEqual(expected), {
+      timeout: 60_000,
+    })
   })
 })

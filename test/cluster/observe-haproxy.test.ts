@@ -1,7 +1,13 @@
 /** The load balancer in front of the observation service: who gets where, and that streams last. */
 import { type EventEmitter, once } from 'node:events'
 import { readFileSync } from 'node:fs'
-import { createServer, type IncomingMessage, type RequestOptions, request, type ServerResponse } from 'node:http'
+import {
+  createServer,
+  type IncomingMessage,
+  type RequestOptions,
+  request,
+  type ServerResponse,
+} from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -23,7 +29,10 @@ const BEAT_MS = 200
 /** Beats of a stream that has lived for several times `IDLE_MS`. */
 const MANY = (3 * IDLE_MS) / BEAT_MS
 
-/** A process of the observation service that answers with its name, and streams beats, by either way. */
+/**
+ * A process of the observation service that answers with its name, and streams beats, by either
+ * way.
+ */
 interface Observer extends AsyncDisposable {
   readonly host: string
   readonly port: number
@@ -35,7 +44,11 @@ interface Observer extends AsyncDisposable {
 }
 
 async function startObserver(name: string): Promise<Observer> {
-  const observer = { requests: [] as IncomingMessage[], streams: new Set<ServerResponse>(), ready: true }
+  const observer = {
+    requests: [] as IncomingMessage[],
+    streams: new Set<ServerResponse>(),
+    ready: true,
+  }
   const server = createServer((incoming, outgoing) => {
     observer.requests.push(incoming)
     if (incoming.url === '/deadly') return void incoming.socket.destroy()
@@ -55,10 +68,15 @@ async function startObserver(name: string): Promise<Observer> {
     const beat = setInterval(() => incoming.url !== '/silent' && socket.ping(), BEAT_MS)
     socket.once('close', () => clearInterval(beat))
   })
-  const internal = createServer((_, outgoing) => void outgoing.writeHead(observer.ready ? 200 : 503).end())
+  const internal = createServer(
+    (_, outgoing) => void outgoing.writeHead(observer.ready ? 200 : 503).end(),
+  )
   const servers = [server, internal]
   for (const each of servers) await once(each.listen(0, '127.0.0.1'), 'listening')
-  const [port, internalPort] = servers.map((each) => (each.address() as AddressInfo).port) as [number, number]
+  const [port, internalPort] = servers.map((each) => (each.address() as AddressInfo).port) as [
+    number,
+    number,
+  ]
   return Object.assign(observer, {
     host: '127.0.0.1',
     port,
@@ -74,10 +92,15 @@ async function startObserver(name: string): Promise<Observer> {
 }
 
 /** All of them taken into use. */
-async function balance(options: HaproxyOptions & { observers: readonly Observer[] }): Promise<HaproxyServer> {
+async function balance(
+  options: HaproxyOptions & { observers: readonly Observer[] },
+): Promise<HaproxyServer> {
   const haproxy = await startHaproxy(options)
   const areUp = options.observers.map(() => 'UP')
-  await vi.waitFor(async () => expect((await haproxy.observers()).map(({ status }) => status)).toEqual(areUp), SOON)
+  await vi.waitFor(
+    async () => expect((await haproxy.observers()).map(({ status }) => status)).toEqual(areUp),
+    SOON,
+  )
   return haproxy
 }
 
@@ -114,7 +137,9 @@ test('sends one client to one process, and only those of a process that is gone 
   await using two = await startObserver('two')
   await using haproxy = await balance({ nodes: [], observers: [one, two] })
   const places = async () =>
-    new Map(await Promise.all(CLIENTS.map(async (it) => [it, await servedTo(haproxy, it)] as const)))
+    new Map(
+      await Promise.all(CLIENTS.map(async (it) => [it, await servedTo(haproxy, it)] as const)),
+    )
   const first = await places()
   expect(new Set(first.values())).toEqual(new Set(['one', 'two']))
   for (let round = 0; round < 5; round++) expect(await places()).toEqual(first)
@@ -129,10 +154,12 @@ test('sends one client to one process, and only those of a process that is gone 
 
 test('tells clients apart behind another proxy, where it is told to', async () => {
   const deploying = readFileSync(join(import.meta.dirname, '../../docs/deploying.md'), 'utf8')
-  const [, line = ''] = /in the place of `balance source`:\s+`(balance [^`]+)`/.exec(deploying) ?? []
+  const [, line = ''] =
+    /in the place of `balance source`:\s+`(balance [^`]+)`/.exec(deploying) ?? []
   await using one = await startObserver('one')
   await using two = await startObserver('two')
-  const edit = (configuration: string) => configuration.replace(/^( {2})balance source$/m, `$1${line}`)
+  const edit = (configuration: string) =>
+    configuration.replace(/^( {2})balance source$/m, `$1${line}`)
   await using haproxy = await balance({ nodes: [], observers: [one, two], edit })
   const places = async () =>
     await Promise.all(
@@ -154,7 +181,9 @@ test('tries another process where one is gone and it is not known yet', async ()
   await using two = await startObserver('two')
   await using haproxy = await balance({ nodes: [], observers: [one, two] })
   await one[Symbol.asyncDispose]()
-  expect(new Set(await Promise.all(CLIENTS.map((client) => servedTo(haproxy, client))))).toEqual(new Set(['two']))
+  expect(new Set(await Promise.all(CLIENTS.map((client) => servedTo(haproxy, client))))).toEqual(
+    new Set(['two']),
+  )
 })
 
 test("appends the client's address to what the client says", async () => {
@@ -165,14 +194,18 @@ test("appends the client's address to what the client says", async () => {
   const webSocket = new WebSocket(haproxy.observeUrl, { localAddress })
   await once(webSocket, 'message')
   webSocket.terminate()
-  const said = one.requests.map(({ headersDistinct }) => headersDistinct['x-forwarded-for']?.join(', '))
+  const said = one.requests.map(({ headersDistinct }) =>
+    headersDistinct['x-forwarded-for']?.join(', '),
+  )
   expect(said).toEqual([`203.0.113.7, ${localAddress}`, localAddress])
 })
 
 test('has times that are far above those between two signs of life of a stream', () => {
   const configuration = readFileSync(join(DEPLOY, 'haproxy', 'haproxy.cfg'), 'utf8')
   const seconds = (name: string) =>
-    [...configuration.matchAll(new RegExp(`^  timeout ${name} (\\d+)s$`, 'gm'))].map(([, value]) => Number(value))
+    [...configuration.matchAll(new RegExp(`^  timeout ${name} (\\d+)s$`, 'gm'))].map(([, value]) =>
+      Number(value),
+    )
   for (const [name, signOfLifeMs] of [
     ['tunnel', STREAM_TIMES.pingMs],
     ['client', STREAM_TIMES.commentMs],
@@ -244,17 +277,23 @@ test('answers 503 where a process dies over a request, which it has once', async
   await using one = await startObserver('one')
   await using haproxy = await balance({ nodes: [], observers: [one] })
   const answer = await ask(`${haproxy.observeUrl}/deadly`)
-  expect([answer.statusCode, errorBody.parse(JSON.parse(await text(answer))).error]).toEqual([503, 'unavailable'])
+  expect([answer.statusCode, errorBody.parse(JSON.parse(await text(answer))).error]).toEqual([
+    503,
+    'unavailable',
+  ])
   expect(one.requests).toHaveLength(1)
 })
 
-test.each(['GET / HTTP/1.2', 'GET / HTTP/2.0', 'PRI * HTTP/2.0'])('refuses what is not HTTP/1: %s', async (line) => {
-  await using one = await startObserver('one')
-  await using haproxy = await balance({ nodes: [], observers: [one] })
-  const [answer] = await sendRaw(haproxy.observePort, `${line}\r\nHost: any\r\n\r\n`)
-  expect(answer?.status).toBe(400)
-  expect(one.requests).toEqual([])
-})
+test.each(['GET / HTTP/1.2', 'GET / HTTP/2.0', 'PRI * HTTP/2.0'])(
+  'refuses what is not HTTP/1: %s',
+  async (line) => {
+    await using one = await startObserver('one')
+    await using haproxy = await balance({ nodes: [], observers: [one] })
+    const [answer] = await sendRaw(haproxy.observePort, `${line}\r\nHost: any\r\n\r\n`)
+    expect(answer?.status).toBe(400)
+    expect(one.requests).toEqual([])
+  },
+)
 
 test('leaves agents the connections that are theirs, however many watch', async () => {
   const most = 3
@@ -266,9 +305,11 @@ test('leaves agents the connections that are theirs, however many watch', async 
     settings: { HAPROXY_OBSERVE_CONNECTIONS: String(most) },
   })
   const streams: IncomingMessage[] = []
-  for (let count = 0; count < most; count++) streams.push(await ask(haproxy.observeUrl, EVENT_STREAM))
+  for (let count = 0; count < most; count++)
+    streams.push(await ask(haproxy.observeUrl, EVENT_STREAM))
   const more = ask(haproxy.observeUrl)
-  // The answer to an agent comes after what was asked before it; that the other waits nothing tells but that it has not come.
+  // The answer to an agent comes after what was asked before it; that the other waits nothing tells
+  // but that it has not come.
   await vi.waitFor(async () => expect(await text(await ask(haproxy.url))).toBe('a node'), SOON)
   expect(await Promise.race([more, sleep(IDLE_MS, 'waits')])).toBe('waits')
   streams[0]?.destroy()

@@ -1,9 +1,18 @@
-/** The observation service on real servers: what its credentials can do, and what observers see while its processes come and go. */
+/**
+ * The observation service on real servers: what its credentials can do, and what observers see
+ * while its processes come and go.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest'
 import { type Agent, Client } from '../../lab/client.ts'
-import { type Cluster, type ClusterNode, type Places, startCluster, startSharedCluster } from '../../lab/cluster.ts'
+import {
+  type Cluster,
+  type ClusterNode,
+  type Places,
+  startCluster,
+  startSharedCluster,
+} from '../../lab/cluster.ts'
 import type { Event } from '../../lab/kernel.ts'
 import { startWatcher, type Transport, type Watcher } from '../../lab/watcher.ts'
 import { LEASE_MS } from '../../src/observe/observer.ts'
@@ -29,7 +38,10 @@ const rightsOf = ({ postgres, nats }: Cluster<Places>) => ({
   REDIS_URL: '',
 })
 
-/** Agents that write, read and send as long as `during` takes. Resolves when they have stopped, to what it resolves to. */
+/**
+ * Agents that write, read and send as long as `during` takes. Resolves when they have stopped, to
+ * what it resolves to.
+ */
 async function whileWorking<T>(agents: readonly Agent[], during: () => Promise<T>): Promise<T> {
   let isOver = false
   const work = async (agent: Agent, number: number) => {
@@ -61,7 +73,9 @@ async function ask<T>({ url }: ClusterNode, path: string): Promise<T> {
 
 const BUILT = /^[\d,]+ events applied, up to .*: they serve from now on\.\n/m
 
-/** Said at the start: that a server of the distribution is old, and that there were no tables yet. */
+/**
+ * Said at the start: that a server of the distribution is old, and that there were no tables yet.
+ */
 const AT_START = /NATS before 2\.10|are built from the beginning of the log/
 
 function complaintsOf(output: string): string[] {
@@ -74,9 +88,13 @@ async function metricOf({ internalUrl }: ClusterNode, name: string): Promise<num
 }
 
 /** The observer that applies the log, and another. */
-async function leading(observers: readonly ClusterNode[]): Promise<{ leader: ClusterNode; other: ClusterNode }> {
+async function leading(
+  observers: readonly ClusterNode[],
+): Promise<{ leader: ClusterNode; other: ClusterNode }> {
   return await vi.waitFor(async () => {
-    const leads = await Promise.all(observers.map((observer) => metricOf(observer, 'tabulum_observation_leading')))
+    const leads = await Promise.all(
+      observers.map((observer) => metricOf(observer, 'tabulum_observation_leading')),
+    )
     const leader = observers[leads.indexOf(1)]
     const other = observers[leads.indexOf(0)]
     if (leader === undefined || other === undefined) throw new Error(`these lead: ${leads}`)
@@ -91,7 +109,8 @@ async function expectExact(cluster: Cluster<Places>): Promise<void> {
     const { code, output } = await cluster.run('verify')
     expect(code, output).toBe(0)
     expect(output).toContain('no differences.')
-    const [, events, seq] = /Compared the observation, (\d+) events, up to (\d+)\./.exec(output) ?? []
+    const [, events, seq] =
+      /Compared the observation, (\d+) events, up to (\d+)\./.exec(output) ?? []
     expect(Number(seq), output).toBeGreaterThanOrEqual(last)
     expect(Number(events)).toBeGreaterThan(0)
   }, WITHIN)
@@ -121,7 +140,10 @@ async function expectSeen(
   for (const { watcher, wants } of watchers) {
     const wanted = log.filter(wants)
     const last = wanted.at(-1)?.seq ?? 0
-    await vi.waitFor(() => expect(watcher.seen.at(-1)?.seq ?? 0).toBeGreaterThanOrEqual(last), WITHIN)
+    await vi.waitFor(
+      () => expect(watcher.seen.at(-1)?.seq ?? 0).toBeGreaterThanOrEqual(last),
+      WITHIN,
+    )
     await watcher.stop()
     expect(watcher.seen.filter(({ seq }) => seq <= last)).toEqual(wanted)
   }
@@ -234,18 +256,25 @@ describe('on servers that go on', () => {
     })
   })
 
-  it('what it does in normal work, it may: it has nothing to complain of', { timeout: TEST_MS }, async () => {
+  it('what it does in normal work, it may: it has nothing to complain of', {
+    timeout: TEST_MS,
+  }, async () => {
     const since = await lastSeqOf(cluster)
     const watchers = watchersOf(observers, since)
     await whileWorking(agents, async () => {
-      await vi.waitFor(async () => expect((await cluster.events(since)).length).toBeGreaterThan(300), WITHIN)
+      await vi.waitFor(
+        async () => expect((await cluster.events(since)).length).toBeGreaterThan(300),
+        WITHIN,
+      )
     })
     const log = (await cluster.events(since)).slice(0, 1_000)
     const range = `since=${since}&until=${log.at(-1)?.seq}&limit=1000`
     for (const observer of observers) {
       expect(await ask(observer, `events?${range}`)).toMatchObject({ events: log })
       const sent = log.filter(({ type }) => type === 'message_sent')
-      expect(await ask(observer, `events?${range}&type=message_sent`)).toMatchObject({ events: sent })
+      expect(await ask(observer, `events?${range}&type=message_sent`)).toMatchObject({
+        events: sent,
+      })
       await ask(observer, 'agents')
       await ask(observer, 'network')
       await ask(observer, 'activity')
@@ -261,17 +290,23 @@ describe('on servers that go on', () => {
     expect(complaintsOf(rebuilt.output.replace(BUILT, ''))).toEqual([])
   })
 
-  it('goes on within seconds where the process that leads is killed', { timeout: TEST_MS }, async () => {
+  it('goes on within seconds where the process that leads is killed', {
+    timeout: TEST_MS,
+  }, async () => {
     const { leader, other } = await leading(observers)
     await whileWorking(agents, async () => {
       await leader.kill()
-      await vi.waitFor(async () => expect(await metricOf(other, 'tabulum_observation_leading')).toBe(1), {
-        timeout: 2 * LEASE_MS + 20_000,
-        interval: 20,
-      })
+      await vi.waitFor(
+        async () => expect(await metricOf(other, 'tabulum_observation_leading')).toBe(1),
+        {
+          timeout: 2 * LEASE_MS + 20_000,
+          interval: 20,
+        },
+      )
       // An answer is as new as what was acknowledged before.
       const [agent, recipient] = agents as [Agent, Agent]
-      const sentBy = async () => (await ask<{ messages_sent: number }>(other, `agents/${agent.address}`)).messages_sent
+      const sentBy = async () =>
+        (await ask<{ messages_sent: number }>(other, `agents/${agent.address}`)).messages_sent
       await vi.waitFor(async () => {
         const before = await sentBy()
         await agent.send(recipient.address, 'one more')
@@ -288,14 +323,21 @@ describe('on servers that go on', () => {
     const { leader, other } = await leading(observers)
     await whileWorking(agents, async () => {
       await leader.freeze()
-      await vi.waitFor(async () => expect(await metricOf(other, 'tabulum_observation_leading')).toBe(1), WITHIN)
+      await vi.waitFor(
+        async () => expect(await metricOf(other, 'tabulum_observation_leading')).toBe(1),
+        WITHIN,
+      )
       const from = await metricOf(other, 'tabulum_observation_applied_seq')
       await vi.waitFor(
-        async () => expect(await metricOf(other, 'tabulum_observation_applied_seq')).toBeGreaterThan(from),
+        async () =>
+          expect(await metricOf(other, 'tabulum_observation_applied_seq')).toBeGreaterThan(from),
         WITHIN,
       )
       await leader.thaw()
-      await vi.waitFor(async () => expect(await metricOf(leader, 'tabulum_observation_leading')).toBe(0), WITHIN)
+      await vi.waitFor(
+        async () => expect(await metricOf(leader, 'tabulum_observation_leading')).toBe(0),
+        WITHIN,
+      )
     })
     await expectExact(cluster)
     expect(await metricOf(other, 'tabulum_observation_leading')).toBe(1)
@@ -318,7 +360,9 @@ describe('on servers that go on', () => {
     await expectExact(cluster)
   })
 
-  it('serves while its read models are built anew, and they are exact', { timeout: TEST_MS }, async () => {
+  it('serves while its read models are built anew, and they are exact', {
+    timeout: TEST_MS,
+  }, async () => {
     const since = await lastSeqOf(cluster)
     const watchers = watchersOf(observers, since)
     const failed: unknown[] = []
@@ -332,8 +376,12 @@ describe('on servers that go on', () => {
           try {
             // What was acknowledged before is in every answer, and nothing that was there is gone.
             await agent.send(recipient.address, 'counted')
-            const figures = await ask<{ messages_sent: number }>(observer, `agents/${agent.address}`)
-            if (figures.messages_sent <= before) failed.push(`${figures.messages_sent} after ${before}`)
+            const figures = await ask<{ messages_sent: number }>(
+              observer,
+              `agents/${agent.address}`,
+            )
+            if (figures.messages_sent <= before)
+              failed.push(`${figures.messages_sent} after ${before}`)
             before = figures.messages_sent
             await ask(observer, 'events?type=message_sent&before=999999999999&limit=10')
             await ask(observer, 'agents')
@@ -376,16 +424,24 @@ describe('on servers that go on', () => {
       ['state', '--key', key],
       ['message', '--id', id],
     ]) {
-      const { code, output } = await cluster.run('remove', [...args, '--reason', 'illegal', '--yes'])
+      const { code, output } = await cluster.run('remove', [
+        ...args,
+        '--reason',
+        'illegal',
+        '--yes',
+      ])
       expect(code, output).toBe(0)
     }
     const log = await cluster.events(since)
     const seqs = log.map(({ seq }) => seq)
-    const written = log.find(({ type, data }) => type === 'state_written' && data.key === key)?.seq as number
+    const written = log.find(({ type, data }) => type === 'state_written' && data.key === key)
+      ?.seq as number
     const isShown = (events: readonly Event[]) => {
       expect(JSON.stringify(events)).not.toContain('illegal value')
       expect(JSON.stringify(events)).not.toContain('illegal message')
-      return events.filter(({ data }) => data.content === REDACTED || data.value === REDACTED).map(({ type }) => type)
+      return events
+        .filter(({ data }) => data.content === REDACTED || data.value === REDACTED)
+        .map(({ type }) => type)
     }
     const removed = async () => {
       for (const observer of observers) {
@@ -395,12 +451,20 @@ describe('on servers that go on', () => {
         expect(all.map(({ seq }) => seq)).toEqual(seqs)
         expect(isShown(all)).toEqual(['state_written', 'message_sent'])
         expect(isShown(await page('type=message_sent'))).toEqual(['message_sent'])
-        expect(isShown(await page(`agent=${agent.address}&type=state_written`))).toEqual(['state_written'])
-        expect(isShown(await page('before=999999999999'))).toEqual(['message_sent', 'state_written'])
+        expect(isShown(await page(`agent=${agent.address}&type=state_written`))).toEqual([
+          'state_written',
+        ])
+        expect(isShown(await page('before=999999999999'))).toEqual([
+          'message_sent',
+          'state_written',
+        ])
         const value = { key, value: REDACTED, redacted: true, reason: 'illegal' }
         expect(await ask(observer, `state/${key}`)).toEqual(value)
         expect(await ask(observer, `state/${key}?at=${written}`)).toMatchObject(value)
-        const { versions } = await ask<{ versions: { type: string }[] }>(observer, `state/${key}/history`)
+        const { versions } = await ask<{ versions: { type: string }[] }>(
+          observer,
+          `state/${key}/history`,
+        )
         expect(versions.map(({ type }) => type)).toEqual(['state_key_removed', 'state_written'])
         const { removals } = await ask<{ removals: object[] }>(observer, 'transparency')
         expect(removals.slice(-2)).toMatchObject([
@@ -409,7 +473,12 @@ describe('on servers that go on', () => {
         ])
         for (const transport of TRANSPORTS) {
           for (const types of [undefined, ['state_written', 'message_sent']]) {
-            const late = startWatcher({ transport, urls: [observer.url], since, ...(types && { types }) })
+            const late = startWatcher({
+              transport,
+              urls: [observer.url],
+              since,
+              ...(types && { types }),
+            })
             const wanted = log.filter(({ type }) => types?.includes(type) ?? true)
             await vi.waitFor(
               () => expect(late.seen.map(({ seq }) => seq)).toEqual(wanted.map(({ seq }) => seq)),
@@ -426,7 +495,10 @@ describe('on servers that go on', () => {
     for (const watcher of early) {
       await vi.waitFor(() => expect(watcher.seen.map(({ seq }) => seq)).toEqual(seqs), WITHIN)
       await watcher.stop()
-      expect(watcher.seen.slice(-2).map(({ type }) => type)).toEqual(['state_key_removed', 'message_redacted'])
+      expect(watcher.seen.slice(-2).map(({ type }) => type)).toEqual([
+        'state_key_removed',
+        'message_redacted',
+      ])
     }
     const { code, output } = await cluster.run('observe', ['--rebuild'], rightsOf(cluster))
     expect(code, output).toBe(0)

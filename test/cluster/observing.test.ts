@@ -1,4 +1,7 @@
-/** What docs/observing.md says to observers, run as they would: with their password, on the servers' configuration of deploy/. */
+/**
+ * What docs/observing.md says to observers, run as they would: with their password, on the servers'
+ * configuration of deploy/.
+ */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
@@ -13,7 +16,14 @@ import { eventLineSchema } from '../../src/events/event-schema.ts'
 import { JetStreamEventLog } from '../../src/events/jetstream-event-log.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { connectNats } from '../../src/platform/nats.ts'
-import { inParallel, inSequence, read, registryRead, sent, written } from '../conformance/support.ts'
+import {
+  inParallel,
+  inSequence,
+  read,
+  registryRead,
+  sent,
+  written,
+} from '../conformance/support.ts'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 const WAIT = { timeout: 60_000, interval: 50 }
@@ -31,7 +41,10 @@ beforeAll(async () => {
   document = await readFile(join(ROOT, 'docs', 'observing.md'), 'utf8')
   blocks = [...document.matchAll(/^```ts\n(.*?)^```$/gms)].map(([, code]) => code as string)
   nats = stack.use(await startNats())
-  log = await JetStreamEventLog.open(await connectNats(nats.url.split(','), 'test', createLogger('warn', 'test')), 3)
+  log = await JetStreamEventLog.open(
+    await connectNats(nats.url.split(','), 'test', createLogger('warn', 'test')),
+    3,
+  )
   stack.defer(() => log.close())
   admin = await connect(natsOptions(nats.adminUrl))
   stack.defer(() => admin.close())
@@ -41,15 +54,19 @@ afterAll(() => stack.disposeAsync(), START_MS)
 /** Runs TypeScript as an observer, until disposed of. */
 function observe(code: string, since = 0) {
   const servers = nats.observerUrl.split(',').map((url) => new URL(url))
-  const child: ChildProcess = spawn(process.execPath, ['--input-type=module-typescript', '--eval', code], {
-    cwd: ROOT,
-    env: {
-      ...process.env,
-      NATS_URL: servers.map(({ host }) => host).join(','),
-      NATS_OBSERVER_PASSWORD: servers[0]?.password ?? '',
-      SINCE: String(since),
+  const child: ChildProcess = spawn(
+    process.execPath,
+    ['--input-type=module-typescript', '--eval', code],
+    {
+      cwd: ROOT,
+      env: {
+        ...process.env,
+        NATS_URL: servers.map(({ host }) => host).join(','),
+        NATS_OBSERVER_PASSWORD: servers[0]?.password ?? '',
+        SINCE: String(since),
+      },
     },
-  })
+  )
   let output = ''
   child.stdout?.on('data', (chunk: Buffer) => (output += chunk.toString()))
   child.stderr?.on('data', (chunk: Buffer) => (output += chunk.toString()))
@@ -68,12 +85,20 @@ function observe(code: string, since = 0) {
 /** Some of all classes, in batches. */
 async function append(): Promise<number[]> {
   const appended = await inParallel(120, (index) =>
-    log.append(index % 4 === 0 ? read('k') : index % 4 === 1 ? sent('tab_x', 'line\nbreak') : written('k', 'v')),
+    log.append(
+      index % 4 === 0
+        ? read('k')
+        : index % 4 === 1
+          ? sent('tab_x', 'line\nbreak')
+          : written('k', 'v'),
+    ),
   )
   return appended.map(({ seq }) => seq).toSorted((one, other) => one - other)
 }
 
-it('the subscriber gets each event once and in order, and goes on where it was', { timeout: START_MS }, async () => {
+it('the subscriber gets each event once and in order, and goes on where it was', {
+  timeout: START_MS,
+}, async () => {
   const seqs = await append()
   const [subscriber = ''] = blocks
   expect(subscriber.trim().split('\n').length).toBeLessThanOrEqual(24)
@@ -88,7 +113,9 @@ it('the subscriber gets each event once and in order, and goes on where it was',
   await vi.waitFor(() => expect(later.numbers(), later.output()).toEqual(seqs.slice(101)), WAIT)
 })
 
-it('several share the work, with acks: none is worked off again', { timeout: START_MS }, async () => {
+it('several share the work, with acks: none is worked off again', {
+  timeout: START_MS,
+}, async () => {
   const [subscriber = '', shared = ''] = blocks
   const beginning = subscriber.slice(0, subscriber.indexOf('const name'))
   const code = `${beginning}
@@ -114,12 +141,28 @@ it('the schema is that of the lines, and refuses what is none', async () => {
   const id = 'x'
   const ts = new Date().toISOString()
   const others: NewEvent[] = [
-    { ts, type: 'operator_created', data: { operator_id: id, contact_hash: 'c', accepted_terms: true } },
-    { ts, type: 'agent_registered', agent: 'tab_x', data: { address: 'tab_x', operator_id: id, has_webhook: true } },
-    { ts, type: 'push_failed', agent: 'tab_x', data: { message_id: id, to: 'tab_x', reason: 'circuit_open' } },
+    {
+      ts,
+      type: 'operator_created',
+      data: { operator_id: id, contact_hash: 'c', accepted_terms: true },
+    },
+    {
+      ts,
+      type: 'agent_registered',
+      agent: 'tab_x',
+      data: { address: 'tab_x', operator_id: id, has_webhook: true },
+    },
+    {
+      ts,
+      type: 'push_failed',
+      agent: 'tab_x',
+      data: { message_id: id, to: 'tab_x', reason: 'circuit_open' },
+    },
     registryRead(),
   ]
-  await inSequence(others.length, (index) => log.append(others[index] as NewEvent, { about: 1_000 }))
+  await inSequence(others.length, (index) =>
+    log.append(others[index] as NewEvent, { about: 1_000 }),
+  )
   await log.append(sent('tab_x', 'pushed'), { via: 'webhook' })
   const manager = await admin.jetstreamManager()
   const { last_seq: last } = (await manager.streams.info('EVENTS')).state

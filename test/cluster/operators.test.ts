@@ -6,7 +6,12 @@ import postgres from 'postgres'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Client } from '../../lab/client.ts'
 import { type Cluster, startCluster } from '../../lab/cluster.ts'
-import { makeDirectory, releasePorts, removeDirectory, reservePorts } from '../../lab/servers/directory.ts'
+import {
+  makeDirectory,
+  releasePorts,
+  removeDirectory,
+  reservePorts,
+} from '../../lab/servers/directory.ts'
 import { Process } from '../../lab/servers/process.ts'
 import { findProgram } from '../../lab/servers/programs.ts'
 
@@ -42,7 +47,9 @@ function withPassword(url: string): string {
   return changed.href
 }
 
-describe('a node that cannot start says what to do, in one message, with exit code 2', { timeout: TEST_MS }, () => {
+describe('a node that cannot start says what to do, in one message, with exit code 2', {
+  timeout: TEST_MS,
+}, () => {
   async function expectRefusal(settings: Record<string, string>, message: RegExp) {
     const { code, output } = await cluster.run('api', [], {
       PORT: '0',
@@ -53,7 +60,11 @@ describe('a node that cannot start says what to do, in one message, with exit co
     })
     expect(output).toMatch(message)
     expect(output).not.toMatch(/^\s+at /m)
-    for (const url of [cluster.postgres.appUrl, cluster.redis.url, cluster.nats.url.split(',')[0] ?? ''])
+    for (const url of [
+      cluster.postgres.appUrl,
+      cluster.redis.url,
+      cluster.nats.url.split(',')[0] ?? '',
+    ])
       expect(output).not.toContain(new URL(url).password)
     expect(output).not.toContain('not-the-password')
     expect(code).toBe(2)
@@ -71,9 +82,15 @@ describe('a node that cannot start says what to do, in one message, with exit co
       /DATABASE_URL: cannot use Postgres at .*password authentication failed/,
     ))
   it('Redis unreachable', () =>
-    expectRefusal({ REDIS_URL: withPort(cluster.redis.url, 1) }, /REDIS_URL: cannot use Redis at 127\.0\.0\.1:1: /))
+    expectRefusal(
+      { REDIS_URL: withPort(cluster.redis.url, 1) },
+      /REDIS_URL: cannot use Redis at 127\.0\.0\.1:1: /,
+    ))
   it('Redis, wrong password', () =>
-    expectRefusal({ REDIS_URL: withPassword(cluster.redis.url) }, /REDIS_URL: cannot use Redis at .*WRONGPASS/))
+    expectRefusal(
+      { REDIS_URL: withPassword(cluster.redis.url) },
+      /REDIS_URL: cannot use Redis at .*WRONGPASS/,
+    ))
   it('NATS unreachable', () =>
     expectRefusal(
       { NATS_URL: withPort(firstNats(), 1) },
@@ -84,7 +101,8 @@ describe('a node that cannot start says what to do, in one message, with exit co
       { NATS_URL: withPassword(firstNats()) },
       /NATS_URL: cannot connect to any of .*Authorization Violation/i,
     ))
-  it('fewer NATS servers than replicas', () => expectRefusal({ EVENTS_REPLICAS: '5' }, /EVENTS_REPLICAS/))
+  it('fewer NATS servers than replicas', () =>
+    expectRefusal({ EVENTS_REPLICAS: '5' }, /EVENTS_REPLICAS/))
 
   it('Redis that evicts', async () => {
     const admin = new Redis(cluster.redis.adminUrl)
@@ -125,18 +143,27 @@ describe('a node that cannot start says what to do, in one message, with exit co
 })
 
 describe('migrate', { timeout: TEST_MS }, () => {
-  const inDatabase = (url: string, name: string) => Object.assign(new URL(url), { pathname: `/${name}` }).href
+  const inDatabase = (url: string, name: string) =>
+    Object.assign(new URL(url), { pathname: `/${name}` }).href
 
   it('a node refuses a schema that is older than it needs; started by several at once each step runs once; then it serves', async () => {
     await superuser.unsafe('create database fresh owner tabulum_owner')
     await superuser.unsafe('grant connect on database fresh to tabulum')
-    const settings = { DATABASE_URL: inDatabase(cluster.postgres.appUrl, 'fresh'), PORT: '0', INTERNAL_PORT: '0' }
+    const settings = {
+      DATABASE_URL: inDatabase(cluster.postgres.appUrl, 'fresh'),
+      PORT: '0',
+      INTERNAL_PORT: '0',
+    }
     const early = await cluster.run('verify', [], settings)
-    expect(early.output).toMatch(/lacks .*0001_registry.*: run the migrate command of this version first/)
+    expect(early.output).toMatch(
+      /lacks .*0001_registry.*: run the migrate command of this version first/,
+    )
     expect(early.code).toBe(2)
 
     const asOwner = { DATABASE_URL: inDatabase(cluster.postgres.ownerUrl, 'fresh') }
-    const runs = await Promise.all(Array.from({ length: 3 }, () => cluster.run('migrate', [], asOwner)))
+    const runs = await Promise.all(
+      Array.from({ length: 3 }, () => cluster.run('migrate', [], asOwner)),
+    )
     expect(
       runs.map(({ code }) => code),
       runs.map(({ output }) => output).join('\n'),
@@ -163,7 +190,9 @@ describe('migrate', { timeout: TEST_MS }, () => {
 
     const { output } = await cluster.run('migrate', [], { DATABASE_URL: cluster.postgres.ownerUrl })
     expect(output).toBe('Installed the functions apply_events.\n')
-    expect(await owner`select hash from installed_functions where name = 'apply_events'`).toEqual([{ hash }])
+    expect(await owner`select hash from installed_functions where name = 'apply_events'`).toEqual([
+      { hash },
+    ])
     expect((await cluster.run('verify', [], settings)).code).toBe(0)
   })
 })

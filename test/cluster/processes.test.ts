@@ -1,4 +1,7 @@
-/** No error of a server ends a process of the kernel, and what a server refused for a while comes back by itself. */
+/**
+ * No error of a server ends a process of the kernel, and what a server refused for a while comes
+ * back by itself.
+ */
 import { Redis } from 'ioredis'
 import postgres from 'postgres'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
@@ -34,12 +37,17 @@ afterAll(async () => {
   await cluster?.[Symbol.asyncDispose]()
 }, START_MS)
 
-/** Remembers which processes run, and says afterwards that they are the same, and have heard of everything that went wrong. */
+/**
+ * Remembers which processes run, and says afterwards that they are the same, and have heard of
+ * everything that went wrong.
+ */
 function watchProcesses(): () => Promise<void> {
   const members: readonly ClusterProcess[] = [...cluster.nodes, ...cluster.workers]
   const before = members.map(({ pid }) => pid)
   return async () => {
-    expect(members.map(({ process, name }) => (process.running ? process.pid : `${name} has ended`))).toEqual(before)
+    expect(
+      members.map(({ process, name }) => (process.running ? process.pid : `${name} has ended`)),
+    ).toEqual(before)
     for (const { internalUrl } of members) {
       const metrics = await (await fetch(`${internalUrl}/metrics`)).text()
       expect(metrics).toMatch(/^tabulum_unhandled_rejections_total 0$/m)
@@ -48,7 +56,10 @@ function watchProcesses(): () => Promise<void> {
   }
 }
 
-/** Agents that write, read and ask for pages until they are told to stop; returns the statuses that they got. */
+/**
+ * Agents that write, read and ask for pages until they are told to stop; returns the statuses that
+ * they got.
+ */
 function load(): { stop(): Promise<ReadonlySet<number>> } {
   const statuses = new Set<number>()
   let isOver = false
@@ -82,7 +93,8 @@ async function works(client: Agent = one): Promise<void> {
 
 /** Every node answers for itself, so that none hides behind another. */
 async function allWork(): Promise<void> {
-  for (const { url } of cluster.nodes) await works(new Agent(new Client(url), one.address, one.token))
+  for (const { url } of cluster.nodes)
+    await works(new Agent(new Client(url), one.address, one.token))
 }
 
 it('Postgres restarted again and again under load: no process ends, no rejection is unheard, all is 200, 404 or 503', {
@@ -108,11 +120,17 @@ it('nothing that the driver of Postgres asks by itself on a new connection can f
   onTestFailed(() => console.error(cluster.output()))
   await allWork()
   const unharmed = watchProcesses()
-  const superuser = postgres(cluster.postgres.superuserUrl, { max: 1, fetch_types: false, onnotice: () => {} })
+  const superuser = postgres(cluster.postgres.superuserUrl, {
+    max: 1,
+    fetch_types: false,
+    onnotice: () => {},
+  })
   try {
     // Which it asks for the types of arrays, unless it is told not to.
     await superuser.unsafe('revoke select on pg_catalog.pg_type from public')
-    await superuser.unsafe(`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tabulum'`)
+    await superuser.unsafe(
+      `select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tabulum'`,
+    )
     await allWork()
     await unharmed()
   } finally {
@@ -138,7 +156,9 @@ describe('a server that refuses the password for a while: 503 until it is the ri
       await cluster.postgres.setAppPassword()
     }
     await allWork()
-    expect([...(await agents.stop())].filter((status) => ![200, 404, 503].includes(status))).toEqual([])
+    expect(
+      [...(await agents.stop())].filter((status) => ![200, 404, 503].includes(status)),
+    ).toEqual([])
     await unharmed()
   })
 
@@ -147,9 +167,12 @@ describe('a server that refuses the password for a while: 503 until it is the ri
     const unharmed = watchProcesses()
     try {
       await cluster.redis.setKernelPassword('another')
-      await vi.waitFor(async () => expect((await two.request('GET', '/v1/messages')).status).toBe(503), {
-        timeout: RECOVERY_MS,
-      })
+      await vi.waitFor(
+        async () => expect((await two.request('GET', '/v1/messages')).status).toBe(503),
+        {
+          timeout: RECOVERY_MS,
+        },
+      )
     } finally {
       await cluster.redis.setKernelPassword()
     }
@@ -157,7 +180,9 @@ describe('a server that refuses the password for a while: 503 until it is the ri
     await unharmed()
   })
 
-  it('Redis that takes away the right to every command, on connections that stay', async ({ onTestFailed }) => {
+  it('Redis that takes away the right to every command, on connections that stay', async ({
+    onTestFailed,
+  }) => {
     onTestFailed(() => console.error(cluster.output()))
     const unharmed = watchProcesses()
     const admin = new Redis(cluster.redis.adminUrl)
@@ -181,7 +206,9 @@ describe('a server that refuses the password for a while: 503 until it is the ri
     await unharmed()
   })
 
-  it('NATS, for long enough that every server has refused more than once', async ({ onTestFailed }) => {
+  it('NATS, for long enough that every server has refused more than once', async ({
+    onTestFailed,
+  }) => {
     onTestFailed(() => console.error(cluster.output()))
     const unharmed = watchProcesses()
     await cluster.nats.setKernelPassword('another')
@@ -189,8 +216,10 @@ describe('a server that refuses the password for a while: 503 until it is the ri
       await vi.waitFor(async () => expect((await one.tryWrite('refused', 'x')).status).toBe(503), {
         timeout: RECOVERY_MS,
       })
-      // The client tries each server ten times a second; three answers of 503 take over three seconds.
-      for (let asked = 0; asked < 3; asked++) expect((await one.trySend(two.address, 'refused')).status).toBe(503)
+      // The client tries each server ten times a second; three answers of 503 take over three
+      // seconds.
+      for (let asked = 0; asked < 3; asked++)
+        expect((await one.trySend(two.address, 'refused')).status).toBe(503)
     } finally {
       await cluster.nats.setKernelPassword()
     }
@@ -199,7 +228,9 @@ describe('a server that refuses the password for a while: 503 until it is the ri
   })
 })
 
-it('a deadlock that Postgres reports is 503, and nothing ends', { timeout: TEST_MS }, async ({ onTestFailed }) => {
+it('a deadlock that Postgres reports is 503, and nothing ends', { timeout: TEST_MS }, async ({
+  onTestFailed,
+}) => {
   onTestFailed(() => console.error(cluster.output()))
   const unharmed = watchProcesses()
   const superuser = postgres(cluster.postgres.superuserUrl, { max: 1, onnotice: () => {} })
@@ -218,7 +249,9 @@ it('a deadlock that Postgres reports is 503, and nothing ends', { timeout: TEST_
       },
       { timeout: RECOVERY_MS },
     )
-    expect([...(await agents.stop())].filter((status) => ![200, 404, 503].includes(status))).toEqual([])
+    expect(
+      [...(await agents.stop())].filter((status) => ![200, 404, 503].includes(status)),
+    ).toEqual([])
   } finally {
     await superuser.unsafe('drop trigger deadlock on state_usage; drop function deadlock()')
     await superuser.end()
@@ -242,7 +275,11 @@ describe('a node with a network of its own', { timeout: TEST_MS }, () => {
       redis: redisProxy,
       nats: nats.map(([proxy]) => proxy),
       all: [postgresProxy, redisProxy, ...nats.map(([proxy]) => proxy)],
-      settings: { DATABASE_URL: databaseUrl, REDIS_URL: redisUrl, NATS_URL: nats.map(([, url]) => url).join(',') },
+      settings: {
+        DATABASE_URL: databaseUrl,
+        REDIS_URL: redisUrl,
+        NATS_URL: nats.map(([, url]) => url).join(','),
+      },
     }
   }
   const readiness = async (node: ClusterProcess) => {
@@ -261,28 +298,42 @@ describe('a node with a network of its own', { timeout: TEST_MS }, () => {
       const waits = () => cluster.output().split('cannot start yet').length
       const before = waits()
       const starting = cluster.startNode(proxies.settings)
-      await vi.waitFor(() => expect(waits()).toBeGreaterThan(before), { timeout: START_MS, interval: 50 })
+      await vi.waitFor(() => expect(waits()).toBeGreaterThan(before), {
+        timeout: START_MS,
+        interval: 50,
+      })
       proxies.postgres.heal()
       const node = await starting
       expect(node.output()).toMatch(/cannot start yet, trying again/)
       // It waited, and was not started again.
       expect(node.output()).not.toMatch(/^DATABASE_URL: cannot use/m)
       const isUp = async () =>
-        (await cluster.haproxy.nodes()).find(({ port }) => port === Number(new URL(node.url).port))?.status
+        (await cluster.haproxy.nodes()).find(({ port }) => port === Number(new URL(node.url).port))
+          ?.status
       try {
         for (const proxy of [proxies.postgres, ...proxies.nats]) proxy[how]()
-        await vi.waitFor(async () => expect(await readiness(node)).toEqual({ code: 200, status: 'degraded' }), {
-          timeout: RECOVERY_MS,
-        })
+        await vi.waitFor(
+          async () => expect(await readiness(node)).toEqual({ code: 200, status: 'degraded' }),
+          {
+            timeout: RECOVERY_MS,
+          },
+        )
         expect(await isUp()).toMatch(/^UP/)
 
         proxies.redis[how]()
-        await vi.waitFor(async () => expect(await isUp()).toBe('DOWN'), { timeout: RECOVERY_MS, interval: 50 })
+        await vi.waitFor(async () => expect(await isUp()).toBe('DOWN'), {
+          timeout: RECOVERY_MS,
+          interval: 50,
+        })
         expect(await readiness(node)).toEqual({ code: 503, status: 'cut_off' })
-        for (let request = 0; request < 12; request++) expect((await one.tryWrite('cut-off', 'x')).status).toBe(200)
+        for (let request = 0; request < 12; request++)
+          expect((await one.tryWrite('cut-off', 'x')).status).toBe(200)
 
         for (const proxy of proxies.all) proxy.heal()
-        await vi.waitFor(async () => expect(await isUp()).toBe('UP'), { timeout: RECOVERY_MS, interval: 50 })
+        await vi.waitFor(async () => expect(await isUp()).toBe('UP'), {
+          timeout: RECOVERY_MS,
+          interval: 50,
+        })
         await works(new Agent(new Client(node.url), one.address, one.token))
         expect(node.output()).not.toMatch(/defect/)
       } finally {

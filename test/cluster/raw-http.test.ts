@@ -1,4 +1,7 @@
-/** What an api node answers itself, and every internal port: `test/contract/raw-http.test.ts` asks through the load balancer. */
+/**
+ * What an api node answers itself, and every internal port: `test/contract/raw-http.test.ts` asks
+ * through the load balancer.
+ */
 import { afterAll, describe, expect, it } from 'vitest'
 import { startSharedCluster } from '../../lab/cluster.ts'
 import { sendRaw } from '../support/raw-http.ts'
@@ -14,7 +17,9 @@ const [node] = cluster.nodes
 const portOf = (url = '') => Number(new URL(url).port)
 
 describe('an api node', () => {
-  it.concurrent.each([...RAW_CASES, ...MENDED])('$what', (rawCase) => expectAnswers(portOf(node?.url), rawCase))
+  it.concurrent.each([...RAW_CASES, ...MENDED])('$what', (rawCase) =>
+    expectAnswers(portOf(node?.url), rawCase),
+  )
 })
 
 describe.each([node, cluster.workers[0]])('the internal port of $name', (kernel) => {
@@ -26,6 +31,8 @@ describe.each([node, cluster.workers[0]])('the internal port of $name', (kernel)
   })
 
   it.concurrent.each(
-    [...RAW_CASES, ...MENDED].filter(({ expected: [first] }) => first !== undefined && 'message' in first),
+    [...RAW_CASES, ...MENDED].filter(
+      ({ expected: [first] }) => first !== undefined && 'message' in first,
+    ),
   )('refuses $what', (rawCase) => expectAnswers(port, rawCase))
 })

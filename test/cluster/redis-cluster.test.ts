@@ -25,7 +25,10 @@ it('names all running servers, and others after the restart of one, never some o
     const seen = new Set<string>()
     const watching = setInterval(() => seen.add(client.incarnation ?? ''), 1)
     const asking = setInterval(
-      () => void client.run('get', (connection) => connection.get(`${Math.random()}`)).catch(ignoreOutage),
+      () =>
+        void client
+          .run('get', (connection) => connection.get(`${Math.random()}`))
+          .catch(ignoreOutage),
       5,
     )
     for (const master of redis.masters.slice(1)) {
@@ -42,7 +45,9 @@ it('names all running servers, and others after the restart of one, never some o
     }
     clearInterval(watching)
     clearInterval(asking)
-    expect([...seen].filter((name) => name !== '' && serversIn(name).length !== redis.masters.length)).toEqual([])
+    expect(
+      [...seen].filter((name) => name !== '' && serversIn(name).length !== redis.masters.length),
+    ).toEqual([])
     expect(seen.size).toBeGreaterThanOrEqual(redis.masters.length)
   } finally {
     await client.close()

@@ -21,14 +21,22 @@ import {
 } from '../../src/messaging/redis-message-queue.ts'
 import type { Database } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
-import { COMMAND_TIMEOUT_MS, callScript, loadScript, RedisClient, type Script } from '../../src/platform/redis.ts'
+import {
+  COMMAND_TIMEOUT_MS,
+  callScript,
+  loadScript,
+  RedisClient,
+  type Script,
+} from '../../src/platform/redis.ts'
 import { LeaseLost } from '../../src/projector/projector.ts'
 import { QueueProjection } from '../../src/projector/queue-projection.ts'
 import { noRemovals } from '../conformance/support.ts'
 import { holdUp } from '../support/hold-up.ts'
 
 const GENERATION = 'test'
-/** Until a node notices that Redis is back, and some for a busy machine; less than a lease lasts. */
+/**
+ * Until a node notices that Redis is back, and some for a busy machine; less than a lease lasts.
+ */
 const BACK = { timeout: 20_000, interval: 50 }
 const FROZEN_MS = 3 * COMMAND_TIMEOUT_MS
 const TEST_MS = 120_000
@@ -54,7 +62,8 @@ it('a server that was frozen gives no lease that nobody waits for any more: what
   const scripts = vi.spyOn(redis, 'script')
   try {
     const { queue, send, expectInOrder } = queueOn(redis)
-    // The one in flight while Redis freezes is the first lease ever of this process, and then it is not.
+    // The one in flight while Redis freezes is the first lease ever of this process, and then it is
+    // not.
     for (const to of ['agent one', 'agent two']) {
       await vi.waitFor(() => send(1, to), BACK)
       await server.freeze()
@@ -62,9 +71,12 @@ it('a server that was frozen gives no lease that nobody waits for any more: what
       await sleep(FROZEN_MS)
       await server.thaw()
       await vi.waitFor(() => send(2, to), BACK)
-      // It has answered what it was asked before: had that leased something, it would be on its way back now.
+      // It has answered what it was asked before: had that leased something, it would be on its way
+      // back now.
       const called = scripts.mock.calls.filter(([, [key]]) => key === queueKey(GENERATION, to))
-      expect(called.map(([{ name }]) => name).filter((name) => name !== 'add_messages')).toEqual(['lease'])
+      expect(called.map(([{ name }]) => name).filter((name) => name !== 'add_messages')).toEqual([
+        'lease',
+      ])
       await expectInOrder(to)
     }
   } finally {
@@ -94,7 +106,9 @@ it('what an answer that came too late has leased is given back: what was sent fi
   }
 })
 
-it('a lease that has run out is not given back: its messages may be in other hands', { timeout: TEST_MS }, async () => {
+it('a lease that has run out is not given back: its messages may be in other hands', {
+  timeout: TEST_MS,
+}, async () => {
   await using server = await startRedis()
   const redis = await open(server.url)
   try {
@@ -105,9 +119,16 @@ it('a lease that has run out is not given back: its messages may be in other han
     const expectOne = () => vi.waitFor(async () => expect(await lease()).toBe(1), BACK)
     await vi.waitFor(() => send(1, to), BACK)
     await expectOne()
-    const script = loadScript('release_messages', new URL('../../src/messaging/lua/release.lua', import.meta.url), 1)
+    const script = loadScript(
+      'release_messages',
+      new URL('../../src/messaging/lua/release.lua', import.meta.url),
+      1,
+    )
     const release = (until: number) =>
-      vi.waitFor(() => redis.script(script, [queueKey(GENERATION, to)], [until, LEASE_MS, '0-1']), BACK)
+      vi.waitFor(
+        () => redis.script(script, [queueKey(GENERATION, to)], [until, LEASE_MS, '0-1']),
+        BACK,
+      )
     const [seconds] = await redis.connection.time()
     const now = Number(seconds) * 1_000
     await release(now)
@@ -128,7 +149,9 @@ it('queues that Redis has lost do not come back with what is new alone, which wo
     const to = 'agent'
     const key = queueKey(GENERATION, to)
     const add = (seq: number) =>
-      changeQueues(redis, GENERATION, [{ recipient: to, added: [[seq, '']], removed: [] }], { positionKey })
+      changeQueues(redis, GENERATION, [{ recipient: to, added: [[seq, '']], removed: [] }], {
+        positionKey,
+      })
     await redis.connection.hset(positionKey, 'generation', GENERATION)
     await add(1)
     expect(await admin.connection.xlen(key)).toBe(1)
@@ -151,15 +174,25 @@ function generationsOn(redis: RedisClient, count: number) {
     to.map((recipient) => ({ recipient, added: [[1, ''] as [number, string]], removed: [] }))
   return {
     agents,
-    fill: (generation: string) => vi.waitFor(() => changeQueues(redis, generation, messages(agents)), BACK),
+    fill: (generation: string) =>
+      vi.waitFor(() => changeQueues(redis, generation, messages(agents)), BACK),
     left: async (generation: string) =>
-      (await Promise.all(agents.map((to) => redis.connection.exists(queueKey(generation, to))))).filter(Boolean).length,
+      (
+        await Promise.all(agents.map((to) => redis.connection.exists(queueKey(generation, to))))
+      ).filter(Boolean).length,
     position: (fields: Record<string, string>) =>
-      redis.connection.hset(POSITION_KEY, { incarnation: redis.incarnation ?? '', position: '1', ...fields }),
+      redis.connection.hset(POSITION_KEY, {
+        incarnation: redis.incarnation ?? '',
+        position: '1',
+        ...fields,
+      }),
   }
 }
 
-/** Removes old generations until there is nothing left to look at; `beforeEach` runs before each step. Where Redis is late, from the beginning. */
+/**
+ * Removes old generations until there is nothing left to look at; `beforeEach` runs before each
+ * step. Where Redis is late, from the beginning.
+ */
 async function sweep(redis: RedisClient, beforeEach = async () => {}): Promise<number> {
   let removed = 0
   await vi.waitFor(async () => {
@@ -207,10 +240,9 @@ it('the position moves past what is for others, by the leader and from where it 
       position: '1',
     })
     // There is nothing to ask the database for.
-    const [first, next] = [1, 2].map(() => new QueueProjection(redis, {} as Database, { maxQueue: 10 })) as [
-      QueueProjection,
-      QueueProjection,
-    ]
+    const [first, next] = [1, 2].map(
+      () => new QueueProjection(redis, {} as Database, { maxQueue: 10 }),
+    ) as [QueueProjection, QueueProjection]
     const signal = new AbortController().signal
     expect(await first.acquire('first', 60_000, signal)).toBe(1)
     await first.pass('first', 1, 3)
@@ -230,8 +262,16 @@ it('a sweep while generations are built, made current and given up never removes
   const redis = await open(server.url)
   try {
     const { agents, fill, left, position } = generationsOn(redis, 1_500)
-    const advance = loadScript('advance', new URL('../../src/projector/lua/advance.lua', import.meta.url), 2)
-    const build = loadScript('build_generation', new URL('../../src/projector/lua/build.lua', import.meta.url), 2)
+    const advance = loadScript(
+      'advance',
+      new URL('../../src/projector/lua/advance.lua', import.meta.url),
+      2,
+    )
+    const build = loadScript(
+      'build_generation',
+      new URL('../../src/projector/lua/build.lua', import.meta.url),
+      2,
+    )
     // Answered however late.
     const run = (script: Script, ...args: (string | number)[]) =>
       callScript(redis.connection, script, ['{queues}:lease', POSITION_KEY], ['leader', ...args])
@@ -256,7 +296,8 @@ it('a sweep while generations are built, made current and given up never removes
     await sweep(redis)
     expect(await left('11')).toBe(agents.length)
     expect(await left('12')).toBe(agents.length)
-    for (let generation = 0; generation <= 10; generation++) expect(await left(String(generation))).toBe(0)
+    for (let generation = 0; generation <= 10; generation++)
+      expect(await left(String(generation))).toBe(0)
   } finally {
     await redis.close()
   }
@@ -287,7 +328,10 @@ it('a leader that was away while another began to build makes nothing current: i
   const redis = await open(server.url)
   try {
     const { position } = generationsOn(redis, 0)
-    /** A database that waits for `goOn` before it gives the page that a rebuild asks for, which is empty. */
+    /**
+     * A database that waits for `goOn` before it gives the page that a rebuild asks for, which is
+     * empty.
+     */
     const databaseWith = (goOn: Promise<void>): Database => {
       const query: unknown = new Proxy(
         {},
@@ -313,7 +357,8 @@ it('a leader that was away while another began to build makes nothing current: i
       expect(generation).toBeTruthy()
       return generation
     }, BACK)
-    // Frozen for longer than its lease. Another leads, and finds what it has begun: even what was complete is built anew.
+    // Frozen for longer than its lease. Another leads, and finds what it has begun: even what was
+    // complete is built anew.
     await redis.connection.del('{queues}:lease')
     await position({ incarnation: redis.incarnation ?? '' })
     const second = Promise.withResolvers<void>()
@@ -373,10 +418,20 @@ function queueOn(redis: RedisClient) {
     { maxContentBytes: 65_536 },
   )
   const send = async (seq: number, to: string) => {
-    const payload = toPayload({ seq, message_id: `id ${seq}`, from: 'a', to, content: `${seq}`, timestamp: 'now' })
+    const payload = toPayload({
+      seq,
+      message_id: `id ${seq}`,
+      from: 'a',
+      to,
+      content: `${seq}`,
+      timestamp: 'now',
+    })
     await changeQueues(redis, GENERATION, [{ recipient: to, added: [[seq, payload]], removed: [] }])
   }
-  /** Leases until what was sent first comes first: what a late answer has leased is given back a moment later. */
+  /**
+   * Leases until what was sent first comes first: what a late answer has leased is given back a
+   * moment later.
+   */
   const expectInOrder = (to: string) =>
     vi.waitFor(async () => {
       const lease = await queue.lease(to, 10)
@@ -398,23 +453,53 @@ it('what is redacted is gone from Redis, and nothing else of the queue has chang
     const key = queueKey(GENERATION, to)
     const ids = Array.from({ length: 2_500 }, (_, index) => index + 1)
     const added = ids.map((seq): [number, string] => {
-      const message = { seq, message_id: `id ${seq}`, from: 'a', to, content: `content ${seq}`, timestamp: 'now' }
+      const message = {
+        seq,
+        message_id: `id ${seq}`,
+        from: 'a',
+        to,
+        content: `content ${seq}`,
+        timestamp: 'now',
+      }
       return [seq, toPayload(message)]
     })
     await changeQueues(redis, GENERATION, [{ recipient: to, added, removed: [] }])
-    // Leased, by one and another, some given back, some delivered, the last and one in the middle gone.
-    const leases = [await queue.lease(to, 1_100), await queue.lease(to, 5), await queue.lease(to, 3)]
+    // Leased, by one and another, some given back, some delivered, the last and one in the middle
+    // gone.
+    const leases = [
+      await queue.lease(to, 1_100),
+      await queue.lease(to, 5),
+      await queue.lease(to, 3),
+    ]
     await leases[1]?.release()
     await queue.remove(to, leases[2]?.messages ?? [])
     await changeQueues(redis, GENERATION, [{ recipient: to, added: [], removed: [1_500, 2_500] }])
     // Idle for a known time, long ago enough that a slow machine's is another.
-    await admin.xclaim(key, 'agents', 'responses', 0, '0-7', 'IDLE', 20_000, 'RETRYCOUNT', 4, 'JUSTID')
+    await admin.xclaim(
+      key,
+      'agents',
+      'responses',
+      0,
+      '0-7',
+      'IDLE',
+      20_000,
+      'RETRYCOUNT',
+      4,
+      'JUSTID',
+    )
     const look = async () => ({
       entries: await admin.xrange(key, '-', '+'),
-      pending: (await admin.xpending(key, 'agents', '-', '+', 10_000)) as [string, string, number, number][],
+      pending: (await admin.xpending(key, 'agents', '-', '+', 10_000)) as [
+        string,
+        string,
+        number,
+        number,
+      ][],
       groups: await admin.xinfo('GROUPS', key),
       stream: ((await admin.xinfo('STREAM', key)) as unknown[]).filter((_, index, all) =>
-        ['last-generated-id', 'entries-added', 'max-deleted-entry-id'].includes(String(all[index - 1])),
+        ['last-generated-id', 'entries-added', 'max-deleted-entry-id'].includes(
+          String(all[index - 1]),
+        ),
       ),
       ttl: await admin.pttl(key),
     })
@@ -429,7 +514,8 @@ it('what is redacted is gone from Redis, and nothing else of the queue has chang
     expect(after.groups).toEqual(before.groups)
     expect(after.stream).toEqual(before.stream)
     expect(after.ttl).toBe(before.ttl)
-    const bare = ({ pending }: typeof before) => pending.map(([id, consumer, , times]) => ({ id, consumer, times }))
+    const bare = ({ pending }: typeof before) =>
+      pending.map(([id, consumer, , times]) => ({ id, consumer, times }))
     expect(bare(after)).toEqual(bare(before))
     for (const [index, [id, , idle]] of after.pending.entries()) {
       expect(idle, id).toBeGreaterThanOrEqual(before.pending[index]?.[2] ?? 0)

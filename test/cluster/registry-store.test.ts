@@ -1,4 +1,7 @@
-/** The registry of a cluster: the suite of its port on Postgres, and how it waits for the log and the projection. */
+/**
+ * The registry of a cluster: the suite of its port on Postgres, and how it waits for the log and
+ * the projection.
+ */
 import { describe, expect, it, vi } from 'vitest'
 import type { NewEvent } from '../../src/events/event.ts'
 import { type Appended, type AppendOptions, LogUnavailable } from '../../src/events/event-log.ts'
@@ -10,7 +13,10 @@ import { openRegistry } from './support.ts'
 
 describeRegistryStore('Postgres', async () => {
   const { tables, ...harness } = await openRegistry()
-  return { ...harness, revoke: async (level, identity) => (await tables.revoke(level, identity)) !== undefined }
+  return {
+    ...harness,
+    revoke: async (level, identity) => (await tables.revoke(level, identity)) !== undefined,
+  }
 })
 
 describe('who registers in a cluster', () => {

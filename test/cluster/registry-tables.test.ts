@@ -1,4 +1,6 @@
-/** The registry's tables in Postgres: staging, activating what is staged, and what was abandoned. */
+/**
+ * The registry's tables in Postgres: staging, activating what is staged, and what was abandoned.
+ */
 import { randomUUID } from 'node:crypto'
 import fc from 'fast-check'
 import { sql } from 'kysely'
@@ -54,7 +56,8 @@ async function registerAgent() {
 }
 
 const total = () => tables.total()
-const addresses = async (since = 0) => (await tables.page(since, 1_000)).agents.map(({ address }) => address)
+const addresses = async (since = 0) =>
+  (await tables.page(since, 1_000)).agents.map(({ address }) => address)
 
 describe('staging and activating', () => {
   it('an agent is nobody until its event is applied', async () => {
@@ -68,7 +71,11 @@ describe('staging and activating', () => {
     expect(await tables.findByToken('agent', secrets.lookup)).toEqual([
       { identity: address, tokenHash: secrets.tokenHash, operatorId },
     ])
-    expect(await tables.findAgent(address)).toEqual({ address, registeredAt: TS, hasWebhook: false })
+    expect(await tables.findAgent(address)).toEqual({
+      address,
+      registeredAt: TS,
+      hasWebhook: false,
+    })
     expect(await total()).toBe(before + 1)
     expect((await addresses()).at(-1)).toBe(address)
   })
@@ -156,7 +163,9 @@ describe('what was abandoned', () => {
         await stageOperator()
         const moved = sql`${aheadMs}::float8 * interval '1 millisecond'`
         for (const table of ['agents', 'operators'])
-          await sql`update ${sql.table(table)} set staged_at = staged_at + ${moved} where seq is null`.execute(database)
+          await sql`update ${sql.table(table)} set staged_at = staged_at + ${moved} where seq is null`.execute(
+            database,
+          )
         // Half an hour is their time here.
         await tables.tidyRegistrations(new Date(Date.now() - HOUR_MS / 2), 1_000)
         const { rows } = await sql<{ latest: Date | null; kinds: number }>`
@@ -164,7 +173,8 @@ describe('what was abandoned', () => {
             select staged_at from agents where seq is null
             union all select staged_at from operators where seq is null
           ) as staged`.execute(database)
-        if (Math.abs(aheadMs + HOUR_MS / 2) > SLACK_MS) expect(rows[0]?.kinds).toBe(aheadMs < -HOUR_MS / 2 ? 0 : 2)
+        if (Math.abs(aheadMs + HOUR_MS / 2) > SLACK_MS)
+          expect(rows[0]?.kinds).toBe(aheadMs < -HOUR_MS / 2 ? 0 : 2)
         expect(rows[0]?.latest?.getTime() ?? 0).toBeLessThanOrEqual(Date.now() + SLACK_MS)
       }),
       { seed: SEED, numRuns: 40, endOnFailure: true },
@@ -180,7 +190,9 @@ describe('challenges', () => {
     ttlMs,
   })
   const count = async () => {
-    const { rows } = await sql<{ count: number }>`select count(*) as count from challenges`.execute(database)
+    const { rows } = await sql<{ count: number }>`select count(*) as count from challenges`.execute(
+      database,
+    )
     return rows[0]?.count ?? 0
   }
 

@@ -47,18 +47,34 @@ async function sendAll(to: Agent, contents: readonly string[]): Promise<string[]
 }
 
 async function redact(id: string | undefined): Promise<void> {
-  const { code, output } = await cluster.run('remove', ['message', '--id', id ?? '', '--reason', 'illegal', '--yes'])
+  const { code, output } = await cluster.run('remove', [
+    'message',
+    '--id',
+    id ?? '',
+    '--reason',
+    'illegal',
+    '--yes',
+  ])
   expect(code, output).toBe(0)
 }
 
 const contentsOf = (messages: readonly Message[]) => messages.map(({ content }) => content)
 
-it('a state key: agents get 404 on every node, the list lacks it, its room is free', { timeout: TEST_MS }, async () => {
+it('a state key: agents get 404 on every node, the list lacks it, its room is free', {
+  timeout: TEST_MS,
+}, async () => {
   await sender.write('kept', 'fine')
   const before = await sender.capacity()
   await sender.write('bad', 'first')
   await sender.write('bad', 'illegal')
-  const { code, output } = await cluster.run('remove', ['state', '--key', 'bad', '--reason', 'illegal', '--yes'])
+  const { code, output } = await cluster.run('remove', [
+    'state',
+    '--key',
+    'bad',
+    '--reason',
+    'illegal',
+    '--yes',
+  ])
   expect(code, output).toBe(0)
   expect(output).toContain(hash('sha256', 'illegal'))
   for (const { url } of cluster.nodes) {
@@ -70,7 +86,14 @@ it('a state key: agents get 404 on every node, the list lacks it, its room is fr
   expect(await sender.capacity()).toEqual(before)
   await sender.write('gone', 'once')
   await sender.remove('gone')
-  const gone = await cluster.run('remove', ['state', '--key', 'gone', '--reason', 'illegal', '--yes'])
+  const gone = await cluster.run('remove', [
+    'state',
+    '--key',
+    'gone',
+    '--reason',
+    'illegal',
+    '--yes',
+  ])
   expect(gone.code, gone.output).toBe(0)
   expect(gone.output).toContain(hash('sha256', 'once'))
 })
@@ -92,7 +115,9 @@ it('messages that wait in a queue, small and large, arrive redacted, in order an
   expect(contentsOf(await to.receiveAll())).toEqual(['5'])
 })
 
-it('the queues that are built anew, after Redis has lost all, have the redactions', { timeout: TEST_MS }, async () => {
+it('the queues that are built anew, after Redis has lost all, have the redactions', {
+  timeout: TEST_MS,
+}, async () => {
   const to = await client.registerAgent()
   const ids = await sendAll(to, ['0', 'illegal', LARGE, '3'])
   await redact(ids[1])
@@ -107,7 +132,9 @@ it('the queues that are built anew, after Redis has lost all, have the redaction
   expect(contentsOf(received)).toEqual(['0', REDACTED, REDACTED, '3'])
 })
 
-it('messages to a webhook arrive redacted, pushed or, where that fails, fetched', { timeout: TEST_MS }, async () => {
+it('messages to a webhook arrive redacted, pushed or, where that fails, fetched', {
+  timeout: TEST_MS,
+}, async () => {
   const gate = Promise.withResolvers<void>()
   const answering = (status: number) =>
     startReceiver({
@@ -125,7 +152,10 @@ it('messages to a webhook arrive redacted, pushed or, where that fails, fetched'
   const pushedIds = await sendAll(pushed as Agent, ['0', 'illegal', '2'])
   const fetchedIds = await sendAll(fetching as Agent, ['illegal', LARGE, '2'])
   // The first of each is on its way.
-  await vi.waitFor(() => expect([well.deliveries.length, gone.deliveries.length]).toEqual([1, 1]), WITHIN)
+  await vi.waitFor(
+    () => expect([well.deliveries.length, gone.deliveries.length]).toEqual([1, 1]),
+    WITHIN,
+  )
   await redact(pushedIds[1])
   await redact(fetchedIds[0])
   await redact(fetchedIds[1])
@@ -152,11 +182,16 @@ it('is said to be in the log where no projector takes it in, and takes effect wh
     .run('remove', ['message', '--id', id, '--reason', 'illegal', '--yes'])
     .finally(() => Promise.all(all.map((member) => member.thaw())))
   expect(code, output).toBe(1)
-  expect(output).toMatch(/The removal of message \S+ is in the log as event \d+, and not in force yet: the projection/)
+  expect(output).toMatch(
+    /The removal of message \S+ is in the log as event \d+, and not in force yet: the projection/,
+  )
   await vi.waitFor(async () => {
     expect((await cluster.run('remove', ['list'])).output).toContain(id)
   }, WITHIN)
-  await vi.waitFor(async () => expect(contentsOf(await to.receiveAll())).toEqual([REDACTED]), WITHIN)
+  await vi.waitFor(
+    async () => expect(contentsOf(await to.receiveAll())).toEqual([REDACTED]),
+    WITHIN,
+  )
 })
 
 it('leaves nothing that verify would tell of', { timeout: TEST_MS }, async () => {

@@ -1,4 +1,7 @@
-/** The configuration in deploy/ on real servers: who may do what, what the load balancer does, and that nothing is left behind. */
+/**
+ * The configuration in deploy/ on real servers: who may do what, what the load balancer does, and
+ * that nothing is left behind.
+ */
 import { execFile, spawn } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { createServer, request, type Server } from 'node:http'
@@ -77,21 +80,26 @@ describe('Postgres', () => {
     await sql.end()
   })
 
-  test.each(['postgres', 'tabulum_owner', 'tabulum'])('refuses %s with a wrong password', async (user) => {
-    const url = new URL(server.appUrl)
-    url.username = user
-    url.password = 'wrong'
-    const sql = open(url.href)
-    await expect(sql`SELECT 1`).rejects.toMatchObject({ code: '28P01' })
-    await sql.end()
-  })
+  test.each(['postgres', 'tabulum_owner', 'tabulum'])(
+    'refuses %s with a wrong password',
+    async (user) => {
+      const url = new URL(server.appUrl)
+      url.username = user
+      url.password = 'wrong'
+      const sql = open(url.href)
+      await expect(sql`SELECT 1`).rejects.toMatchObject({ code: '28P01' })
+      await sql.end()
+    },
+  )
 
   test('lets the application read and write what migrations have created', async () => {
     await app`INSERT INTO note (body) VALUES ('first')`
     await app`UPDATE note SET body = 'second'`
     expect(await app`SELECT body FROM note`).toEqual([{ body: 'second' }])
     await app`DELETE FROM note`
-    expect(await app`SELECT nextval('counter')::int AS next, double(21)`).toEqual([{ next: 1, double: 42 }])
+    expect(await app`SELECT nextval('counter')::int AS next, double(21)`).toEqual([
+      { next: 1, double: 42 },
+    ])
   })
 
   test.each([
@@ -169,22 +177,36 @@ describe('Redis', () => {
     expect(await kernel.get('key')).toBe('value')
     await kernel.xgroup('CREATE', 'stream', 'group', '0', 'MKSTREAM')
     await kernel.xadd('stream', '1-0', 'field', 'value')
-    expect(await kernel.xreadgroup('GROUP', 'group', 'me', 'COUNT', 1, 'STREAMS', 'stream', '>')).toEqual([
-      ['stream', [['1-0', ['field', 'value']]]],
-    ])
-    expect(await kernel.eval("return redis.call('TIME')[1] and redis.call('INCR', KEYS[1])", 1, 'counter')).toBe(1)
+    expect(
+      await kernel.xreadgroup('GROUP', 'group', 'me', 'COUNT', 1, 'STREAMS', 'stream', '>'),
+    ).toEqual([['stream', [['1-0', ['field', 'value']]]]])
+    expect(
+      await kernel.eval(
+        "return redis.call('TIME')[1] and redis.call('INCR', KEYS[1])",
+        1,
+        'counter',
+      ),
+    ).toBe(1)
     expect(await kernel.multi().incr('counter').unlink('key').exec()).toEqual([
       [null, 2],
       [null, 1],
     ])
-    expect(await kernel.scan('0', 'COUNT', 100)).toEqual(['0', expect.arrayContaining(['counter', 'stream'])])
-    expect(await kernel.config('GET', 'maxmemory-policy')).toEqual(['maxmemory-policy', 'noeviction'])
+    expect(await kernel.scan('0', 'COUNT', 100)).toEqual([
+      '0',
+      expect.arrayContaining(['counter', 'stream']),
+    ])
+    expect(await kernel.config('GET', 'maxmemory-policy')).toEqual([
+      'maxmemory-policy',
+      'noeviction',
+    ])
     expect(await kernel.info('server')).toContain('run_id:')
 
     const listener = open(server.url)
     await listener.connect()
     await listener.subscribe('channel')
-    const heard = new Promise((resolve) => listener.once('message', (_channel, message) => resolve(message)))
+    const heard = new Promise((resolve) =>
+      listener.once('message', (_channel, message) => resolve(message)),
+    )
     await kernel.publish('channel', 'hello')
     expect(await heard).toBe('hello')
     listener.disconnect()
@@ -214,7 +236,9 @@ describe('Redis', () => {
   })
 
   test('denies scripts of the kernel what it denies the kernel', async () => {
-    await expect(kernel.eval("return redis.call('FLUSHALL')", 0)).rejects.toThrow(/can't run this command/)
+    await expect(kernel.eval("return redis.call('FLUSHALL')", 0)).rejects.toThrow(
+      /can't run this command/,
+    )
   })
 
   test('refuses a wrong password, a wrong user and none', async () => {
@@ -224,7 +248,9 @@ describe('Redis', () => {
       client.disconnect()
     }
     const anonymous = open(`redis://127.0.0.1:${server.port}`)
-    await expect(anonymous.connect().then(() => anonymous.get('key'))).rejects.toThrow(/NOAUTH|closed/)
+    await expect(anonymous.connect().then(() => anonymous.get('key'))).rejects.toThrow(
+      /NOAUTH|closed/,
+    )
     anonymous.disconnect()
   })
 
@@ -250,18 +276,30 @@ describe('Redis', () => {
     await using own = await startRedis()
     const before = open(own.url)
     await before.connect()
-    await before.eval("redis.call('SET', KEYS[1], 1) redis.call('SET', KEYS[2], 2)", 2, '{kept}:1', '{kept}:2')
+    await before.eval(
+      "redis.call('SET', KEYS[1], 1) redis.call('SET', KEYS[2], 2)",
+      2,
+      '{kept}:1',
+      '{kept}:2',
+    )
     await before.multi().set('{kept}:3', 3).set('{kept}:4', 4).exec()
     await own.restart()
     const after = open(own.url)
     await after.connect()
-    expect(await after.mget('{kept}:1', '{kept}:2', '{kept}:3', '{kept}:4')).toEqual(['1', '2', '3', '4'])
+    expect(await after.mget('{kept}:1', '{kept}:2', '{kept}:3', '{kept}:4')).toEqual([
+      '1',
+      '2',
+      '3',
+      '4',
+    ])
     expect(own.process.output()).not.toMatch(/NOPERM/)
     before.disconnect()
     after.disconnect()
   })
 
-  test('begins empty after a restart when it is to keep nothing', { timeout: START_TIMEOUT_MS }, async () => {
+  test('begins empty after a restart when it is to keep nothing', {
+    timeout: START_TIMEOUT_MS,
+  }, async () => {
     await using forgetful = await startRedis({ persistence: false })
     for (const expected of [null, null]) {
       const client = open(forgetful.url)
@@ -298,8 +336,16 @@ describe('NATS', () => {
       maxReconnectAttempts: -1,
       reconnectTimeWait: 50,
     })
-    observer = await connect({ ...natsOptions(cluster.observerUrl), reconnect: true, maxReconnectAttempts: -1 })
-    admin = await connect({ ...natsOptions(cluster.adminUrl), reconnect: true, maxReconnectAttempts: -1 })
+    observer = await connect({
+      ...natsOptions(cluster.observerUrl),
+      reconnect: true,
+      maxReconnectAttempts: -1,
+    })
+    admin = await connect({
+      ...natsOptions(cluster.adminUrl),
+      reconnect: true,
+      maxReconnectAttempts: -1,
+    })
     const manager = await kernel.jetstreamManager({ timeout: 60_000 })
     await manager.streams.add({
       name: 'EVENTS',
@@ -307,15 +353,20 @@ describe('NATS', () => {
       num_replicas: 3,
       allow_direct: true,
     })
-    await manager.consumers.add('EVENTS', { durable_name: 'webhooks', ack_policy: AckPolicy.Explicit })
-    for (const number of [1, 2, 3]) await kernel.jetstream().publish(subject, encode(`event ${number}`))
+    await manager.consumers.add('EVENTS', {
+      durable_name: 'webhooks',
+      ack_policy: AckPolicy.Explicit,
+    })
+    for (const number of [1, 2, 3])
+      await kernel.jetstream().publish(subject, encode(`event ${number}`))
   }, START_TIMEOUT_MS)
   afterAll(async () => {
     await Promise.all([kernel?.close(), observer?.close(), admin?.close()])
     await cluster?.[Symbol.asyncDispose]()
   })
 
-  const lastSeq = async () => (await (await kernel.jetstreamManager()).streams.info('EVENTS')).state.last_seq
+  const lastSeq = async () =>
+    (await (await kernel.jetstreamManager()).streams.info('EVENTS')).state.last_seq
   /** As soon as there is one. */
   const streamLeader = () =>
     eventually(async () => {
@@ -342,25 +393,31 @@ describe('NATS', () => {
     const names = cluster.servers.map(({ name }) => name)
     // One that is slow to answer is not heard.
     await eventually(async () => expect(names).toContain((await cluster.leader())?.name))
-    await eventually(async () => expect(names).toContain((await cluster.streamLeader('EVENTS'))?.name))
+    await eventually(async () =>
+      expect(names).toContain((await cluster.streamLeader('EVENTS'))?.name),
+    )
     const current = !cluster.version.startsWith('2.9.')
     const [{ process }] = cluster.servers as [(typeof cluster.servers)[0]]
-    expect(readFileSync(`/proc/${process.pid}/cmdline`, 'utf8')).toContain(current ? '/nats.conf' : '/nats-2.9.conf')
+    expect(readFileSync(`/proc/${process.pid}/cmdline`, 'utf8')).toContain(
+      current ? '/nats.conf' : '/nats-2.9.conf',
+    )
   })
 
   test.each(['kernel', 'observer', 'admin', 'system', 'route', 'nobody'])(
     'refuses %s with a wrong password',
     async (user) => {
       const { servers } = natsOptions(cluster.url)
-      await expect(connect({ servers: servers ?? [], user, pass: 'wrong', reconnect: false })).rejects.toThrow(
-        /Authorization/,
-      )
+      await expect(
+        connect({ servers: servers ?? [], user, pass: 'wrong', reconnect: false }),
+      ).rejects.toThrow(/Authorization/)
     },
   )
 
   test('refuses who says no name', async () => {
     const { servers } = natsOptions(cluster.url)
-    await expect(connect({ servers: servers ?? [], reconnect: false })).rejects.toThrow(/Authorization/)
+    await expect(connect({ servers: servers ?? [], reconnect: false })).rejects.toThrow(
+      /Authorization/,
+    )
   })
 
   test('takes the kernel an event of 6 MiB, and broadcasts', async () => {
@@ -378,14 +435,18 @@ describe('NATS', () => {
     'STREAM.MSG.DELETE.EVENTS',
     'STREAM.CREATE.OTHER',
   ])('denies the kernel %s', async (action) => {
-    expect(await denied(kernel, () => kernel.publish(`$JS.API.${action}`))).toBe(`$JS.API.${action}`)
+    expect(await denied(kernel, () => kernel.publish(`$JS.API.${action}`))).toBe(
+      `$JS.API.${action}`,
+    )
   })
 
   test('lets the observer ask about the stream, get an event directly, and consume from any place', async () => {
     const manager = await observer.jetstreamManager()
     expect((await manager.streams.info('EVENTS')).config.name).toBe('EVENTS')
     const timeout = ANSWER_TIMEOUT_MS
-    const second = await observer.request('$JS.API.DIRECT.GET.EVENTS', encode('{"seq":2}'), { timeout })
+    const second = await observer.request('$JS.API.DIRECT.GET.EVENTS', encode('{"seq":2}'), {
+      timeout,
+    })
     expect(second.string()).toBe('event 2')
 
     const client = observer.jetstream()
@@ -409,7 +470,11 @@ describe('NATS', () => {
 
   test('lets the observer use a consumer of its own by name', async () => {
     const manager = await observer.jetstreamManager()
-    await manager.consumers.add('EVENTS', { name: 'observer-1', ack_policy: AckPolicy.None, inactive_threshold: 60e9 })
+    await manager.consumers.add('EVENTS', {
+      name: 'observer-1',
+      ack_policy: AckPolicy.None,
+      inactive_threshold: 60e9,
+    })
     expect((await manager.consumers.info('EVENTS', 'observer-1')).name).toBe('observer-1')
     const consumer = await observer.jetstream().consumers.get('EVENTS', 'observer-1')
     const first = await consumer.next({ expires: ANSWER_TIMEOUT_MS })
@@ -449,7 +514,9 @@ describe('NATS', () => {
   test.each(['>', 'events.>', 'tabulum.>', '$SYS.>', '$JS.>'])(
     'denies the observer to subscribe to %s',
     async (forbidden) => {
-      expect(await denied(observer, () => void observer.subscribe(forbidden, { callback: () => {} }))).toBe(forbidden)
+      expect(
+        await denied(observer, () => void observer.subscribe(forbidden, { callback: () => {} })),
+      ).toBe(forbidden)
     },
   )
 
@@ -465,7 +532,8 @@ describe('NATS', () => {
       observer.publish('$JS.API.STREAM.INFO.EVENTS', undefined, { reply })
       observer.publish('$JS.API.CONSUMER.MSG.NEXT.EVENTS.observer-1', encode('1'), { reply })
     }
-    // A consumer that pushes, to where the observer may not publish. `events.…` the server itself refuses.
+    // A consumer that pushes, to where the observer may not publish. `events.…` the server itself
+    // refuses.
     const manager = await observer.jetstreamManager()
     for (const target of [
       'tabulum.forged',
@@ -473,7 +541,11 @@ describe('NATS', () => {
       '$JS.API.CONSUMER.DELETE.EVENTS.webhooks',
     ]) {
       const name = `push-${target.replaceAll(/\W/g, '-')}`
-      const added = manager.consumers.add('EVENTS', { name, deliver_subject: target, ack_policy: AckPolicy.None })
+      const added = manager.consumers.add('EVENTS', {
+        name,
+        deliver_subject: target,
+        ack_policy: AckPolicy.None,
+      })
       await added.catch(() => {})
     }
     await observer.flush()
@@ -481,7 +553,9 @@ describe('NATS', () => {
     await sleep(1_000)
     expect(heard).toEqual([])
     expect(await lastSeq()).toBe(before + 1)
-    expect((await (await kernel.jetstreamManager()).consumers.info('EVENTS', 'webhooks')).name).toBe('webhooks')
+    expect(
+      (await (await kernel.jetstreamManager()).consumers.info('EVENTS', 'webhooks')).name,
+    ).toBe('webhooks')
     broadcasts.unsubscribe()
   })
 
@@ -490,13 +564,17 @@ describe('NATS', () => {
     await manager.streams.add({ name: 'SCRATCH', subjects: ['scratch'], num_replicas: 1 })
     expect(await manager.streams.delete('SCRATCH')).toBe(true)
     const system = await connect(natsOptions(cluster.systemUrl))
-    const answer = await system.request('$SYS.REQ.SERVER.PING', undefined, { timeout: ANSWER_TIMEOUT_MS })
+    const answer = await system.request('$SYS.REQ.SERVER.PING', undefined, {
+      timeout: ANSWER_TIMEOUT_MS,
+    })
     expect(answer.json()).toHaveProperty('server')
     await expect(system.jetstreamManager()).rejects.toThrow()
     await system.close()
   })
 
-  test('goes on without one server, and takes it back with what it missed', { timeout: START_TIMEOUT_MS }, async () => {
+  test('goes on without one server, and takes it back with what it missed', {
+    timeout: START_TIMEOUT_MS,
+  }, async () => {
     const leader = await streamLeader()
     await leader.kill()
     const published = await eventually(() =>
@@ -507,10 +585,13 @@ describe('NATS', () => {
     await streamLeader()
   })
 
-  test('stops acknowledging without a majority, and goes on where it was', { timeout: START_TIMEOUT_MS }, async () => {
+  test('stops acknowledging without a majority, and goes on where it was', {
+    timeout: START_TIMEOUT_MS,
+  }, async () => {
     const before = await eventually(lastSeq)
     const [one, two] = cluster.servers as [NatsServer, NatsServer]
-    const publish = () => kernel.jetstream().publish(subject, encode('refused'), { timeout: 1_000, msgID: 'once' })
+    const publish = () =>
+      kernel.jetstream().publish(subject, encode('refused'), { timeout: 1_000, msgID: 'once' })
     await Promise.all([one.kill(), two.kill()])
     await expect(publish()).rejects.toThrow()
     await Promise.all([one.restart(), two.restart()])
@@ -525,7 +606,12 @@ interface FakeNode extends AsyncDisposable {
   readonly host: string
   readonly port: number
   readonly internalPort: number
-  readonly requests: { method: string; path: string; forwardedFor: string | undefined; bytes: number }[]
+  readonly requests: {
+    method: string
+    path: string
+    forwardedFor: string | undefined
+    bytes: number
+  }[]
   ready: boolean
   /** When it was asked for its health. */
   readonly checkedAt: number[]
@@ -534,7 +620,12 @@ interface FakeNode extends AsyncDisposable {
 }
 
 async function startNode(name: string): Promise<FakeNode> {
-  const node = { requests: [] as FakeNode['requests'], ready: true, checkedAt: [] as number[], before: async () => {} }
+  const node = {
+    requests: [] as FakeNode['requests'],
+    ready: true,
+    checkedAt: [] as number[],
+    before: async () => {},
+  }
   const api = createServer(async (incoming, outgoing) => {
     const bytes = (await buffer(incoming)).length
     const forwardedFor = incoming.headers['x-forwarded-for']
@@ -603,7 +694,11 @@ describe('HAProxy', () => {
       `${haproxy.url}/v1/health`,
       { method, headers, agent: false, timeout: 20_000 },
       async (incoming) => {
-        resolve({ status: incoming.statusCode ?? 0, headers: incoming.headers, body: await text(incoming) })
+        resolve({
+          status: incoming.statusCode ?? 0,
+          headers: incoming.headers,
+          body: await text(incoming),
+        })
       },
     )
     outgoing.on('error', reject)
@@ -611,17 +706,26 @@ describe('HAProxy', () => {
     return promise
   }
 
-  function expectError({ status, headers, body }: Answer, expected: { status: number; error: string }): void {
+  function expectError(
+    { status, headers, body }: Answer,
+    expected: { status: number; error: string },
+  ): void {
     expect({ status, error: errorBody.parse(JSON.parse(body)).error }).toEqual(expected)
     expect(headers['content-type']).toBe('application/json')
   }
 
-  test.each<Refusal>(Object.values(REFUSALS))('says what a node says: $status', ({ status, error, message }) => {
-    const file = join(errors, `${status}.http`)
-    // The others are said by nodes alone.
-    expect(existsSync(file)).toBe(![405, 417].includes(status))
-    if (existsSync(file)) expect(readFileSync(file, 'utf8')).toContain(`\r\n\r\n${JSON.stringify({ error, message })}`)
-  })
+  test.each<Refusal>(Object.values(REFUSALS))(
+    'says what a node says: $status',
+    ({ status, error, message }) => {
+      const file = join(errors, `${status}.http`)
+      // The others are said by nodes alone.
+      expect(existsSync(file)).toBe(![405, 417].includes(status))
+      if (existsSync(file))
+        expect(readFileSync(file, 'utf8')).toContain(
+          `\r\n\r\n${JSON.stringify({ error, message })}`,
+        )
+    },
+  )
 
   test.each(readdirSync(errors))("has the contract's shape in errors/%s", (file) => {
     const [head = '', body = ''] = readFileSync(join(errors, file), 'utf8').split('\r\n\r\n')
@@ -656,7 +760,10 @@ describe('HAProxy', () => {
     async (path) => {
       await using node = await startNode('one')
       await using haproxy = await balance([node])
-      const [answer] = await sendRaw(haproxy.port, `GET ${path} HTTP/1.1\r\nHost: any\r\nConnection: close\r\n\r\n`)
+      const [answer] = await sendRaw(
+        haproxy.port,
+        `GET ${path} HTTP/1.1\r\nHost: any\r\nConnection: close\r\n\r\n`,
+      )
       expect(answer?.status).toBe(200)
       expect(Buffer.from(node.requests[0]?.path ?? '', 'latin1').toString()).toBe(path)
     },
@@ -676,7 +783,10 @@ describe('HAProxy', () => {
     await using haproxy = await balance([node])
     await ask(haproxy)
     await ask(haproxy, { headers: { 'X-Forwarded-For': '203.0.113.7' } })
-    expect(node.requests.map(({ forwardedFor }) => forwardedFor)).toEqual(['127.0.0.1', '203.0.113.7, 127.0.0.1'])
+    expect(node.requests.map(({ forwardedFor }) => forwardedFor)).toEqual([
+      '127.0.0.1',
+      '203.0.113.7, 127.0.0.1',
+    ])
   })
 
   test('lets bodies of 8 MiB through', async () => {
@@ -736,7 +846,9 @@ describe('HAProxy', () => {
     one.ready = true
     one.before = async () => {}
     await eventually(async () => expect((await haproxy.nodes())[0]?.status).toBe('UP'))
-    expect((await Promise.all([ask(haproxy), ask(haproxy)])).map(({ body }) => body).sort()).toEqual(['one', 'two'])
+    expect(
+      (await Promise.all([ask(haproxy), ask(haproxy)])).map(({ body }) => body).sort(),
+    ).toEqual(['one', 'two'])
   })
 
   test('looks after a node so often that one which is not ready is found within half a second', async () => {
@@ -795,7 +907,9 @@ describe('a TCP proxy', () => {
     await using node = await startNode('one')
     await using proxy = await startTcpProxy(node.port)
     const ask = async () => {
-      const answer = await fetch(`http://127.0.0.1:${proxy.port}/`, { headers: { Connection: 'close' } })
+      const answer = await fetch(`http://127.0.0.1:${proxy.port}/`, {
+        headers: { Connection: 'close' },
+      })
       return await answer.text()
     }
     expect(await ask()).toBe('one')
@@ -829,7 +943,10 @@ describe('nothing is left behind', () => {
     segment: string
   }
 
-  /** Starts one of each in a process of its own, with a client's connection to Postgres, and tells what there is. */
+  /**
+   * Starts one of each in a process of its own, with a client's connection to Postgres, and tells
+   * what there is.
+   */
   async function startAll(then: string) {
     const source = `
       import { dirname } from 'node:path'
@@ -873,7 +990,9 @@ describe('nothing is left behind', () => {
     expect(await segments()).not.toContain(segment)
   }
 
-  test('when the test process is killed, even of what is frozen', { timeout: START_TIMEOUT_MS }, async () => {
+  test('when the test process is killed, even of what is frozen', {
+    timeout: START_TIMEOUT_MS,
+  }, async () => {
     const started = await startAll(
       'await Promise.all(servers.slice(0, 2).map((server) => server.freeze())); setInterval(() => {}, 1000)',
     )
@@ -888,7 +1007,9 @@ describe('nothing is left behind', () => {
     await expectNothing(started)
   })
 
-  test('after disposal, while the test process goes on', { timeout: START_TIMEOUT_MS }, async () => {
+  test('after disposal, while the test process goes on', {
+    timeout: START_TIMEOUT_MS,
+  }, async () => {
     const started = await startAll(
       'await Promise.all(servers.map((server) => server[Symbol.asyncDispose]())); setInterval(() => {}, 1000)',
     )

@@ -1,4 +1,7 @@
-/** A Postgres that lets nobody in quickly: what takes long is waited for, and not begun anew before it can end. */
+/**
+ * A Postgres that lets nobody in quickly: what takes long is waited for, and not begun anew before
+ * it can end.
+ */
 import { once } from 'node:events'
 import { type AddressInfo, connect, createServer } from 'node:net'
 import { sql } from 'kysely'
@@ -36,7 +39,10 @@ it('is reached although connecting takes longer than it may at first, however ma
   try {
     // Each failure asks for new connections.
     const ask = () => roundTrip(database, 'test', () => sql`select 1`.execute(database))
-    const answered = await vi.waitFor(() => Promise.any([ask(), ask()]), { timeout: 60_000, interval: 100 })
+    const answered = await vi.waitFor(() => Promise.any([ask(), ask()]), {
+      timeout: 60_000,
+      interval: 100,
+    })
     expect(answered.rows).toHaveLength(1)
   } finally {
     await database.destroy()

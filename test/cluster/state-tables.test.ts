@@ -1,4 +1,7 @@
-/** The state's tables in Postgres: what they hold, what they count, and that they never hold too much. */
+/**
+ * The state's tables in Postgres: what they hold, what they count, and that they never hold too
+ * much.
+ */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
@@ -99,7 +102,12 @@ describe('state tables', () => {
       expect(await store.find('k')).toBeUndefined()
       const first = put('k', 'first')
       await project([first])
-      expect(await store.find('k')).toEqual({ key: 'k', value: 'first', modifiedBy: WRITER, modifiedAt: first.ts })
+      expect(await store.find('k')).toEqual({
+        key: 'k',
+        value: 'first',
+        modifiedBy: WRITER,
+        modifiedAt: first.ts,
+      })
       await project([put('k', 'second'), put('other', ''), remove('k'), put('k', 'third')])
       expect((await store.find('k'))?.value).toBe('third')
       expect((await store.find('other'))?.value).toBe('')
@@ -126,7 +134,9 @@ describe('state tables', () => {
       await project(texts.map((text) => put(text, `value of ${text}`)))
       for (const text of texts) expect((await store.find(text))?.value).toBe(`value of ${text}`)
       const { keys } = await store.page('', undefined, 100)
-      expect(keys.map(String)).toEqual(texts.toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b))))
+      expect(keys.map(String)).toEqual(
+        texts.toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b))),
+      )
     })
 
     it('may be of the greatest size', async () => {
@@ -182,7 +192,21 @@ describe('state tables', () => {
         '\u0080',
       ]
       await project(keys.map((key) => put(key, '')))
-      for (const prefix of ['', '%', '_', 'a', 'a%', 'a_', 'ab', 'abc', '\u{10ffff}', '\u007f', '\u0080', 'A', '\\']) {
+      for (const prefix of [
+        '',
+        '%',
+        '_',
+        'a',
+        'a%',
+        'a_',
+        'ab',
+        'abc',
+        '\u{10ffff}',
+        '\u007f',
+        '\u0080',
+        'A',
+        '\\',
+      ]) {
         const expected = keys.filter((key) => key.startsWith(prefix))
         const { keys: found, total } = await store.page(prefix, undefined, 100)
         expect(found.map(String).toSorted()).toEqual(expected.toSorted())
@@ -219,7 +243,8 @@ describe('state tables', () => {
     })
 
     it('counts a key once, at the largest of the writes to it in flight', async () => {
-      for (const size of [600, 300, 600, 900]) expect(await reserveWrite('a', size)).toBe('reserved')
+      for (const size of [600, 300, 600, 900])
+        expect(await reserveWrite('a', size)).toBe('reserved')
       expect(await occupied()).toBe(900)
       await project([put('a', 'x'.repeat(599)), put('a', 'x'.repeat(899))])
       expect(await occupied()).toBe(900)
@@ -239,11 +264,15 @@ describe('state tables', () => {
     })
 
     it('is not overrun by many who ask at once, and used to the full', async () => {
-      const outcomes = await inParallel(60, (index) => reserveWrite(`k${String(index).padStart(2, '0')}`, 30))
+      const outcomes = await inParallel(60, (index) =>
+        reserveWrite(`k${String(index).padStart(2, '0')}`, 30),
+      )
       const reserved = outcomes.flatMap((outcome, index) => (outcome === 'reserved' ? [index] : []))
       expect(reserved).toHaveLength(Math.floor(CAPACITY / 30))
       expect(outcomes.every((outcome) => outcome === 'reserved' || outcome === 'full')).toBe(true)
-      await project(reserved.map((index) => put(`k${String(index).padStart(2, '0')}`, 'x'.repeat(27))))
+      await project(
+        reserved.map((index) => put(`k${String(index).padStart(2, '0')}`, 'x'.repeat(27))),
+      )
       expect(await store.usage()).toEqual({ usedBytes: 30 * 33, keyCount: 33 })
       expect(await occupied()).toBe(30 * 33)
     })
@@ -251,7 +280,11 @@ describe('state tables', () => {
     it('is the same for two processes that ask at once', async () => {
       const another = new StateTables(database, CAPACITY)
       const outcomes = await inParallel(80, (index) =>
-        (index % 2 === 0 ? store : another).reserve({ id: randomUUID(), key: `p${index}`, size: 100 }),
+        (index % 2 === 0 ? store : another).reserve({
+          id: randomUUID(),
+          key: `p${index}`,
+          size: 100,
+        }),
       )
       expect(outcomes.filter((outcome) => outcome === 'reserved')).toHaveLength(10)
     })
@@ -266,7 +299,15 @@ describe('state tables', () => {
       roomy = new StateTables(database, ROOMY)
     })
     const hold = (id: string, renewal: Partial<AllotmentRenewal> = {}) =>
-      roomy.renewAllotment({ id, opening: false, settled: 0, lost: 0, kept: 0, wanted: 0, ...renewal })
+      roomy.renewAllotment({
+        id,
+        opening: false,
+        settled: 0,
+        lost: 0,
+        kept: 0,
+        wanted: 0,
+        ...renewal,
+      })
     const open = (id: string, wanted: number) => hold(id, { opening: true, wanted })
 
     it('is what is wanted, or a 256th of what is free, and nothing where that is little', async () => {
@@ -276,7 +317,9 @@ describe('state tables', () => {
       expect(await occupied()).toBe(SHARE)
       expect(await hold(id)).toBe(0)
       expect(await occupied()).toBe(0)
-      expect(await store.renewAllotment({ id, opening: true, settled: 0, lost: 0, kept: 0, wanted: 1 })).toBe(0)
+      expect(
+        await store.renewAllotment({ id, opening: true, settled: 0, lost: 0, kept: 0, wanted: 1 }),
+      ).toBe(0)
       expect(await occupied()).toBe(0)
     })
 
@@ -304,8 +347,12 @@ describe('state tables', () => {
     it('that was reserved or held by a clock that was set back since is given back in its time', async () => {
       await open(randomUUID(), 1_000)
       expect(await roomy.reserve({ id: randomUUID(), key: 'a', size: 100 })).toBe('reserved')
-      await sql`update state_reservations set reserved_at = reserved_at + interval '1 hour'`.execute(database)
-      await sql`update state_allotments set renewed_at = renewed_at + interval '1 hour'`.execute(database)
+      await sql`update state_reservations set reserved_at = reserved_at + interval '1 hour'`.execute(
+        database,
+      )
+      await sql`update state_allotments set renewed_at = renewed_at + interval '1 hour'`.execute(
+        database,
+      )
       // What is under way now is not given back for that, but put right.
       expect(await releaseAbandoned(store, new Date(Date.now() - 60_000))).toBe(2)
       expect(await releaseAbandoned(store, new Date(Date.now() - 60_000))).toBe(0)
@@ -318,7 +365,9 @@ describe('state tables', () => {
       const past = new Date(Date.now() + 600_000)
       for (let index = 0; index < 5; index++) {
         await open(randomUUID(), 1_000)
-        expect(await roomy.reserve({ id: randomUUID(), key: `a${index}`, size: 100 })).toBe('reserved')
+        expect(await roomy.reserve({ id: randomUUID(), key: `a${index}`, size: 100 })).toBe(
+          'reserved',
+        )
       }
       const released: number[] = []
       for (let batch = 0; batch < 4; batch++)
@@ -329,22 +378,30 @@ describe('state tables', () => {
 
     it('is kept for its time from now at most, whatever time it is dated by', async () => {
       await fc.assert(
-        fc.asyncProperty(fc.integer({ min: -2 * HOUR_MS, max: 1_000 * HOUR_MS }), async (aheadMs) => {
-          await clear()
-          await open(randomUUID(), 1_000)
-          expect(await roomy.reserve({ id: randomUUID(), key: 'a', size: 100 })).toBe('reserved')
-          const moved = sql`${aheadMs}::float8 * interval '1 millisecond'`
-          await sql`update state_reservations set reserved_at = reserved_at + ${moved}`.execute(database)
-          await sql`update state_allotments set renewed_at = renewed_at + ${moved}`.execute(database)
-          // Half an hour is their time here.
-          await releaseAbandoned(store, new Date(Date.now() - HOUR_MS / 2))
-          const { rows } = await sql<{ latest: Date | null; kinds: number }>`
+        fc.asyncProperty(
+          fc.integer({ min: -2 * HOUR_MS, max: 1_000 * HOUR_MS }),
+          async (aheadMs) => {
+            await clear()
+            await open(randomUUID(), 1_000)
+            expect(await roomy.reserve({ id: randomUUID(), key: 'a', size: 100 })).toBe('reserved')
+            const moved = sql`${aheadMs}::float8 * interval '1 millisecond'`
+            await sql`update state_reservations set reserved_at = reserved_at + ${moved}`.execute(
+              database,
+            )
+            await sql`update state_allotments set renewed_at = renewed_at + ${moved}`.execute(
+              database,
+            )
+            // Half an hour is their time here.
+            await releaseAbandoned(store, new Date(Date.now() - HOUR_MS / 2))
+            const { rows } = await sql<{ latest: Date | null; kinds: number }>`
               select max(begun) as latest, count(*) as kinds from (
                 select reserved_at as begun from state_reservations union all select renewed_at from state_allotments
               ) as kept`.execute(database)
-          if (Math.abs(aheadMs + HOUR_MS / 2) > SLACK_MS) expect(rows[0]?.kinds).toBe(aheadMs < -HOUR_MS / 2 ? 0 : 2)
-          expect(rows[0]?.latest?.getTime() ?? 0).toBeLessThanOrEqual(Date.now() + SLACK_MS)
-        }),
+            if (Math.abs(aheadMs + HOUR_MS / 2) > SLACK_MS)
+              expect(rows[0]?.kinds).toBe(aheadMs < -HOUR_MS / 2 ? 0 : 2)
+            expect(rows[0]?.latest?.getTime() ?? 0).toBeLessThanOrEqual(Date.now() + SLACK_MS)
+          },
+        ),
         { seed: SEED, numRuns: 40, endOnFailure: true },
       )
     })
@@ -368,45 +425,54 @@ describe('state tables', () => {
 
     it('never lets the store have more than its capacity, whatever nodes write, lose and give back', async () => {
       await fc.assert(
-        fc.asyncProperty(fc.array(allotmentAction, { minLength: 5, maxLength: 60 }), async (actions) => {
-          await clear()
-          // So much that allotments are granted at first, and after a few writes no more.
-          const capacity = 17 * 1_048_576
-          const shared = new StateTables(database, capacity)
-          const nodes = [new CapacityAllotment(shared), new CapacityAllotment(shared)]
-          const underWay: { capacity: WriteCapacity; event: LoggedEvent }[] = []
-          const within = async () => {
-            // In one statement, as a node may be renewing its allotment.
-            const { rows } = await sql<{ occupied: number; used: number; allotted: number; allotments: number }>`
+        fc.asyncProperty(
+          fc.array(allotmentAction, { minLength: 5, maxLength: 60 }),
+          async (actions) => {
+            await clear()
+            // So much that allotments are granted at first, and after a few writes no more.
+            const capacity = 17 * 1_048_576
+            const shared = new StateTables(database, capacity)
+            const nodes = [new CapacityAllotment(shared), new CapacityAllotment(shared)]
+            const underWay: { capacity: WriteCapacity; event: LoggedEvent }[] = []
+            const within = async () => {
+              // In one statement, as a node may be renewing its allotment.
+              const { rows } = await sql<{
+                occupied: number
+                used: number
+                allotted: number
+                allotments: number
+              }>`
                 select used_bytes + reserved_bytes as occupied, used_bytes as used, allotted_bytes as allotted,
                   (select coalesce(sum(bytes), 0) from state_allotments)::bigint as allotments
                 from state_usage`.execute(database)
-            const [usage] = rows
-            expect(usage?.allotted).toBe(usage?.allotments)
-            expect(usage?.occupied).toBeLessThanOrEqual(capacity)
-            expect(usage?.used).toBe((await sums()).usedBytes)
-          }
-          for (const { kind, key, size, node } of actions) {
-            const held = nodes[node] as CapacityAllotment
-            if (kind === 'write') {
-              const capacity = held.take(1 + size)
-              if (capacity) underWay.push({ capacity, event: place(written(key, 'x'.repeat(size), WRITER)) })
-              // The renewal that it may have begun.
-              else await sleep(2)
-            } else if (kind === 'apply') {
-              const batch = underWay.splice(0, 5)
-              await project(batch.map(({ event }) => event))
-              for (const { capacity } of batch) capacity.settle()
-            } else if (kind === 'lose') underWay.shift()?.capacity.lose()
-            else await held.giveBack()
+              const [usage] = rows
+              expect(usage?.allotted).toBe(usage?.allotments)
+              expect(usage?.occupied).toBeLessThanOrEqual(capacity)
+              expect(usage?.used).toBe((await sums()).usedBytes)
+            }
+            for (const { kind, key, size, node } of actions) {
+              const held = nodes[node] as CapacityAllotment
+              if (kind === 'write') {
+                const capacity = held.take(1 + size)
+                if (capacity)
+                  underWay.push({ capacity, event: place(written(key, 'x'.repeat(size), WRITER)) })
+                // The renewal that it may have begun.
+                else await sleep(2)
+              } else if (kind === 'apply') {
+                const batch = underWay.splice(0, 5)
+                await project(batch.map(({ event }) => event))
+                for (const { capacity } of batch) capacity.settle()
+              } else if (kind === 'lose') underWay.shift()?.capacity.lose()
+              else await held.giveBack()
+              await within()
+            }
+            for (const { capacity } of underWay) capacity.lose()
+            for (const held of nodes) await held.giveBack()
             await within()
-          }
-          for (const { capacity } of underWay) capacity.lose()
-          for (const held of nodes) await held.giveBack()
-          await within()
-          await releaseAbandoned(shared, new Date(Date.now() + 600_000))
-          expect(await occupied()).toBe((await store.usage()).usedBytes)
-        }),
+            await releaseAbandoned(shared, new Date(Date.now() + 600_000))
+            expect(await occupied()).toBe((await store.usage()).usedBytes)
+          },
+        ),
         { seed: SEED, numRuns: 40, endOnFailure: true },
       )
     }, 300_000)
@@ -416,7 +482,9 @@ describe('state tables', () => {
     /** A time that a query gives as `at`, in ms since 1970. */
     async function inMilliseconds(query: ReturnType<typeof sql>): Promise<number> {
       const { rows } = await sql<{ ms: string }>`
-          select (extract(epoch from at) * 1000)::text as ms from (${query}) as found`.execute(database)
+          select (extract(epoch from at) * 1000)::text as ms from (${query}) as found`.execute(
+        database,
+      )
       return Number(rows[0]?.ms)
     }
 
@@ -488,7 +556,9 @@ describe('state tables', () => {
       )
       await applying
       expect(new Set(outcomes)).not.toContain('absent')
-      expect(outcomes.filter((outcome) => outcome === 'begun').length).toBeLessThanOrEqual(keys.length)
+      expect(outcomes.filter((outcome) => outcome === 'begun').length).toBeLessThanOrEqual(
+        keys.length,
+      )
     })
   })
 
@@ -509,7 +579,10 @@ describe('state tables', () => {
 
     type Change = { key: string; reservation?: Reservation }
 
-    /** Goes through a list of actions with the store and with a model of it, and compares them after each. */
+    /**
+     * Goes through a list of actions with the store and with a model of it, and compares them after
+     * each.
+     */
     class Interleaving {
       /** Present size of each key. */
       readonly present = new Map<string, number>()
@@ -541,7 +614,9 @@ describe('state tables', () => {
           const outcomes = await Promise.all(asked.map(({ outcome }) => outcome))
           expect(outcomes).toEqual(asked.map(({ expected }) => expected))
           // However slow the machine is.
-          await sql`update state set delete_until = 'infinity' where delete_until is not null`.execute(database)
+          await sql`update state set delete_until = 'infinity' where delete_until is not null`.execute(
+            database,
+          )
         } else if (step.kind === 'append') {
           for (const index of step.which) {
             const [change] = this.begun.splice(index % Math.max(1, this.begun.length), 1)
@@ -572,7 +647,10 @@ describe('state tables', () => {
       }
 
       #occupied(): number {
-        const keys = new Set([...this.present.keys(), ...this.#reservations().map(({ key }) => key)])
+        const keys = new Set([
+          ...this.present.keys(),
+          ...this.#reservations().map(({ key }) => key),
+        ])
         return [...keys].reduce((sum, key) => sum + this.#peak(key), 0)
       }
 
@@ -596,7 +674,10 @@ describe('state tables', () => {
       #append(change: Change): void {
         const { key, reservation } = change
         const event = reservation
-          ? place(written(key, 'v'.repeat(reservation.size - Buffer.byteLength(key)), WRITER), reservation.id)
+          ? place(
+              written(key, 'v'.repeat(reservation.size - Buffer.byteLength(key)), WRITER),
+              reservation.id,
+            )
           : remove(key)
         this.appended.push({ change, event })
       }
@@ -626,7 +707,9 @@ describe('state tables', () => {
         expect(usage, context).toEqual(await sums())
         expect(usage.usedBytes, context).toBeLessThanOrEqual(CAPACITY)
         expect(usage.keyCount, context).toBe(this.present.size)
-        expect(usage.usedBytes, context).toBe([...this.present.values()].reduce((sum, size) => sum + size, 0))
+        expect(usage.usedBytes, context).toBe(
+          [...this.present.values()].reduce((sum, size) => sum + size, 0),
+        )
         expect(await occupied(), context).toBe(this.#occupied())
         const { keys, total } = await store.page('a', undefined, 100)
         expect(keys.map(String), context).toEqual(
@@ -642,15 +725,18 @@ describe('state tables', () => {
       'counts as counting them all does, for random keys and prefixes, as blocks split and empty',
       async () => {
         await fc.assert(
-          fc.asyncProperty(fc.array(bulkChange, { minLength: 2, maxLength: 5 }), async (changes) => {
-            await clear()
-            const keys = new Set<string>()
-            for (const bulk of changes) {
-              await applyBulk(keys, bulk)
-              await expectCounts(keys)
-            }
-            await checkBlocks()
-          }),
+          fc.asyncProperty(
+            fc.array(bulkChange, { minLength: 2, maxLength: 5 }),
+            async (changes) => {
+              await clear()
+              const keys = new Set<string>()
+              for (const bulk of changes) {
+                await applyBulk(keys, bulk)
+                await expectCounts(keys)
+              }
+              await checkBlocks()
+            },
+          ),
           { seed: SEED, numRuns: 8, endOnFailure: true },
         )
       },
@@ -731,7 +817,8 @@ describe('state tables', () => {
         await insertNumbered(16_250, '')
         await checkBlocks()
         for (const tag of ['x', 'y', 'z']) {
-          // One batch in which an early block splits, and with it the block of blocks that later changes are in as well.
+          // One batch in which an early block splits, and with it the block of blocks that later
+          // changes are in as well.
           await insertWhere(
             sql`select '00000001' || ${tag} || n from generate_series(1, 1500) n union all
                   select '00016249' || ${tag} || n from generate_series(1, 5) n`,
@@ -741,8 +828,10 @@ describe('state tables', () => {
         const middle = await sql<{ first: string; next: string | null }>`
             select convert_from(first_key, 'UTF8') as first, convert_from(lead(first_key) over (order by first_key), 'UTF8') as next
             from state_blocks where level = 2 order by first_key`.execute(database)
-        const { first, next } = middle.rows.find((block) => block.first !== '' && block.next !== null) ?? {}
-        if (first === undefined || next == null) throw new Error('the blocks of level 2 have not split')
+        const { first, next } =
+          middle.rows.find((block) => block.first !== '' && block.next !== null) ?? {}
+        if (first === undefined || next == null)
+          throw new Error('the blocks of level 2 have not split')
         // A block of blocks loses all its keys in the batch in which it gains others.
         const keep = `${first}~`
         await deleteBetween(`${first}a`, next)
@@ -781,7 +870,9 @@ describe('state tables', () => {
           transaction,
         )
         await sql`delete from state where key = any (${array(removed)})`.execute(transaction)
-        await sql`select count_state_changes(${array(added)}, ${array(removed)})`.execute(transaction)
+        await sql`select count_state_changes(${array(added)}, ${array(removed)})`.execute(
+          transaction,
+        )
       })
     }
 
@@ -800,13 +891,17 @@ describe('state tables', () => {
     }
 
     async function insertNumbered(count: number, prefix: string): Promise<void> {
-      await insertWhere(sql`select ${prefix} || lpad(n::text, 8, '0') from generate_series(1, ${count}::integer) n`)
+      await insertWhere(
+        sql`select ${prefix} || lpad(n::text, 8, '0') from generate_series(1, ${count}::integer) n`,
+      )
     }
 
     /** Removes the keys from `low` on and below `high`, in one batch. */
     async function deleteBetween(low: string, high: string | null): Promise<void> {
       const within = sql`key >= ${Buffer.from(low)} and (${high}::text is null or key < convert_to(${high}::text, 'UTF8'))`
-      await sql`create temporary table doomed as select key from state where ${within}`.execute(database)
+      await sql`create temporary table doomed as select key from state where ${within}`.execute(
+        database,
+      )
       await sql`delete from state where ${within}`.execute(database)
       await sql`select count_state_changes('{}', array(select key from doomed))`.execute(database)
       await sql`drop table doomed`.execute(database)
@@ -816,7 +911,9 @@ describe('state tables', () => {
       const removed = [...keys].filter(
         (key, index) => key.startsWith(bulk.removedPrefix) && index % 100 < bulk.removedPercent,
       )
-      const added = bulk.numbers.map((number) => `${bulk.prefix}${number}`).filter((key) => !keys.has(key))
+      const added = bulk.numbers
+        .map((number) => `${bulk.prefix}${number}`)
+        .filter((key) => !keys.has(key))
       for (const key of added) keys.add(key)
       for (const key of removed) keys.delete(key)
       await change(
@@ -838,11 +935,16 @@ describe('state tables', () => {
       ])
       for (const prefix of prefixes) {
         const expected = [...keys].filter((key) => key.startsWith(prefix)).length
-        expect((await store.page(prefix, undefined, 1)).total, JSON.stringify(prefix)).toBe(expected)
+        expect((await store.page(prefix, undefined, 1)).total, JSON.stringify(prefix)).toBe(
+          expected,
+        )
       }
     }
 
-    /** Every block of both levels says how many keys there are from its first key to the next block's; none is too large. */
+    /**
+     * Every block of both levels says how many keys there are from its first key to the next
+     * block's; none is too large.
+     */
     async function checkBlocks(): Promise<void> {
       const { rows } = await sql`
           select level, encode(first_key, 'escape') as first_key, keys, actual from (
@@ -879,13 +981,22 @@ const request = fc.record({
 const action: fc.Arbitrary<Action> = fc.oneof(
   {
     weight: 5,
-    arbitrary: fc.record({ kind: fc.constant('begin'), requests: fc.array(request, { minLength: 1, maxLength: 4 }) }),
+    arbitrary: fc.record({
+      kind: fc.constant('begin'),
+      requests: fc.array(request, { minLength: 1, maxLength: 4 }),
+    }),
   },
   {
     weight: 4,
-    arbitrary: fc.record({ kind: fc.constant('append'), which: fc.array(fc.nat(10), { minLength: 1, maxLength: 4 }) }),
+    arbitrary: fc.record({
+      kind: fc.constant('append'),
+      which: fc.array(fc.nat(10), { minLength: 1, maxLength: 4 }),
+    }),
   },
-  { weight: 3, arbitrary: fc.record({ kind: fc.constant('apply'), count: fc.integer({ min: 1, max: 6 }) }) },
+  {
+    weight: 3,
+    arbitrary: fc.record({ kind: fc.constant('apply'), count: fc.integer({ min: 1, max: 6 }) }),
+  },
   { weight: 1, arbitrary: fc.record({ kind: fc.constant('release') }) },
 )
 
@@ -907,8 +1018,14 @@ const bulkPrefix = fc.constantFrom('', 'a', 'a/', 'a/b/', 'é', '\0', 'zz')
 const bulkChange: fc.Arbitrary<BulkChange> = fc.record({
   prefix: bulkPrefix,
   numbers: fc
-    .record({ count: fc.integer({ min: 1, max: 4_000 }), step: fc.constantFrom(1, 3, 7_919), start: fc.nat(1_000) })
-    .map(({ count, step, start }) => Array.from({ length: count }, (_, index) => start + ((index * step) % 10_007))),
+    .record({
+      count: fc.integer({ min: 1, max: 4_000 }),
+      step: fc.constantFrom(1, 3, 7_919),
+      start: fc.nat(1_000),
+    })
+    .map(({ count, step, start }) =>
+      Array.from({ length: count }, (_, index) => start + ((index * step) % 10_007)),
+    ),
   removedPrefix: bulkPrefix,
   removedPercent: fc.constantFrom(0, 30, 99, 100),
 })

@@ -16,7 +16,10 @@ export interface FreshPostgres extends AsyncDisposable {
   readonly database: Database
 }
 
-/** A migrated database that nothing else uses. With one connection by default, as suites make temporary tables. */
+/**
+ * A migrated database that nothing else uses. With one connection by default, as suites make
+ * temporary tables.
+ */
 export async function openFreshPostgres({ maxConnections = 1 } = {}): Promise<FreshPostgres> {
   const postgres = await sharedPostgres()
   const database = openPostgres({ url: postgres.ownerUrl, poolMode: 'session', maxConnections })
@@ -31,13 +34,19 @@ export async function openFreshPostgres({ maxConnections = 1 } = {}): Promise<Fr
 }
 
 /** Applies events as the projector does, wherever the projection stands. */
-export async function applyEvents(database: Database, events: readonly LoggedEvent[]): Promise<void> {
+export async function applyEvents(
+  database: Database,
+  events: readonly LoggedEvent[],
+): Promise<void> {
   const projection = new DatabaseProjection(database, readModels({ maxQueue: 10_000 }))
   const position = (await projection.acquire('test', 60_000)) ?? 0
   await projection.apply('test', position, events)
 }
 
-/** The registry on a database that nothing else uses. Its log is in memory, and applied as the projector does. */
+/**
+ * The registry on a database that nothing else uses. Its log is in memory, and applied as the
+ * projector does.
+ */
 export async function openRegistry() {
   const { database, [Symbol.asyncDispose]: dispose } = await openFreshPostgres()
   const tables = new RegistryTables(database)

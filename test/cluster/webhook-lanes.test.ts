@@ -5,7 +5,9 @@ import { describeWebhookLanes, type StoredLane } from '../conformance/webhook-la
 import { applyEvents, openFreshPostgres } from './support.ts'
 
 describeWebhookLanes('Postgres', async () => {
-  const { database, [Symbol.asyncDispose]: dispose } = await openFreshPostgres({ maxConnections: 4 })
+  const { database, [Symbol.asyncDispose]: dispose } = await openFreshPostgres({
+    maxConnections: 4,
+  })
   let seq = 0
   return {
     open: (options) => new PostgresWebhookLanes(database, options),
@@ -17,7 +19,9 @@ describeWebhookLanes('Postgres', async () => {
     async register({ address, operatorId, url, sealedSecret }) {
       await sql`
         insert into agents (address, operator_id, token_lookup, token_hash, webhook_url, webhook_secret)
-        values (${address}, ${operatorId}, ${Buffer.from(address)}, '', ${url}, ${sealedSecret})`.execute(database)
+        values (${address}, ${operatorId}, ${Buffer.from(address)}, '', ${url}, ${sealedSecret})`.execute(
+        database,
+      )
     },
     async alter(recipients, { standing, holder, nextMs, restMs }) {
       const time = (ms: number | null) =>
@@ -29,7 +33,9 @@ describeWebhookLanes('Postgres', async () => {
         ...(restMs === undefined ? [] : [sql`open_until = ${time(restMs)}`]),
       ]
       await sql`
-        update webhook_lanes set ${sql.join(changes)} where recipient in (${sql.join(recipients)})`.execute(database)
+        update webhook_lanes set ${sql.join(changes)} where recipient in (${sql.join(recipients)})`.execute(
+        database,
+      )
     },
     async stored() {
       const { rows } = await sql<{ recipient: string } & StoredLane>`

@@ -6,6 +6,9 @@ import { openRegistry } from './support.ts'
 
 describeWebhookSecrets('Postgres', async () => {
   const { database, store, [Symbol.asyncDispose]: dispose } = await openRegistry()
-  const parts = () => ({ secrets: new PostgresSealedSecrets(database), keys: new PostgresSigningKeys(database) })
+  const parts = () => ({
+    secrets: new PostgresSealedSecrets(database),
+    keys: new PostgresSigningKeys(database),
+  })
   return { processes: [parts(), parts()], registry: store, [Symbol.asyncDispose]: dispose }
 })

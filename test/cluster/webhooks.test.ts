@@ -5,12 +5,19 @@ import { pathToFileURL } from 'node:url'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
 import { type Agent, Client, message } from '../../lab/client.ts'
 import { type Cluster, type ClusterProcess, startCluster } from '../../lab/cluster.ts'
-import { createTestAuthority, type Receiver, startReceiver, type TestAuthority } from '../../lab/receiver.ts'
+import {
+  createTestAuthority,
+  type Receiver,
+  startReceiver,
+  type TestAuthority,
+} from '../../lab/receiver.ts'
 import { type NameServer, startNameServer } from '../unit/webhooks/name-server.ts'
 
 const START_MS = 120_000
 const AGENTS = 12
-const ASK_NAME_SERVER = pathToFileURL(join(import.meta.dirname, '../support/ask-name-server.ts')).href
+const ASK_NAME_SERVER = pathToFileURL(
+  join(import.meta.dirname, '../support/ask-name-server.ts'),
+).href
 /** The leases of a killed worker run out after 10 s. */
 const WITHIN = { timeout: 40_000, interval: 100 }
 
@@ -56,7 +63,9 @@ afterAll(async () => {
 /** One receiver for many agents; which of them it was for is in the message. */
 async function agentsAt(receiver: Receiver): Promise<Agent[]> {
   return Promise.all(
-    Array.from({ length: AGENTS }, (_, index) => client.registerAgent({ webhookUrl: `${receiver.url}/${index}` })),
+    Array.from({ length: AGENTS }, (_, index) =>
+      client.registerAgent({ webhookUrl: `${receiver.url}/${index}` }),
+    ),
   )
 }
 
@@ -69,7 +78,12 @@ async function sendToAll(agents: readonly Agent[], from: number, count: number):
 /** What came in, by agent, in the order of arrival. */
 function received(receiver: Receiver): Map<string, string[]> {
   const messages = receiver.deliveries.map(({ body }) => message.parse(JSON.parse(body.toString())))
-  return new Map([...Map.groupBy(messages, ({ to }) => to)].map(([to, all]) => [to, all.map(({ content }) => content)]))
+  return new Map(
+    [...Map.groupBy(messages, ({ to }) => to)].map(([to, all]) => [
+      to,
+      all.map(({ content }) => content),
+    ]),
+  )
 }
 
 async function metric(member: ClusterProcess, name: string): Promise<number> {
@@ -82,7 +96,9 @@ async function allDelivered(agents: readonly Agent[], count: number): Promise<vo
   const addresses = new Set(agents.map(({ address }) => address))
   await vi.waitFor(async () => {
     const events = await cluster.events()
-    const delivered = events.filter(({ type, agent }) => type === 'message_delivered' && addresses.has(agent ?? ''))
+    const delivered = events.filter(
+      ({ type, agent }) => type === 'message_delivered' && addresses.has(agent ?? ''),
+    )
     expect(delivered).toHaveLength(count)
   }, WITHIN)
 }
@@ -90,7 +106,8 @@ async function allDelivered(agents: readonly Agent[], count: number): Promise<vo
 /** Each of the workers has deliveries in flight. */
 async function bothDeliver(): Promise<void> {
   await vi.waitFor(async () => {
-    for (const worker of cluster.workers) expect(await metric(worker, 'tabulum_webhook_in_flight')).toBeGreaterThan(0)
+    for (const worker of cluster.workers)
+      expect(await metric(worker, 'tabulum_webhook_in_flight')).toBeGreaterThan(0)
   }, WITHIN)
 }
 
@@ -140,10 +157,13 @@ it('a worker killed with deliveries in flight: all arrive, in order, and none bu
     expect(all.toSorted()).toEqual(all)
     return all.filter((text, index) => all.indexOf(text) !== index)
   })
-  // One for each delivery that was in flight: those of the one that was killed, and those of the other that were cut off.
+  // One for each delivery that was in flight: those of the one that was killed, and those of the
+  // other that were cut off.
   expect(repeated).toEqual(Array(AGENTS).fill('3'))
   expect(inFlight).toBeGreaterThan(0)
-  expect(await metric(other, 'tabulum_webhook_attempts_total{outcome="delivered"}')).toBeGreaterThan(0)
+  expect(
+    await metric(other, 'tabulum_webhook_attempts_total{outcome="delivered"}'),
+  ).toBeGreaterThan(0)
   await killed.restart()
   expect((await cluster.run('verify')).output).toMatch(/no differences/)
 }, 240_000)
@@ -172,7 +192,8 @@ it('Postgres frozen and a NATS server restarted meanwhile: all arrive, once and 
         agents.map(async ({ address: to }) => {
           const content = String(index)
           const answer = await sender.trySend(to, content)
-          const { message_id: id } = answer.status === 202 ? (answer.json as { message_id: string }) : {}
+          const { message_id: id } =
+            answer.status === 202 ? (answer.json as { message_id: string }) : {}
           sent.push({ to, content, status: answer.status, id })
         }),
       )
@@ -192,12 +213,15 @@ it('Postgres frozen and a NATS server restarted meanwhile: all arrive, once and 
   const acknowledged = sent.filter(({ status }) => status === 202)
   await vi.waitFor(async () => {
     const events = await cluster.events()
-    const delivered = new Set(events.flatMap(({ type, data }) => (type === 'message_delivered' ? data.message_id : [])))
+    const delivered = new Set(
+      events.flatMap(({ type, data }) => (type === 'message_delivered' ? data.message_id : [])),
+    )
     expect(acknowledged.filter(({ id }) => !delivered.has(id))).toEqual([])
   }, WITHIN)
   for (const [to, contents] of received(receiver)) {
     expect(contents).toEqual([...new Set(contents)])
-    // One that was answered 503, while the stream was without a leader, may have been sent all the same.
+    // One that was answered 503, while the stream was without a leader, may have been sent all the
+    // same.
     const unknown = sent.filter((message) => message.to === to && message.status === 503)
     const isKnown = (content: string) => !unknown.some((message) => message.content === content)
     const wanted = acknowledged.filter((message) => message.to === to).map(({ content }) => content)
@@ -211,11 +235,15 @@ it('the pull queue has what could not be pushed, also after Redis was wiped', as
   await sender.send(agent.address, 'undeliverable')
   await vi.waitFor(async () => {
     const events = await cluster.events()
-    expect(events.some(({ type, agent: to }) => type === 'push_failed' && to === agent.address)).toBe(true)
+    expect(
+      events.some(({ type, agent: to }) => type === 'push_failed' && to === agent.address),
+    ).toBe(true)
   }, WITHIN)
   await cluster.redis.wipe()
   await vi.waitFor(async () => {
-    expect((await agent.receive()).messages.map(({ content }) => content)).toEqual(['undeliverable'])
+    expect((await agent.receive()).messages.map(({ content }) => content)).toEqual([
+      'undeliverable',
+    ])
   }, WITHIN)
 }, 240_000)
 
@@ -230,11 +258,18 @@ it('names that come to lead to addresses that are not public, and redirects ther
   const names = Object.keys(answers)
   const certificateNames = ['127.0.0.1', '127.0.0.2', ...names]
   await using hook = await startReceiver({ authority, certificateNames })
-  await using inside = await startReceiver({ authority, certificateNames, host: '127.0.0.2', port: hook.port })
+  await using inside = await startReceiver({
+    authority,
+    certificateNames,
+    host: '127.0.0.2',
+    port: hook.port,
+  })
   const redirect = { status: 307, headers: { location: inside.url } }
   await using redirecting = await startReceiver({ authority, behaviour: redirect })
   for (const name of names) addresses.set(name, ['127.0.0.1'])
-  const named = await Promise.all(names.map((name) => client.registerAgent({ webhookUrl: hook.urlFor(name) })))
+  const named = await Promise.all(
+    names.map((name) => client.registerAgent({ webhookUrl: hook.urlFor(name) })),
+  )
   const redirected = await client.registerAgent({ webhookUrl: redirecting.url })
   await sendToAll(named, 0, 1)
   await allDelivered(named, named.length)
@@ -246,14 +281,19 @@ it('names that come to lead to addresses that are not public, and redirects ther
   await sendToAll([...named, redirected], 1, 1)
   await Promise.all(
     [...named, redirected].map((agent) =>
-      vi.waitFor(async () => expect((await agent.receive()).messages).toMatchObject([{ content: '1' }]), WITHIN),
+      vi.waitFor(
+        async () => expect((await agent.receive()).messages).toMatchObject([{ content: '1' }]),
+        WITHIN,
+      ),
     ),
   )
   expect(hook.deliveries).toHaveLength(named.length)
   expect(redirecting.deliveries).toHaveLength(2)
   expect([inside.connections, inside.bytesReceived]).toEqual([0, 0])
   const refused = await Promise.all(
-    cluster.workers.map((worker) => metric(worker, 'tabulum_webhook_attempts_total{outcome="refused_address"}')),
+    cluster.workers.map((worker) =>
+      metric(worker, 'tabulum_webhook_attempts_total{outcome="refused_address"}'),
+    ),
   )
   expect(refused.reduce((sum, count) => sum + count, 0)).toBe(named.length * 2)
 }, 240_000)

@@ -5,7 +5,10 @@ import { delivered, expect, OBSERVE_PORT, PORT, until, within } from './engine.t
 
 const client = new Client(`http://127.0.0.1:${PORT}`)
 
-/** Who writes to whom under load: so many that none meets its limit of 60 a minute with a turn of PAUSE_MS for one. */
+/**
+ * Who writes to whom under load: so many that none meets its limit of 60 a minute with a turn of
+ * PAUSE_MS for one.
+ */
 const PAIRS = 12
 const PAUSE_MS = 100
 /** A turn is three requests, each of which has a deadline of a minute. */
@@ -16,7 +19,10 @@ const READ_BACK_MS = 300_000
 let agents: readonly [Agent, Agent]
 let pairs: (readonly [Agent, Agent])[] = []
 
-/** Asks until the answer is no 503: a machine that is short of CPU may have some, right after a start too. */
+/**
+ * Asks until the answer is no 503: a machine that is short of CPU may have some, right after a
+ * start too.
+ */
 async function patiently<T>(what: string, ask: () => Promise<T>): Promise<T> {
   let answer: { is: T } | undefined
   await until(what, async () => {
@@ -82,7 +88,9 @@ export const isWaiting = (content: string) => comes(agents[1], content)
 
 /** Lets an agent with this webhook be sent a message. */
 export async function sendTo(webhookUrl: string, content: string): Promise<void> {
-  const recipient = await patiently('an agent with a webhook', () => client.registerAgent({ webhookUrl }))
+  const recipient = await patiently('an agent with a webhook', () =>
+    client.registerAgent({ webhookUrl }),
+  )
   await agents[0].send(recipient.address, content)
 }
 
@@ -92,7 +100,8 @@ const attempt = (request: Promise<Answer>): Promise<Answer | string> =>
 const is = (answer: Answer | string, status: number): answer is Answer =>
   typeof answer !== 'string' && answer.status === status
 
-export const answers = async () => is(await attempt(agents[0].request('GET', '/v1/state?prefix=load/')), 200)
+export const answers = async () =>
+  is(await attempt(agents[0].request('GET', '/v1/state?prefix=load/')), 200)
 
 /** Whether what agents did can be seen at the observation service. */
 export async function isWatched(): Promise<boolean> {
@@ -107,12 +116,19 @@ export interface Load {
   failed: string[]
 }
 
-export const counted = ({ requests, failed }: Load) => `${failed.length} of ${requests} requests failed`
+export const counted = ({ requests, failed }: Load) =>
+  `${failed.length} of ${requests} requests failed`
 
-/** Messages and values, some a second, from `action`'s begin to its end. @throws when something acknowledged is lost */
+/**
+ * Messages and values, some a second, from `action`'s begin to its end. @throws when something
+ * acknowledged is lost
+ */
 export async function underLoad(action: () => Promise<unknown>): Promise<Load> {
   const outstanding = new Map<Agent, Set<string>>()
-  /** May have been in an answer that never came: a load balancer that is killed takes it along (docs/guarantees.md). */
+  /**
+   * May have been in an answer that never came: a load balancer that is killed takes it along
+   * (docs/guarantees.md).
+   */
   const inHand = new Set<string>()
   const written = new Map<string, string>()
   const load: Load = { requests: 0, failed: [] }
@@ -159,10 +175,14 @@ export async function underLoad(action: () => Promise<unknown>): Promise<Load> {
   }
   // Together, so that a defect in either is heard at once.
   const turns = loading()
-  await Promise.all([acting().then(() => within('the end of the last turn of the load', turns, TURN_MS)), turns])
+  await Promise.all([
+    acting().then(() => within('the end of the last turn of the load', turns, TURN_MS)),
+    turns,
+  ])
 
   await until('the last message that was acknowledged', async () => {
-    for (const [recipient, waiting] of outstanding) if (waiting.size > 0) await take(recipient, false)
+    for (const [recipient, waiting] of outstanding)
+      if (waiting.size > 0) await take(recipient, false)
     const left = [...outstanding.values()].flatMap((waiting) => [...waiting])
     if (left.some((id) => !inHand.has(id))) return false
     const taken = left.length === 0 ? new Set() : await delivered()

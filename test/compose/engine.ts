@@ -1,4 +1,7 @@
-/** Docker and Compose for a run of the test: a project, settings and volumes of its own. Whatever waits here has a deadline. */
+/**
+ * Docker and Compose for a run of the test: a project, settings and volumes of its own. Whatever
+ * waits here has a deadline.
+ */
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -34,8 +37,12 @@ const envFile = join(directory, 'env')
 
 /** A setting in the environment would win over the one in the file. */
 function environment(): NodeJS.ProcessEnv {
-  const settings = [...readFileSync(join(ROOT, '.env.example'), 'utf8').matchAll(/^(\w+)=/gm)].map(([, name]) => name)
-  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !settings.includes(name)))
+  const settings = [...readFileSync(join(ROOT, '.env.example'), 'utf8').matchAll(/^(\w+)=/gm)].map(
+    ([, name]) => name,
+  )
+  return Object.fromEntries(
+    Object.entries(process.env).filter(([name]) => !settings.includes(name)),
+  )
 }
 
 interface CommandOptions {
@@ -43,11 +50,19 @@ interface CommandOptions {
   signal?: AbortSignal
 }
 
-/** Runs a command in the project's directory. @throws when it fails, with what it said, or takes too long */
-export async function command(program: string, args: readonly string[], options: CommandOptions = {}): Promise<Buffer> {
+/**
+ * Runs a command in the project's directory. @throws when it fails, with what it said, or takes too
+ * long
+ */
+export async function command(
+  program: string,
+  args: readonly string[],
+  options: CommandOptions = {},
+): Promise<Buffer> {
   const { input, signal = stopping.signal } = options
   signal.throwIfAborted()
-  // In a group of its own: what a terminal tells this process is not for it, and whatever it started ends with it.
+  // In a group of its own: what a terminal tells this process is not for it, and whatever it
+  // started ends with it.
   const child = spawn(program, args, { cwd: ROOT, env: environment(), detached: true })
   const deadline = AbortSignal.timeout(COMMAND_MS)
   const ended = AbortSignal.any([signal, deadline])
@@ -63,7 +78,8 @@ export async function command(program: string, args: readonly string[], options:
   ended.removeEventListener('abort', end)
   signal.throwIfAborted()
   const what = `${program} ${args.join(' ')}`
-  if (deadline.aborted) throw new Error(`not within ${COMMAND_MS / 1_000} s: ${what}\n${stderr.slice(-2_000)}`)
+  if (deadline.aborted)
+    throw new Error(`not within ${COMMAND_MS / 1_000} s: ${what}\n${stderr.slice(-2_000)}`)
   if (code !== 0) throw new Error(`${what} ended with ${code}:\n${stderr.slice(-2_000)}`)
   return Buffer.concat(chunks)
 }
@@ -71,16 +87,27 @@ export async function command(program: string, args: readonly string[], options:
 export const docker = (args: readonly string[], input?: string | Buffer) =>
   command('docker', args, input === undefined ? {} : { input })
 
-const ofProject = (args: readonly string[]) => ['compose', '--project-name', PROJECT, '--env-file', envFile, ...args]
+const ofProject = (args: readonly string[]) => [
+  'compose',
+  '--project-name',
+  PROJECT,
+  '--env-file',
+  envFile,
+  ...args,
+]
 export const compose = (...args: readonly string[]) => docker(ofProject(args))
-export const composeWith = (input: string | Buffer, ...args: readonly string[]) => docker(ofProject(args), input)
+export const composeWith = (input: string | Buffer, ...args: readonly string[]) =>
+  docker(ofProject(args), input)
 export const up = (...args: readonly string[]) => compose('up', '--detach', '--wait', ...args)
 export const containers = async (service: string) =>
   (await compose('ps', '--quiet', service)).toString().split('\n').filter(Boolean).toSorted()
 
 /** Of all that run on and on; what ends by itself has no health. */
 export async function areHealthy(): Promise<boolean> {
-  const health = (await compose('ps', '--format', '{{.Health}}')).toString().split('\n').filter(Boolean)
+  const health = (await compose('ps', '--format', '{{.Health}}'))
+    .toString()
+    .split('\n')
+    .filter(Boolean)
   return health.length > 0 && health.every((one) => one === 'healthy')
 }
 
@@ -93,8 +120,8 @@ export async function kill(service: string, id: string): Promise<void> {
   const count = () => inspect('{{.RestartCount}}', id)
   const before = await count()
   const [pid, image] = [await inspect('{{.State.Pid}}', id), await inspect('{{.Config.Image}}', id)]
-  // The engine starts again what ended so, as it does not what `docker kill` ended. From a container, because the process
-  // is in the table of the engine's machine.
+  // The engine starts again what ended so, as it does not what `docker kill` ended. From a
+  // container, because the process is in the table of the engine's machine.
   const privileged = ['--rm', '--pid', 'host', '--privileged', '--user', '0:0', '--network', 'none']
   await docker(['run', ...privileged, '--entrypoint', 'sh', image, '-c', `kill -9 ${pid}`])
   await until(`${service}, which is to be started again`, async () => (await count()) !== before)
@@ -103,7 +130,10 @@ export async function kill(service: string, id: string): Promise<void> {
 export function set(values: Readonly<Record<string, string>>): void {
   const before = readFileSync(envFile, 'utf8').split('\n').filter(Boolean)
   const kept = before.filter((line) => !((line.split('=')[0] ?? '') in values))
-  writeFileSync(envFile, [...kept, ...Object.entries(values).map((pair) => pair.join('='))].join('\n'))
+  writeFileSync(
+    envFile,
+    [...kept, ...Object.entries(values).map((pair) => pair.join('='))].join('\n'),
+  )
 }
 
 /** Of a cluster that runs beside others: ranges and ports that theirs do not have. */
@@ -159,7 +189,11 @@ export async function within<T>(what: string, work: Promise<T>, ms = BACK_MS): P
   }
 }
 
-export async function until(what: string, holds: () => Promise<boolean>, ms = BACK_MS): Promise<void> {
+export async function until(
+  what: string,
+  holds: () => Promise<boolean>,
+  ms = BACK_MS,
+): Promise<void> {
   let isOver = false
   const asking = async () => {
     while (!isOver && !(await holds())) await sleep(ASK_EVERY_MS)
@@ -174,17 +208,26 @@ export async function until(what: string, holds: () => Promise<boolean>, ms = BA
 /** Lines of the event log that `filter`, a command of a shell, lets through. */
 async function logThrough(filter: string): Promise<string[]> {
   const tail = `timeout ${TAIL_S} node src/main.ts tail --json | ${filter}; true`
-  return (await compose('exec', '-T', 'api', 'sh', '-c', tail)).toString().split('\n').filter(Boolean)
+  return (await compose('exec', '-T', 'api', 'sh', '-c', tail))
+    .toString()
+    .split('\n')
+    .filter(Boolean)
 }
 
 /** Whether the event log has a text, without a quote in it, as the operators read it. */
-export const logHas = async (text: string): Promise<boolean> => (await logThrough(`grep -F '${text}'`)).length > 0
+export const logHas = async (text: string): Promise<boolean> =>
+  (await logThrough(`grep -F '${text}'`)).length > 0
 
-const delivery = z.object({ type: z.literal('message_delivered'), data: z.object({ message_id: z.string() }) })
+const delivery = z.object({
+  type: z.literal('message_delivered'),
+  data: z.object({ message_id: z.string() }),
+})
 
 /** The messages that were handed out, as the event log has it. */
 export async function delivered(): Promise<Set<string>> {
-  const events = (await logThrough('grep message_delivered')).map((line) => delivery.safeParse(JSON.parse(line)).data)
+  const events = (await logThrough('grep message_delivered')).map(
+    (line) => delivery.safeParse(JSON.parse(line)).data,
+  )
   return new Set(events.flatMap((event) => event?.data.message_id ?? []))
 }
 
@@ -194,11 +237,18 @@ export async function states(): Promise<string> {
   return (await compose('--profile', '*', 'ps', '--all', '--format', format)).toString()
 }
 
-/** Containers, networks and volumes, of load-tests/compose.yml too, and the image of the upgrade. The others stay, as a cache. */
+/**
+ * Containers, networks and volumes, of load-tests/compose.yml too, and the image of the upgrade.
+ * The others stay, as a cache.
+ */
 export async function removeAll(): Promise<void> {
   const { signal } = new AbortController()
-  await command('docker', ofProject(['--profile', '*', 'down', '--volumes', '--remove-orphans']), { signal })
-  await command('docker', ['image', 'prune', '--force', '--filter', `label=${UPGRADED}`], { signal })
+  await command('docker', ofProject(['--profile', '*', 'down', '--volumes', '--remove-orphans']), {
+    signal,
+  })
+  await command('docker', ['image', 'prune', '--force', '--filter', `label=${UPGRADED}`], {
+    signal,
+  })
 }
 
 /** @throws what is missing, in a sentence. */
@@ -210,7 +260,9 @@ export async function checkEngine(): Promise<void> {
   ] as const) {
     const asked = run('docker', [...args], { timeout: 30_000 })
     const said = await asked.catch((error: { stderr?: string; message: string }) => {
-      throw new Error(`npm run test:compose needs ${what}: ${(error.stderr || error.message).trim()}`)
+      throw new Error(
+        `npm run test:compose needs ${what}: ${(error.stderr || error.message).trim()}`,
+      )
     })
     if (args[0] === 'version' && Number.parseInt(said.stdout, 10) < 28)
       throw new Error(

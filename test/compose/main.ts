@@ -1,9 +1,10 @@
 /**
- * Runs docker-compose.yml for real, as docs/deploying.md says to: `npm run test:compose`, or with the names of some of its
- * parts. Not in `npm test`, as it wants a Docker engine (DOCKER_HOST, 28 or later) whose published ports are on 127.0.0.1 here.
- * It has a project, volumes and passwords of its own, and removes what it made, also when it fails or is stopped (SIGINT,
- * SIGTERM, SIGHUP). Ports: PUBLISH_PORT, or 18080, OBSERVE_PORT, or 18090, 19091, and 8443 for the receiver of the load tests.
- * COMPOSE_FILE may add files to docker-compose.yml.
+ * Runs docker-compose.yml for real, as docs/deploying.md says to: `npm run test:compose`, or with
+ * the names of some of its parts. Not in `npm test`, as it wants a Docker engine (DOCKER_HOST, 28
+ * or later) whose published ports are on 127.0.0.1 here. It has a project, volumes and passwords of
+ * its own, and removes what it made, also when it fails or is stopped (SIGINT, SIGTERM, SIGHUP).
+ * Ports: PUBLISH_PORT, or 18080, OBSERVE_PORT, or 18090, 19091, and 8443 for the receiver of the
+ * load tests. COMPOSE_FILE may add files to docker-compose.yml.
  */
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
@@ -12,7 +13,17 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { json } from 'node:stream/consumers'
 import { z } from 'zod'
-import { answers, counted, isWaiting, isWatched, leave, sendTo, stateIsThere, tour, underLoad } from './agents.ts'
+import {
+  answers,
+  counted,
+  isWaiting,
+  isWatched,
+  leave,
+  sendTo,
+  stateIsThere,
+  tour,
+  underLoad,
+} from './agents.ts'
 import {
   areHealthy,
   checkEngine,
@@ -38,7 +49,17 @@ import { hasOnlyItsOwn, outlivesAProcess, rebuilds, removes, seesTheTour } from 
 
 const wanted = process.argv.slice(2)
 
-const SERVICES = ['haproxy', 'api', 'worker', 'observe', 'postgres', 'redis', 'nats-1', 'nats-2', 'nats-3']
+const SERVICES = [
+  'haproxy',
+  'api',
+  'worker',
+  'observe',
+  'postgres',
+  'redis',
+  'nats-1',
+  'nats-2',
+  'nats-3',
+]
 /** Files that docs/deploying.md adds for a while; those of COMPOSE_FILE are in all commands. */
 const withReceiver = [
   ...(process.env.COMPOSE_FILE?.split(':') ?? ['docker-compose.yml']),
@@ -73,11 +94,22 @@ const ROLES: Readonly<Record<string, string>> = {
   POSTGRES: 'postgres',
 }
 
-/** As docs/deploying.md says; the server keeps the passwords that it began with until it is told. */
+/**
+ * As docs/deploying.md says; the server keeps the passwords that it began with until it is told.
+ */
 async function alterRole(setting: string, value: string): Promise<void> {
-  const psql = 'PGPASSWORD=$POSTGRES_PASSWORD psql --username=postgres --dbname=tabulum --set=ON_ERROR_STOP=1'
+  const psql =
+    'PGPASSWORD=$POSTGRES_PASSWORD psql --username=postgres --dbname=tabulum --set=ON_ERROR_STOP=1'
   const role = ROLES[setting.replace(/_PASSWORD$/, '')]
-  await composeWith(`ALTER ROLE ${role} PASSWORD '${value}'`, 'exec', '-T', 'postgres', 'sh', '-c', psql)
+  await composeWith(
+    `ALTER ROLE ${role} PASSWORD '${value}'`,
+    'exec',
+    '-T',
+    'postgres',
+    'sh',
+    '-c',
+    psql,
+  )
 }
 
 const parts: Record<string, () => Promise<string>> = {
@@ -115,7 +147,9 @@ const parts: Record<string, () => Promise<string>> = {
     const query = 'wget -q -O - "http://127.0.0.1:9090/api/v1/query?query=count(up==1)"'
     // 3 api nodes, 2 workers, 2 observers and HAProxy; and Prometheus itself.
     await until('Prometheus, which is to see 9 targets', async () => {
-      const said = (await compose(...profile, 'exec', '-T', 'prometheus', 'sh', '-c', query)).toString()
+      const said = (
+        await compose(...profile, 'exec', '-T', 'prometheus', 'sh', '-c', query)
+      ).toString()
       return said.includes('"9"')
     })
     await compose(...profile, 'rm', '--stop', '--force', 'prometheus')
@@ -124,13 +158,18 @@ const parts: Record<string, () => Promise<string>> = {
   async upgrade() {
     const image = z
       .object({ services: z.object({ api: z.object({ image: z.string() }) }) })
-      .parse(JSON.parse((await compose('config', '--format', 'json')).toString())).services.api.image
+      .parse(JSON.parse((await compose('config', '--format', 'json')).toString())).services
+      .api.image
     const kernel = ['api', 'worker', 'observe']
     const running = async () => (await Promise.all(kernel.map(containers))).flat()
     const before = await running()
-    const id = async () => (await docker(['image', 'inspect', '--format', '{{.Id}}', image])).toString().trim()
+    const id = async () =>
+      (await docker(['image', 'inspect', '--format', '{{.Id}}', image])).toString().trim()
     const old = await id()
-    await docker(['build', '--quiet', '--tag', image, '-'], `FROM ${image}\nLABEL ${UPGRADED}=${Date.now()}\n`)
+    await docker(
+      ['build', '--quiet', '--tag', image, '-'],
+      `FROM ${image}\nLABEL ${UPGRADED}=${Date.now()}\n`,
+    )
     const load = await underLoad(async () => {
       await compose('run', '--rm', 'migrate')
       const twice = ['--scale', 'api=6', '--scale', 'worker=4', '--scale', 'observe=4']
@@ -139,7 +178,11 @@ const parts: Record<string, () => Promise<string>> = {
     }).finally(() => docker(['tag', old, image]))
     const after = await running()
     expect('api nodes, workers and observers', after.length, 7)
-    expect('old ones that are left', after.filter((container) => before.includes(container)).length, 0)
+    expect(
+      'old ones that are left',
+      after.filter((container) => before.includes(container)).length,
+      0,
+    )
     expect(`failed requests of ${load.requests}`, load.failed, [])
     return counted(load)
   },
@@ -168,7 +211,13 @@ const parts: Record<string, () => Promise<string>> = {
     }
     await change('postgres', Object.keys(ROLES))
     await change('redis', ['REDIS_KERNEL', 'REDIS_ADMIN'])
-    await change('nats', ['NATS_ROUTE', 'NATS_KERNEL', 'NATS_ADMIN', 'NATS_OBSERVER', 'NATS_SYSTEM'])
+    await change('nats', [
+      'NATS_ROUTE',
+      'NATS_KERNEL',
+      'NATS_ADMIN',
+      'NATS_OBSERVER',
+      'NATS_SYSTEM',
+    ])
     await stateIsThere()
     return 'all changed, of a server at once, and the data is there'
   },
@@ -188,7 +237,11 @@ const parts: Record<string, () => Promise<string>> = {
     const wrong = await refused({ ENVIRONMENT: 'production', WORKER_REPLICAS: '00' })
     expect('up names where to look', wrong.includes('check-environment-see-its-log'), true)
     const log = (await compose('logs', 'check-environment-see-its-log')).toString()
-    expect('the log names the key', log.includes('WEBHOOK_SECRET_KEY has the value of .env.example'), true)
+    expect(
+      'the log names the key',
+      log.includes('WEBHOOK_SECRET_KEY has the value of .env.example'),
+      true,
+    )
     expect('the log names the number', log.includes('WORKER_REPLICAS must be'), true)
     set({ ENVIRONMENT: 'development', WORKER_REPLICAS: '2' })
     await up()
@@ -196,17 +249,26 @@ const parts: Record<string, () => Promise<string>> = {
     return 'no workers and public passwords are refused, and up says why, or where the reasons are'
   },
   async receiver() {
-    const files = ['load-tests/receiver.key', 'load-tests/receiver.pem'].map((file) => join(ROOT, file))
+    const files = ['load-tests/receiver.key', 'load-tests/receiver.pem'].map((file) =>
+      join(ROOT, file),
+    )
     const made = files.filter((file) => !existsSync(file))
     const [key = '', certificate = ''] = files
     if (made.length > 0) await makeCertificate(key, certificate)
     try {
       await compose(...withReceiver, 'up', '--detach', '--wait')
       await sendTo('https://receiver:8443/test/bob', 'message 1')
-      await until('the message that is pushed to the receiver', async () => (await report(certificate)).received === 1)
+      await until(
+        'the message that is pushed to the receiver',
+        async () => (await report(certificate)).received === 1,
+      )
       await up('--remove-orphans')
       await stateIsThere()
-      expect('containers of the receiver', await docker(['ps', '--quiet', '--filter', 'name=receiver']), Buffer.of())
+      expect(
+        'containers of the receiver',
+        await docker(['ps', '--quiet', '--filter', 'name=receiver']),
+        Buffer.of(),
+      )
     } finally {
       for (const file of made) rmSync(file, { force: true })
     }
@@ -229,8 +291,14 @@ const parts: Record<string, () => Promise<string>> = {
   },
   async restore() {
     const directory = mkdtempSync(join(tmpdir(), 'tabulum-backup-'))
-    const user = ['--user', `${process.getuid?.()}:${process.getgid?.()}`, '--volume', `${directory}:/backup`]
-    const nats = (...args: readonly string[]) => compose('run', '--rm', '-T', ...user, 'nats-tool', ...args)
+    const user = [
+      '--user',
+      `${process.getuid?.()}:${process.getgid?.()}`,
+      '--volume',
+      `${directory}:/backup`,
+    ]
+    const nats = (...args: readonly string[]) =>
+      compose('run', '--rm', '-T', ...user, 'nats-tool', ...args)
     const inPostgres = (program: string, input: Buffer | string = '') =>
       composeWith(
         input,
@@ -260,9 +328,26 @@ const parts: Record<string, () => Promise<string>> = {
 /** As load-tests/README.md says. */
 async function makeCertificate(key: string, certificate: string): Promise<void> {
   const names = 'subjectAltName=DNS:receiver,DNS:localhost,IP:127.0.0.1'
-  const curve = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '30']
+  const curve = [
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:prime256v1',
+    '-nodes',
+    '-days',
+    '30',
+  ]
   const subject = ['-subj', '/CN=receiver', '-addext', names]
-  await command('openssl', ['req', '-x509', ...curve, ...subject, '-keyout', key, '-out', certificate])
+  await command('openssl', [
+    'req',
+    '-x509',
+    ...curve,
+    ...subject,
+    '-keyout',
+    key,
+    '-out',
+    certificate,
+  ])
   await command('chmod', ['644', key])
 }
 
@@ -285,7 +370,9 @@ async function runParts(): Promise<void> {
       console.log(`${name}: ${await part()} (${seconds(start)})`)
     } catch (error) {
       const now = await states().catch(() => '')
-      throw new Error(`${name}, after ${seconds(start)}: ${String(error)}\n${now}`, { cause: error })
+      throw new Error(`${name}, after ${seconds(start)}: ${String(error)}\n${now}`, {
+        cause: error,
+      })
     }
   }
 }
@@ -293,7 +380,9 @@ async function runParts(): Promise<void> {
 async function main(): Promise<void> {
   const unknown = wanted.filter((name) => !(name in parts))
   if (unknown.length > 0)
-    throw new Error(`no such part: ${unknown.join(', ')}; there are ${Object.keys(parts).join(', ')}`)
+    throw new Error(
+      `no such part: ${unknown.join(', ')}; there are ${Object.keys(parts).join(', ')}`,
+    )
   await checkEngine()
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
     process.on(signal, () => stop(new Error(`stopped by ${signal}`)))

@@ -15,7 +15,10 @@ import { inParallel, inSequence } from './support.ts'
 export interface AdmissionHarness extends AsyncDisposable {
   /** One for each API node; where there is one node only, one. */
   readonly nodes: readonly [Admission, ...Admission[]]
-  /** The clock that sessions and buckets go by, unix time in ms; to within CLOCK_TOLERANCE_MS where it is a server's. */
+  /**
+   * The clock that sessions and buckets go by, unix time in ms; to within CLOCK_TOLERANCE_MS where
+   * it is a server's.
+   */
   now(): number
   /** Resolves when so much time has passed on that clock. */
   pass(ms: number): Promise<void>
@@ -74,7 +77,10 @@ export function describeAdmission(
       return harness.now() - openedAt + CLOCK_TOLERANCE_MS < sessionTtlMs
     }
 
-    /** Admits by a session that was opened, and opens it again where a slow machine may have let its time run out. */
+    /**
+     * Admits by a session that was opened, and opens it again where a slow machine may have let its
+     * time run out.
+     */
     async function admit(token: PresentedToken, category?: Category, node = admission) {
       for (;;) {
         const admitted = await node.admit(token, category)
@@ -84,7 +90,11 @@ export function describeAdmission(
       }
     }
 
-    async function take(token: PresentedToken, category: Category, node = admission): Promise<BucketState> {
+    async function take(
+      token: PresentedToken,
+      category: Category,
+      node = admission,
+    ): Promise<BucketState> {
       const admitted = await admit(token, category, node)
       if (!admitted?.bucket) throw new Error('not admitted, or no bucket')
       return admitted.bucket
@@ -114,7 +124,10 @@ export function describeAdmission(
         const session = { identity: newAddress() }
         const first = await openFor(token, session, 'state_write')
         expect(first).toMatchObject({ session, bucket: { allowed: true, limit: 7, remaining: 6 } })
-        expect(await admit(token, 'state_write')).toMatchObject({ session, bucket: { remaining: 5 } })
+        expect(await admit(token, 'state_write')).toMatchObject({
+          session,
+          bucket: { remaining: 5 },
+        })
       })
 
       it('end with their time, use or not', async () => {
@@ -148,7 +161,9 @@ export function describeAdmission(
         expect(await admission.admit(token)).toBeUndefined()
         expect(await other.admit(token)).toBeUndefined()
         expect(await admission.admit(token, 'message')).toBeUndefined()
-        expect(await admit(bystander.token, undefined, other)).toEqual({ session: bystander.session })
+        expect(await admit(bystander.token, undefined, other)).toEqual({
+          session: bystander.session,
+        })
       })
 
       it('do not open after a revocation, by a verification that was under way', async () => {
@@ -166,24 +181,31 @@ export function describeAdmission(
     })
 
     describe('buckets', () => {
-      it.each(CATEGORIES)('%s: allow a burst of the whole limit, counting down, and then no more', async (category) => {
-        const { token } = await open()
-        const { limit, periodMs } = allowances[category]
-        const start = harness.now()
-        const states = await inSequence(limit, () => take(token, category))
-        expect(states.map(({ allowed }) => allowed)).toEqual(states.map(() => true))
-        expect(states.every((state) => state.limit === limit && state.retryAfterMs === 0)).toBe(true)
-        expect(states[0]?.remaining).toBe(limit - 1)
-        const interval = periodMs / limit
-        const refused = await take(token, category)
-        // Refill since the start may have let one through, where time cannot be held.
-        if (harness.now() - start + CLOCK_TOLERANCE_MS < interval) {
-          expect(states.map(({ remaining }) => remaining)).toEqual(states.map((_, index) => limit - 1 - index))
-          expect(refused).toMatchObject({ allowed: false, limit, remaining: 0 })
-          expect(refused.retryAfterMs).toBeGreaterThan(0)
-          expect(refused.retryAfterMs).toBeLessThanOrEqual(interval + CLOCK_TOLERANCE_MS)
-        }
-      })
+      it.each(CATEGORIES)(
+        '%s: allow a burst of the whole limit, counting down, and then no more',
+        async (category) => {
+          const { token } = await open()
+          const { limit, periodMs } = allowances[category]
+          const start = harness.now()
+          const states = await inSequence(limit, () => take(token, category))
+          expect(states.map(({ allowed }) => allowed)).toEqual(states.map(() => true))
+          expect(states.every((state) => state.limit === limit && state.retryAfterMs === 0)).toBe(
+            true,
+          )
+          expect(states[0]?.remaining).toBe(limit - 1)
+          const interval = periodMs / limit
+          const refused = await take(token, category)
+          // Refill since the start may have let one through, where time cannot be held.
+          if (harness.now() - start + CLOCK_TOLERANCE_MS < interval) {
+            expect(states.map(({ remaining }) => remaining)).toEqual(
+              states.map((_, index) => limit - 1 - index),
+            )
+            expect(refused).toMatchObject({ allowed: false, limit, remaining: 0 })
+            expect(refused.retryAfterMs).toBeGreaterThan(0)
+            expect(refused.retryAfterMs).toBeLessThanOrEqual(interval + CLOCK_TOLERANCE_MS)
+          }
+        },
+      )
 
       it('say when they are full again: an interval for each request taken', async () => {
         const { token } = await open()
@@ -193,7 +215,9 @@ export function describeAdmission(
           const before = harness.now()
           const { fullAtMs } = await take(token, 'state_write')
           const after = harness.now()
-          expect(fullAtMs).toBeGreaterThan(Math.max(previous, before) + interval - CLOCK_TOLERANCE_MS)
+          expect(fullAtMs).toBeGreaterThan(
+            Math.max(previous, before) + interval - CLOCK_TOLERANCE_MS,
+          )
           expect(fullAtMs).toBeLessThan(Math.max(previous, after) + interval + CLOCK_TOLERANCE_MS)
           previous = fullAtMs
         }
@@ -203,7 +227,11 @@ export function describeAdmission(
         const { token } = await open()
         const { fullAtMs } = await take(token, 'registry_read')
         for (let index = 0; index < 5; index++) {
-          expect(await take(token, 'registry_read')).toMatchObject({ allowed: false, remaining: 0, fullAtMs })
+          expect(await take(token, 'registry_read')).toMatchObject({
+            allowed: false,
+            remaining: 0,
+            fullAtMs,
+          })
         }
       })
 
@@ -239,8 +267,12 @@ export function describeAdmission(
         // A machine that comes late loses nothing, the bucket keeps it.
         while ((await ask())?.allowed) allowed++
         const elapsedInAll = harness.now() - before
-        expect(allowed).toBeLessThanOrEqual(limit + Math.ceil((elapsedInAll + CLOCK_TOLERANCE_MS) / interval))
-        expect(allowed).toBeGreaterThanOrEqual(limit + Math.floor((elapsed - CLOCK_TOLERANCE_MS) / interval))
+        expect(allowed).toBeLessThanOrEqual(
+          limit + Math.ceil((elapsedInAll + CLOCK_TOLERANCE_MS) / interval),
+        )
+        expect(allowed).toBeGreaterThanOrEqual(
+          limit + Math.floor((elapsed - CLOCK_TOLERANCE_MS) / interval),
+        )
       })
 
       it('hold no more than the limit, however long nobody asks', async () => {
@@ -256,9 +288,21 @@ export function describeAdmission(
         const { token } = await open()
         const refused = (await inSequence(8, () => take(token, 'state_write'))).at(-1)
         expect(refused?.allowed).toBe(false)
-        expect(await take(token, 'state_read')).toMatchObject({ allowed: true, limit: 50, remaining: 49 })
-        expect(await take(token, 'registry_read')).toMatchObject({ allowed: true, limit: 1, remaining: 0 })
-        expect(await take(token, 'message')).toMatchObject({ allowed: true, limit: 20, remaining: 19 })
+        expect(await take(token, 'state_read')).toMatchObject({
+          allowed: true,
+          limit: 50,
+          remaining: 49,
+        })
+        expect(await take(token, 'registry_read')).toMatchObject({
+          allowed: true,
+          limit: 1,
+          remaining: 0,
+        })
+        expect(await take(token, 'message')).toMatchObject({
+          allowed: true,
+          limit: 20,
+          remaining: 19,
+        })
       })
 
       it('of agents are independent', async () => {
@@ -290,7 +334,9 @@ export function describeAdmission(
           take(token, 'state_read', index % 2 === 0 ? admission : other),
         )
         // Whatever was refilled meanwhile may be let through as well.
-        const refilled = Math.ceil((harness.now() - start) / (allowances.state_read.periodMs / limit))
+        const refilled = Math.ceil(
+          (harness.now() - start) / (allowances.state_read.periodMs / limit),
+        )
         const allowed = states.filter((state) => state.allowed).length
         expect(allowed).toBeGreaterThanOrEqual(limit)
         expect(allowed).toBeLessThanOrEqual(limit + refilled)
@@ -298,11 +344,14 @@ export function describeAdmission(
     })
 
     describe('admitClient', () => {
-      const newClient = () => `2001:db8::${randomBytes(2).toString('hex')}:${randomBytes(2).toString('hex')}`
+      const newClient = () =>
+        `2001:db8::${randomBytes(2).toString('hex')}:${randomBytes(2).toString('hex')}`
 
       it('lets a burst of the limit through for an address, counting down, and then no more', async () => {
         const client = newClient()
-        const states = await inSequence(6, (index) => (index % 2 === 0 ? admission : other).admitClient(client))
+        const states = await inSequence(6, (index) =>
+          (index % 2 === 0 ? admission : other).admitClient(client),
+        )
         expect(states.map(({ allowed }) => allowed)).toEqual([true, true, true, true, true, false])
         expect(states.map(({ remaining }) => remaining)).toEqual([4, 3, 2, 1, 0, 0])
         const interval = allowances.operator_registration.periodMs / 5
@@ -319,7 +368,9 @@ export function describeAdmission(
 
       it('lets exactly the limit through of many requests at once', async () => {
         const client = newClient()
-        const states = await inParallel(40, (index) => (index % 2 === 0 ? admission : other).admitClient(client))
+        const states = await inParallel(40, (index) =>
+          (index % 2 === 0 ? admission : other).admitClient(client),
+        )
         expect(states.filter(({ allowed }) => allowed)).toHaveLength(5)
       })
     })

@@ -2,7 +2,12 @@
 import { randomUUID } from 'node:crypto'
 import { setImmediate } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { changesOf, type EventType, type LoggedEvent, type NewEvent } from '../../src/events/event.ts'
+import {
+  changesOf,
+  type EventType,
+  type LoggedEvent,
+  type NewEvent,
+} from '../../src/events/event.ts'
 import { type EventLog, type FollowOptions, LogUnavailable } from '../../src/events/event-log.ts'
 import { holdUp } from '../support/hold-up.ts'
 import { deleted, inParallel, inSequence, read, registryRead, sent, written } from './support.ts'
@@ -12,7 +17,9 @@ export interface EventLogHarness extends AsyncDisposable {
   readonly log: EventLog
 }
 
-/** What a value of the greatest size takes as JSON at worst: six bytes for each of its 1,048,576. */
+/**
+ * What a value of the greatest size takes as JSON at worst: six bytes for each of its 1,048,576.
+ */
 const LARGEST_VALUE = '\0'.repeat(1_048_576)
 const LARGE_VALUE = 'x'.repeat(1_048_576)
 const FOLLOW_TIMEOUT_MS = 60_000
@@ -34,7 +41,9 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
       events.map(({ ts, type, agent, data }) => ({ ts, type, agent, data }))
 
     async function appendAll(events: readonly NewEvent[]): Promise<number[]> {
-      return (await inSequence(events.length, (index) => log.append(events[index] as NewEvent))).map(({ seq }) => seq)
+      return (
+        await inSequence(events.length, (index) => log.append(events[index] as NewEvent))
+      ).map(({ seq }) => seq)
     }
 
     /** Page by page until a page is empty. */
@@ -55,7 +64,11 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         const operator: NewEvent = {
           ts: '2026-01-01T00:00:00.000Z',
           type: 'operator_created',
-          data: { operator_id: randomUUID(), contact_hash: 'someone "quoted" 😀', accepted_terms: true },
+          data: {
+            operator_id: randomUUID(),
+            contact_hash: 'someone "quoted" 😀',
+            accepted_terms: true,
+          },
         }
         const events = [
           operator,
@@ -92,7 +105,8 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
       })
 
       it('stores any UTF-8 byte for byte, U+0000 too, in keys and in contents', async () => {
-        const text = '\0 a\0b \u0001\u001f\u007f\u0080\u2028\ufeff\uffff 😀 \u{10ffff} \\u0000 %00 "\'\r\n\t'
+        const text =
+          '\0 a\0b \u0001\u001f\u007f\u0080\u2028\ufeff\uffff 😀 \u{10ffff} \\u0000 %00 "\'\r\n\t'
         const event = written(text, text)
         const { seq } = await log.append(event)
         expect((await log.get([seq]))[0]?.data).toEqual(event.data)
@@ -105,7 +119,9 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         await setImmediate()
         holdUp(HELD_UP_MS)
         const { seq } = await appended
-        expect((await log.read(seq - 1, 10)).map(({ data }) => data)).toMatchObject([{ key: 'held up' }])
+        expect((await log.read(seq - 1, 10)).map(({ data }) => data)).toMatchObject([
+          { key: 'held up' },
+        ])
       })
 
       it('stores a second one with the same id not again: it returns the place of the first', async () => {
@@ -127,7 +143,9 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
       it('stores one of many with the same id at the same time', async () => {
         const since = await log.lastSeq()
         const id = `race-${randomUUID()}`
-        const results = await inParallel(30, (index) => log.append(written('race', String(index)), { id }))
+        const results = await inParallel(30, (index) =>
+          log.append(written('race', String(index)), { id }),
+        )
         expect(results.filter(({ duplicate }) => !duplicate)).toHaveLength(1)
         expect(new Set(results.map(({ seq }) => seq)).size).toBe(1)
         expect(await log.read(since, 100)).toHaveLength(1)
@@ -158,9 +176,13 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         const stored = await readAll(since, 64)
         expect(stored.map(({ seq }) => seq)).toEqual(seqs.toSorted((a, b) => a - b))
         for (const [writer, places] of results.entries()) {
-          const mine = stored.filter(({ data }) => 'key' in data && data.key === `concurrent/${writer}`)
+          const mine = stored.filter(
+            ({ data }) => 'key' in data && data.key === `concurrent/${writer}`,
+          )
           expect(mine.map(({ seq }) => seq)).toEqual(places.map(({ seq }) => seq))
-          expect(mine.map(({ data }) => 'value' in data && data.value)).toEqual(places.map((_, index) => String(index)))
+          expect(mine.map(({ data }) => 'value' in data && data.value)).toEqual(
+            places.map((_, index) => String(index)),
+          )
         }
       })
     })
@@ -169,7 +191,9 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
       it('pages without gaps or overlaps, whatever the limit', async () => {
         const since = await log.lastSeq()
         const seqs = await appendAll(
-          Array.from({ length: 23 }, (_, index) => (index % 3 === 0 ? registryRead() : written('page', ''))),
+          Array.from({ length: 23 }, (_, index) =>
+            index % 3 === 0 ? registryRead() : written('page', ''),
+          ),
         )
         for (const limit of [1, 5, 23, 24, 1_000]) {
           expect((await readAll(since, limit)).map(({ seq }) => seq)).toEqual(seqs)
@@ -227,7 +251,9 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
           expect(found?.type === 'state_written' && found.data.value === LARGEST_VALUE).toBe(true)
         }
         const [followed] = await followUntil(log, since, (events) => events.length === 1)
-        expect(followed?.type === 'state_written' && followed.data.value === LARGEST_VALUE).toBe(true)
+        expect(followed?.type === 'state_written' && followed.data.value === LARGEST_VALUE).toBe(
+          true,
+        )
       })
 
       it('make pages shorter but never empty before the end, and none is passed over', async () => {
@@ -239,12 +265,15 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         ])
         expect((await readAll(since, 1_000)).map(({ seq }) => seq)).toEqual(seqs)
         for (const limit of [1_000, 50])
-          expect((await log.read(seqs[38] as number, limit)).filter(isLarge).length).toBeLessThanOrEqual(8)
+          expect(
+            (await log.read(seqs[38] as number, limit)).filter(isLarge).length,
+          ).toBeLessThanOrEqual(8)
         const followed = await followUntil(log, since, (events) => events.length === seqs.length)
         expect(followed.map(({ seq }) => seq)).toEqual(seqs)
       })
 
-      const isLarge = ({ type, data }: LoggedEvent) => type === 'state_written' && data.value === LARGE_VALUE
+      const isLarge = ({ type, data }: LoggedEvent) =>
+        type === 'state_written' && data.value === LARGE_VALUE
     })
 
     describe('follow', () => {
@@ -254,7 +283,9 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
         const appended = await inParallel(1_200, (index) =>
           log.append(index % 4 === 3 ? read('follow') : written('follow', String(index))),
         )
-        const changes = appended.flatMap(({ seq }, index) => (index % 4 === 3 ? [] : seq)).toSorted((a, b) => a - b)
+        const changes = appended
+          .flatMap(({ seq }, index) => (index % 4 === 3 ? [] : seq))
+          .toSorted((a, b) => a - b)
         const batches: LoggedEvent[][] = []
         await following(log, since, (batch) => batches.push(batch) > 0 && batch.length === 0)
         expect(batches.at(-1)).toEqual([])
@@ -263,7 +294,11 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
       })
 
       it('from the middle begins right after it', async () => {
-        const seqs = await appendAll([written('middle', '0'), written('middle', '1'), deleted('middle')])
+        const seqs = await appendAll([
+          written('middle', '0'),
+          written('middle', '1'),
+          deleted('middle'),
+        ])
         const events = await followUntil(log, seqs[0] as number, (found) => found.length === 2)
         expect(events.map(({ seq }) => seq)).toEqual(seqs.slice(1))
       })
@@ -316,7 +351,12 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
           following(log, since, (batch) => all.push(batch) > 0 && isLast(batch), { types }),
           following(log, since, (batch) => changes.push(batch) > 0 && isLast(batch)),
         ]
-        const seqs = await appendAll([read('read'), deleted('read'), registryRead(), written('read', '')])
+        const seqs = await appendAll([
+          read('read'),
+          deleted('read'),
+          registryRead(),
+          written('read', ''),
+        ])
         await Promise.all(done)
         expect(all.flat().map(({ seq }) => seq)).toEqual(seqs)
         expect(changes.flat().map(({ seq }) => seq)).toEqual([seqs[1], seqs[3]])
@@ -358,14 +398,18 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
             log.append(index % 4 === 0 ? read('live') : written(`live/${writer}`, String(index))),
           ),
         )
-        const seqs = results.flatMap((places) => places.flatMap(({ seq }, index) => (index % 4 === 0 ? [] : [seq])))
+        const seqs = results.flatMap((places) =>
+          places.flatMap(({ seq }, index) => (index % 4 === 0 ? [] : [seq])),
+        )
         await done
         expect(events.map(({ seq }) => seq)).toEqual(seqs.toSorted((a, b) => a - b))
       })
 
       it('serves several at once, each from its own position', async () => {
         const since = await log.lastSeq()
-        const seqs = await appendAll(Array.from({ length: 10 }, (_, index) => written('several', String(index))))
+        const seqs = await appendAll(
+          Array.from({ length: 10 }, (_, index) => written('several', String(index))),
+        )
         const all = await inParallel(3, (index) =>
           followUntil(
             log,
@@ -373,7 +417,8 @@ export function describeEventLog(name: string, create: () => Promise<EventLogHar
             (events) => events.at(-1)?.seq === seqs.at(-1),
           ),
         )
-        for (const [index, events] of all.entries()) expect(events.map(({ seq }) => seq)).toEqual(seqs.slice(index))
+        for (const [index, events] of all.entries())
+          expect(events.map(({ seq }) => seq)).toEqual(seqs.slice(index))
       })
 
       it('ends when its signal aborts, while it waits too', async () => {

@@ -1,4 +1,7 @@
-/** The conformance suite of the `MessageQueue` port: the log is appended to, a projector applies it, the queue is leased from. */
+/**
+ * The conformance suite of the `MessageQueue` port: the log is appended to, a projector applies it,
+ * the queue is leased from.
+ */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { newAddress } from '../../src/access/tokens.ts'
@@ -12,7 +15,10 @@ export interface MessageQueueHarness extends AsyncDisposable {
   /** One queue for each API node; where storage has room for one node only, one. */
   readonly nodes: readonly [MessageQueue, ...MessageQueue[]]
   readonly log: EventLog
-  /** Resolves when what the queues are read from has taken in the log up to this place. A projector runs all the time. */
+  /**
+   * Resolves when what the queues are read from has taken in the log up to this place. A projector
+   * runs all the time.
+   */
   applied(seq: number): Promise<void>
 }
 
@@ -38,7 +44,11 @@ export function describeMessageQueue(
     afterAll(() => harness[Symbol.asyncDispose]())
 
     /** Sends, as the API does; resolves when all of them can be received. */
-    async function send(to: string, contents: readonly string[], from = newAddress()): Promise<number[]> {
+    async function send(
+      to: string,
+      contents: readonly string[],
+      from = newAddress(),
+    ): Promise<number[]> {
       const results = await inSequence(contents.length, (index) => {
         const event = sent(to, contents[index] as string, from)
         return harness.log.append(event, { id: event.data.message_id })
@@ -48,7 +58,9 @@ export function describeMessageQueue(
       return seqs
     }
 
-    /** Records that these were delivered, as the API does; resolves to the place of the last record. */
+    /**
+     * Records that these were delivered, as the API does; resolves to the place of the last record.
+     */
     async function record(messages: readonly LeasedMessage[]): Promise<number> {
       const results = await inParallel(messages.length, (index) => {
         const { seq, message_id, to } = messages[index] as LeasedMessage
@@ -66,7 +78,8 @@ export function describeMessageQueue(
       await queue.remove(recipient, messages)
     }
 
-    const numbered = (count: number, first = 0) => Array.from({ length: count }, (_, index) => String(first + index))
+    const numbered = (count: number, first = 0) =>
+      Array.from({ length: count }, (_, index) => String(first + index))
     const contents = (messages: readonly LeasedMessage[]) => messages.map(({ content }) => content)
 
     it('is empty for an agent to whom nobody has written', async () => {
@@ -99,9 +112,9 @@ export function describeMessageQueue(
       const { messages } = await queue.lease(to, 100)
       expect(messages.map(({ seq }) => seq)).toEqual(results.flat().toSorted((a, b) => a - b))
       for (const [sender] of results.entries()) {
-        expect(contents(messages).filter((text) => Math.floor(Number(text) / 100) === sender)).toEqual(
-          numbered(5, sender * 100),
-        )
+        expect(
+          contents(messages).filter((text) => Math.floor(Number(text) / 100) === sender),
+        ).toEqual(numbered(5, sender * 100))
       }
     })
 
@@ -126,7 +139,9 @@ export function describeMessageQueue(
       const all = leases.flatMap(({ messages }) => contents(messages))
       expect(all.toSorted((a, b) => Number(a) - Number(b))).toEqual(numbered(20))
       for (const { messages } of leases)
-        expect(contents(messages)).toEqual(contents(messages).toSorted((a, b) => Number(a) - Number(b)))
+        expect(contents(messages)).toEqual(
+          contents(messages).toSorted((a, b) => Number(a) - Number(b)),
+        )
       expect(await other.lease(to, 3)).toMatchObject({ messages: [], remaining: 0 })
     })
 
@@ -249,7 +264,11 @@ export function describeMessageQueue(
       const { messages } = await queue.lease(to, 10)
       expect(contents(messages)).toEqual(numbered(10, 2))
       const rest = await queue.lease(to, 100)
-      expect(contents(rest.messages)).toEqual([...numbered(MAX_QUEUE - 12, 12), 'one more', 'and another'])
+      expect(contents(rest.messages)).toEqual([
+        ...numbered(MAX_QUEUE - 12, 12),
+        'one more',
+        'and another',
+      ])
       await deliver(to, [...first.messages, ...messages, ...rest.messages])
       expect(await queue.lease(to, 10)).toMatchObject({ messages: [], remaining: 0 })
     })
@@ -273,7 +292,9 @@ export function describeMessageQueue(
       ]
       await send(to, texts)
       const { messages } = await queue.lease(to, 10)
-      expect(messages.map(({ content }, index) => content === texts[index])).toEqual(texts.map(() => true))
+      expect(messages.map(({ content }, index) => content === texts[index])).toEqual(
+        texts.map(() => true),
+      )
     })
 
     it('holds no messages that are pushed', async () => {
@@ -298,7 +319,12 @@ export function describeMessageQueue(
         const { message_id } = (events[index] as (typeof events)[number]).data
         const { seq: about } = appended[index] as (typeof appended)[number]
         return harness.log.append(
-          { ts: now(), type: 'push_failed', agent: to, data: { message_id, to, reason: 'undeliverable' } },
+          {
+            ts: now(),
+            type: 'push_failed',
+            agent: to,
+            data: { message_id, to, reason: 'undeliverable' },
+          },
           { about, id: `queued-${message_id}` },
         )
       })
@@ -315,17 +341,28 @@ export function describeMessageQueue(
       const LARGE = 'x'.repeat(10_000)
 
       /** Appends the redaction of a message, and waits until the queue has taken it in. */
-      async function redact(to: string, { seq, message_id }: Pick<LeasedMessage, 'seq' | 'message_id'>): Promise<void> {
-        const { seq: place } = await harness.log.append(redacted(message_id), { about: seq, recipient: to })
+      async function redact(
+        to: string,
+        { seq, message_id }: Pick<LeasedMessage, 'seq' | 'message_id'>,
+      ): Promise<void> {
+        const { seq: place } = await harness.log.append(redacted(message_id), {
+          about: seq,
+          recipient: to,
+        })
         await harness.applied(place)
       }
 
       /** Sends, and says which messages they are. */
       async function sendKnown(to: string, texts: readonly string[]) {
         const messages = texts.map((text) => sent(to, text))
-        const appended = await inSequence(messages.length, (index) => harness.log.append(messages[index] as NewEvent))
+        const appended = await inSequence(messages.length, (index) =>
+          harness.log.append(messages[index] as NewEvent),
+        )
         await harness.applied(Math.max(...appended.map(({ seq }) => seq)))
-        return messages.map(({ data: { message_id } }, index) => ({ message_id, seq: appended[index]?.seq ?? 0 }))
+        return messages.map(({ data: { message_id } }, index) => ({
+          message_id,
+          seq: appended[index]?.seq ?? 0,
+        }))
       }
 
       it('hands out the redaction in the place of the content, small or large, in order and once', async () => {

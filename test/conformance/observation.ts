@@ -1,4 +1,7 @@
-/** The conformance suite of the observation's read models: whatever batches the log comes in, they are what it says. */
+/**
+ * The conformance suite of the observation's read models: whatever batches the log comes in, they
+ * are what it says.
+ */
 import { describe, expect, it } from 'vitest'
 import { seededRandom } from '../../lab/random.ts'
 import { newAddress } from '../../src/access/tokens.ts'
@@ -12,7 +15,10 @@ import {
   spanFor,
 } from '../../src/observe/observation-tables.ts'
 import { ObservationWriter } from '../../src/observe/observation-writer.ts'
-import { type VerifiedObservation, verifyObservation } from '../../src/observe/verify-observation.ts'
+import {
+  type VerifiedObservation,
+  verifyObservation,
+} from '../../src/observe/verify-observation.ts'
 import { deleted, keyRemoved, read, registryRead, sent, written } from './support.ts'
 
 export interface ObservationHarness extends AsyncDisposable {
@@ -26,7 +32,9 @@ export interface ObservationHarness extends AsyncDisposable {
 const BEGINNING = Date.UTC(2026, 0, 1)
 const ALL = { after: 0, until: Number.MAX_SAFE_INTEGER, isBackwards: false }
 
-/** A society of some agents, of which each does this and that; numbers leave gaps as in a cluster. */
+/**
+ * A society of some agents, of which each does this and that; numbers leave gaps as in a cluster.
+ */
 function society(seed: number, count: number): LoggedEvent[] {
   const random = seededRandom(seed)
   const pick = <T>(all: readonly T[]) => all[Math.floor(random() * all.length)] as T
@@ -72,7 +80,8 @@ function society(seed: number, count: number): LoggedEvent[] {
 }
 
 const logOf = (events: readonly LoggedEvent[]) => ({
-  read: async (since: number, limit: number) => events.filter(({ seq }) => seq > since).slice(0, limit),
+  read: async (since: number, limit: number) =>
+    events.filter(({ seq }) => seq > since).slice(0, limit),
 })
 
 export function describeObservation(name: string, create: () => Promise<ObservationHarness>): void {
@@ -92,18 +101,23 @@ export function describeObservation(name: string, create: () => Promise<Observat
       }
       const differences = async () => {
         const found: string[] = []
-        await verifyObservation(harness.verified, logOf(events), (difference) => found.push(difference))
+        await verifyObservation(harness.verified, logOf(events), (difference) =>
+          found.push(difference),
+        )
         return found
       }
       return { harness, tables, writer, events, differences }
     }
 
-    it.each([1, 2])('are what a replay of the log gives, in whatever batches (%i)', async (seed) => {
-      const { harness, tables, events, differences } = await filled(seed, 800)
-      await using _ = harness
-      expect(await differences()).toEqual([])
-      expect(await tables.position()).toBe(events.at(-1)?.seq)
-    })
+    it.each([1, 2])(
+      'are what a replay of the log gives, in whatever batches (%i)',
+      async (seed) => {
+        const { harness, tables, events, differences } = await filled(seed, 800)
+        await using _ = harness
+        expect(await differences()).toEqual([])
+        expect(await tables.position()).toBe(events.at(-1)?.seq)
+      },
+    )
 
     it('verify tells of each row that is not as the log says', async () => {
       const { harness, differences } = await filled(3, 200)
@@ -145,7 +159,12 @@ export function describeObservation(name: string, create: () => Promise<Observat
       await using _ = harness
       const busiest = events.find(({ type }) => type === 'message_sent')?.agent as string
       const rare = new Set<EventType>(['state_key_removed', 'state_deleted'])
-      for (const filter of [{}, { types: rare }, { agent: busiest }, { agent: busiest, types: rare }]) {
+      for (const filter of [
+        {},
+        { types: rare },
+        { agent: busiest },
+        { agent: busiest, types: rare },
+      ]) {
         const wanted = events
           .filter(({ type }) => filter.types?.has(type) ?? true)
           .filter(({ agent }) => filter.agent === undefined || agent === filter.agent)
@@ -160,9 +179,13 @@ export function describeObservation(name: string, create: () => Promise<Observat
         }
         expect(pages.reverse()).toEqual(wanted)
         const middle = wanted[Math.floor(wanted.length / 2)] as number
-        expect(await tables.seqs(filter, { ...ALL, after: middle, until: wanted.at(-2) as number }, 1_000)).toEqual(
-          wanted.filter((seq) => seq > middle && seq <= (wanted.at(-2) as number)),
-        )
+        expect(
+          await tables.seqs(
+            filter,
+            { ...ALL, after: middle, until: wanted.at(-2) as number },
+            1_000,
+          ),
+        ).toEqual(wanted.filter((seq) => seq > middle && seq <= (wanted.at(-2) as number)))
       }
       expect(await tables.seqs({ agent: newAddress() }, ALL, 10)).toEqual([])
     })
@@ -170,7 +193,9 @@ export function describeObservation(name: string, create: () => Promise<Observat
     it('list agents by their registration, and tell of one', async () => {
       const { harness, tables, events } = await filled(6, 300)
       await using _ = harness
-      const registered = events.flatMap(({ type, data }) => (type === 'agent_registered' ? [data.address] : []))
+      const registered = events.flatMap(({ type, data }) =>
+        type === 'agent_registered' ? [data.address] : [],
+      )
       const list = async (question: Pick<AgentsQuestion, 'order' | 'beginning'>) => {
         const all: AgentFigures[] = []
         for (let after: AgentsQuestion['after']; ; ) {
@@ -202,12 +227,14 @@ export function describeObservation(name: string, create: () => Promise<Observat
           registered.filter((address) => address.startsWith(beginning)).sort(),
         )
       const [first = ''] = registered
-      const its = (type: EventType) => events.filter((event) => event.type === type && event.agent === first).length
+      const its = (type: EventType) =>
+        events.filter((event) => event.type === type && event.agent === first).length
       expect(await tables.agent(first)).toMatchObject({
         address: first,
         sent: its('message_sent'),
         writes: its('state_written'),
-        received: events.filter(({ type, data }) => type === 'message_sent' && data.to === first).length,
+        received: events.filter(({ type, data }) => type === 'message_sent' && data.to === first)
+          .length,
       })
       expect(await tables.agent('nobody')).toBeUndefined()
     })
@@ -222,15 +249,19 @@ export function describeObservation(name: string, create: () => Promise<Observat
         counts.set(edge, (counts.get(edge) ?? 0) + 1)
       }
       const all = await tables.network({ minCount: 1, limit: 10_000 })
-      expect(Object.fromEntries(all.edges.map(({ from, to, count }) => [`${from} ${to}`, count]))).toEqual(
-        Object.fromEntries(counts),
+      expect(
+        Object.fromEntries(all.edges.map(({ from, to, count }) => [`${from} ${to}`, count])),
+      ).toEqual(Object.fromEntries(counts))
+      expect(all.nodes).toHaveLength(
+        events.filter(({ type }) => type === 'agent_registered').length,
       )
-      expect(all.nodes).toHaveLength(events.filter(({ type }) => type === 'agent_registered').length)
       expect(all.edges.map(({ count }) => count)).toEqual(
         all.edges.map(({ count }) => count).toSorted((one, other) => other - one),
       )
       const heaviest = await tables.network({ minCount: 1, limit: 4 })
-      expect(heaviest.edges.map(({ count }) => count)).toEqual(all.edges.slice(0, 4).map(({ count }) => count))
+      expect(heaviest.edges.map(({ count }) => count)).toEqual(
+        all.edges.slice(0, 4).map(({ count }) => count),
+      )
       const few = await tables.network({ minCount: 3, limit: 10_000 })
       expect(few.edges).toEqual(all.edges.filter(({ count }) => count >= 3))
       const agent = all.edges[0]?.from as string
@@ -263,9 +294,9 @@ export function describeObservation(name: string, create: () => Promise<Observat
           const name = `${Math.floor((Date.parse(event.ts) / 1_000 - from) / width)} ${event.type}`
           wanted.set(name, (wanted.get(name) ?? 0) + 1)
         }
-        expect(Object.fromEntries(rows.map(({ bucket, type, count }) => [`${bucket} ${type}`, count]))).toEqual(
-          Object.fromEntries(wanted),
-        )
+        expect(
+          Object.fromEntries(rows.map(({ bucket, type, count }) => [`${bucket} ${type}`, count])),
+        ).toEqual(Object.fromEntries(wanted))
       }
       const first = Math.min(...events.map(({ ts }) => Date.parse(ts)))
       expect(await tables.beginning()).toBe(Math.floor(first / 1_000 / SPANS[0]) * SPANS[0])
@@ -277,9 +308,18 @@ export function describeObservation(name: string, create: () => Promise<Observat
       const key = 'key/0 \0ü'
       const wanted = events
         .flatMap((event) =>
-          (event.type === 'state_written' || event.type === 'state_deleted' || event.type === 'state_key_removed') &&
+          (event.type === 'state_written' ||
+            event.type === 'state_deleted' ||
+            event.type === 'state_key_removed') &&
           event.data.key === key
-            ? [{ seq: event.seq, type: event.type, author: event.agent ?? null, at: Date.parse(event.ts) }]
+            ? [
+                {
+                  seq: event.seq,
+                  type: event.type,
+                  author: event.agent ?? null,
+                  at: Date.parse(event.ts),
+                },
+              ]
             : [],
         )
         .reverse()
@@ -305,17 +345,24 @@ export function describeObservation(name: string, create: () => Promise<Observat
         // Times of clocks that differ: then it is the last deed's, now the latest.
         const withoutTime = ({ agents, total }: typeof figures) => ({
           total,
-          agents: agents.map(({ lastActive, ...rest }) => ({ ...rest, hasActed: lastActive !== null })),
+          agents: agents.map(({ lastActive, ...rest }) => ({
+            ...rest,
+            hasActed: lastActive !== null,
+          })),
         })
-        expect(withoutTime(await tables.agents({ order: 'registered', limit: 1_000, at: place }))).toEqual(
-          withoutTime(figures),
-        )
+        expect(
+          withoutTime(await tables.agents({ order: 'registered', limit: 1_000, at: place })),
+        ).toEqual(withoutTime(figures))
         const address = figures.agents.at(-1)?.address ?? ''
-        expect(await tables.agent(address, place)).toMatchObject({ sent: figures.agents.at(-1)?.sent })
+        expect(await tables.agent(address, place)).toMatchObject({
+          sent: figures.agents.at(-1)?.sent,
+        })
 
         const network = { minCount: 1, limit: 10_000 }
         const edges = async (its: ObservationTables, options: Parameters<typeof its.network>[0]) =>
-          (await its.network(options)).edges.map(({ from, to, count }) => `${from} ${to} ${count}`).sort()
+          (await its.network(options)).edges
+            .map(({ from, to, count }) => `${from} ${to} ${count}`)
+            .sort()
         expect(await edges(tables, { ...network, at: place })).toEqual(await edges(then, network))
         expect(await edges(tables, { ...network, agent: address, at: place })).toEqual(
           await edges(then, { ...network, agent: address }),
@@ -329,14 +376,31 @@ export function describeObservation(name: string, create: () => Promise<Observat
           if (type === 'state_written') keys.set(data.key, data.value_length)
           else if (type === 'state_deleted' || type === 'state_key_removed') keys.delete(data.key)
         }
-        const { keys: found, next } = await tables.keysThen({ prefix: '', after: undefined, at: place, limit: 100 })
+        const { keys: found, next } = await tables.keysThen({
+          prefix: '',
+          after: undefined,
+          at: place,
+          limit: 100,
+        })
         expect(next).toBeUndefined()
         expect(found.map(({ key, length }) => [key.toString(), length])).toEqual([...keys].sort())
         expect(await tables.totals(place)).toMatchObject({ keys: keys.size })
       }
-      expect(await tables.totals(0)).toEqual({ seq: 0, at: null, agents: 0, keys: 0, types: new Map() })
-      expect(await tables.agents({ order: 'registered', limit: 10, at: 0 })).toEqual({ agents: [], total: 0 })
-      expect(await tables.network({ minCount: 1, limit: 10, at: 0 })).toEqual({ nodes: [], edges: [] })
+      expect(await tables.totals(0)).toEqual({
+        seq: 0,
+        at: null,
+        agents: 0,
+        keys: 0,
+        types: new Map(),
+      })
+      expect(await tables.agents({ order: 'registered', limit: 10, at: 0 })).toEqual({
+        agents: [],
+        total: 0,
+      })
+      expect(await tables.network({ minCount: 1, limit: 10, at: 0 })).toEqual({
+        nodes: [],
+        edges: [],
+      })
     })
 
     it('list the keys of a moment page by page, below a prefix', async () => {
@@ -346,7 +410,11 @@ export function describeObservation(name: string, create: () => Promise<Observat
       const last = events.at(-1)?.seq as number
       const names = ['a', 'b/1', 'b/2', 'b/3', 'b0', 'b\u00ff', 'c']
       const at = new Date(BEGINNING).toISOString()
-      const made = names.map((key, index) => ({ ...written(key, 'v', author), ts: at, seq: last + 1 + index }))
+      const made = names.map((key, index) => ({
+        ...written(key, 'v', author),
+        ts: at,
+        seq: last + 1 + index,
+      }))
       const gone = { ...deleted('b/2', author), ts: at, seq: last + 100 }
       expect(await writer.apply(last, [...made, gone])).toBe(true)
       const list = async (prefix: string, place: number) => {
@@ -400,15 +468,22 @@ export function describeObservation(name: string, create: () => Promise<Observat
         type === 'message_sent' ? [[data.from, data.to] as const] : [],
       )
       const wanted = events.flatMap(({ type, data, seq }) =>
-        type === 'message_sent' && [`${one} ${other}`, `${other} ${one}`].includes(`${data.from} ${data.to}`)
+        type === 'message_sent' &&
+        [`${one} ${other}`, `${other} ${one}`].includes(`${data.from} ${data.to}`)
           ? [seq]
           : [],
       )
       expect(await tables.seqs({ agent: one, with: other }, ALL, 1_000)).toEqual(wanted)
-      expect(await tables.seqs({ agent: other, with: one }, { ...ALL, isBackwards: true }, 1)).toEqual(wanted.slice(-1))
-      expect(await tables.seqs({ agent: one, with: other, types: new Set<EventType>(['state_read']) }, ALL, 9)).toEqual(
-        [],
-      )
+      expect(
+        await tables.seqs({ agent: other, with: one }, { ...ALL, isBackwards: true }, 1),
+      ).toEqual(wanted.slice(-1))
+      expect(
+        await tables.seqs(
+          { agent: one, with: other, types: new Set<EventType>(['state_read']) },
+          ALL,
+          9,
+        ),
+      ).toEqual([])
       expect(await tables.seqs({ agent: one, with: newAddress() }, ALL, 9)).toEqual([])
     })
   })

@@ -93,7 +93,11 @@ export function describeRegistryStore(name: string, create: () => Promise<Regist
         expect(await store.findByToken('agent', secrets.lookup)).toEqual([
           { identity: address, tokenHash: secrets.tokenHash, operatorId },
         ])
-        expect(await store.findAgent(address)).toEqual({ address, registeredAt: TS, hasWebhook: false })
+        expect(await store.findAgent(address)).toEqual({
+          address,
+          registeredAt: TS,
+          hasWebhook: false,
+        })
         expect(await total()).toBe(before + 1)
         expect(await store.total()).toBe(before + 1)
         expect((await all(100)).at(-1)).toBe(address)
@@ -110,10 +114,15 @@ export function describeRegistryStore(name: string, create: () => Promise<Regist
 
       it('many at once: each is found, in the order of their events', async () => {
         const [before, since] = [await total(), await end()]
-        const [agents, operator] = await Promise.all([inParallel(12, () => registerAgent()), registerOperator()])
+        const [agents, operator] = await Promise.all([
+          inParallel(12, () => registerAgent()),
+          registerOperator(),
+        ])
         expect(await total()).toBe(before + 12)
         const events = await harness.log.read(since, 100)
-        const inLog = events.flatMap(({ type, data }) => (type === 'agent_registered' ? [data.address] : []))
+        const inLog = events.flatMap(({ type, data }) =>
+          type === 'agent_registered' ? [data.address] : [],
+        )
         expect(inLog.toSorted()).toEqual(agents.map(({ address }) => address).toSorted())
         expect(await all(5, since)).toEqual(inLog)
         expect(await store.findByToken('operator', operator.token.lookup)).toHaveLength(1)
@@ -148,7 +157,9 @@ export function describeRegistryStore(name: string, create: () => Promise<Regist
         const lookup = randomBytes(8)
         const [one, two] = [await registerAgent({ lookup }), await registerAgent({ lookup })]
         const found = await store.findByToken('agent', lookup)
-        expect(found.map(({ identity }) => identity).toSorted()).toEqual([one.address, two.address].toSorted())
+        expect(found.map(({ identity }) => identity).toSorted()).toEqual(
+          [one.address, two.address].toSorted(),
+        )
         expect(await store.findByToken('agent', randomBytes(8))).toEqual([])
       })
     })
@@ -186,8 +197,11 @@ export function describeRegistryStore(name: string, create: () => Promise<Regist
     describe('pages', () => {
       it('are oldest first and end where the agents do, whatever the limit', async () => {
         const since = await end()
-        const addresses = (await inSequence(11, () => registerAgent())).map(({ address }) => address)
-        for (const limit of [1, 3, 11, 12, 1_000]) expect(await all(limit, since)).toEqual(addresses)
+        const addresses = (await inSequence(11, () => registerAgent())).map(
+          ({ address }) => address,
+        )
+        for (const limit of [1, 3, 11, 12, 1_000])
+          expect(await all(limit, since)).toEqual(addresses)
         expect(await store.page(await end(), 10)).toEqual({ agents: [], total: await total() })
         const { agents } = await store.page(since, 4)
         expect(agents).toHaveLength(4)
@@ -221,13 +235,21 @@ export function describeRegistryStore(name: string, create: () => Promise<Regist
         await registerOperator()
         const addresses = await all(1_000)
         const last = await end()
-        for (const since of [0, last - 1, last]) expect((await store.page(since, 1)).total).toBe(addresses.length)
+        for (const since of [0, last - 1, last])
+          expect((await store.page(since, 1)).total).toBe(addresses.length)
       })
 
       it('have times that never go backwards, though the clock was set back', async () => {
         const since = await end()
-        const times = ['2031-01-01T00:00:00.001Z', '2030-01-01T00:00:00.000Z', '2031-01-01T00:00:00.002Z', TS]
-        const agents = await inSequence(times.length, (index) => registerAgent({ ts: times[index] ?? TS }))
+        const times = [
+          '2031-01-01T00:00:00.001Z',
+          '2030-01-01T00:00:00.000Z',
+          '2031-01-01T00:00:00.002Z',
+          TS,
+        ]
+        const agents = await inSequence(times.length, (index) =>
+          registerAgent({ ts: times[index] ?? TS }),
+        )
         const kept = [times[0], times[0], times[2], times[2]]
         const page = await store.page(since, 10)
         expect(page.agents.map(({ registeredAt }) => registeredAt)).toEqual(kept)
@@ -237,7 +259,9 @@ export function describeRegistryStore(name: string, create: () => Promise<Regist
     })
 
     describe('challenges', () => {
-      const challenge = (more: { operatorId?: string; answerHash?: Buffer; ttlMs?: number } = {}) => ({
+      const challenge = (
+        more: { operatorId?: string; answerHash?: Buffer; ttlMs?: number } = {},
+      ) => ({
         challengeId: randomUUID(),
         operatorId: more.operatorId ?? randomUUID(),
         answerHash: more.answerHash,
@@ -258,7 +282,9 @@ export function describeRegistryStore(name: string, create: () => Promise<Regist
       it('are taken by one of many who ask at once', async () => {
         const row = challenge()
         await store.saveChallenge(row)
-        const taken = await inParallel(20, () => store.takeChallenge(row.challengeId, row.operatorId))
+        const taken = await inParallel(20, () =>
+          store.takeChallenge(row.challengeId, row.operatorId),
+        )
         const found = taken.filter((challenge) => challenge !== undefined)
         expect(found).toEqual([{ answerHash: undefined, isExpired: false }])
       })
@@ -273,7 +299,9 @@ export function describeRegistryStore(name: string, create: () => Promise<Regist
       it('are expired by the clock of the storage, not of the node', async () => {
         const row = challenge({ ttlMs: -1 })
         await store.saveChallenge(row)
-        expect(await store.takeChallenge(row.challengeId, row.operatorId)).toMatchObject({ isExpired: true })
+        expect(await store.takeChallenge(row.challengeId, row.operatorId)).toMatchObject({
+          isExpired: true,
+        })
       })
 
       it('that there are not are not found', async () => {

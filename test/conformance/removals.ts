@@ -1,4 +1,7 @@
-/** The conformance suite of the `Removals` port, and of what it shows in the place of what was removed. */
+/**
+ * The conformance suite of the `Removals` port, and of what it shows in the place of what was
+ * removed.
+ */
 import { randomUUID } from 'node:crypto'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { LoggedEvent, NewEvent } from '../../src/events/event.ts'
@@ -33,7 +36,10 @@ export function describeRemovals(name: string, create: () => Promise<RemovalsHar
     })
 
     it('are listed from the oldest on, page by page, as their events tell them', async () => {
-      const events = KEYS.flatMap((key) => [keyRemoved(key, { reason: `of ${key.length}` }), redacted(randomUUID())])
+      const events = KEYS.flatMap((key) => [
+        keyRemoved(key, { reason: `of ${key.length}` }),
+        redacted(randomUUID()),
+      ])
       const expected: object[] = []
       for (const event of events) {
         const { ts, type: action, data } = event
@@ -85,7 +91,9 @@ export function describeRemovals(name: string, create: () => Promise<RemovalsHar
       const logged: LoggedEvent[] = []
       for (const event of events) logged.push({ ...event, seq: await harness.apply(event) })
       const shown = await redact(logged, removals)
-      expect(shown.map(({ seq, type }) => ({ seq, type }))).toEqual(logged.map(({ seq, type }) => ({ seq, type })))
+      expect(shown.map(({ seq, type }) => ({ seq, type }))).toEqual(
+        logged.map(({ seq, type }) => ({ seq, type })),
+      )
       expect(shown[0]?.data).toEqual({
         ...message.data,
         content: REDACTED,

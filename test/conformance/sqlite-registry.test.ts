@@ -48,7 +48,9 @@ describe('the registry in SQLite', () => {
     const log = new SqliteEventLog(sqlite.reader, sqlite.writer)
     const [total, end] = [await store.total(), await log.lastSeq()]
     await expect(store.registerAgent(newAgent().secrets, agent.event)).rejects.toThrow(/UNIQUE/)
-    await expect(store.registerOperator(newOperator().token, operator.event)).rejects.toThrow(/UNIQUE/)
+    await expect(store.registerOperator(newOperator().token, operator.event)).rejects.toThrow(
+      /UNIQUE/,
+    )
     expect(await store.total()).toBe(total)
     expect(await log.lastSeq()).toBe(end)
     expect(await store.findByToken('agent', agent.secrets.lookup)).toHaveLength(1)
@@ -71,12 +73,18 @@ describe('the registry in SQLite', () => {
     beforeEach(() => void beside.sql.run`delete from challenges`)
 
     const save = async (ttlMs: number, operatorId: string = randomUUID()) => {
-      const challenge = { challengeId: randomUUID(), operatorId, answerHash: randomBytes(32), ttlMs }
+      const challenge = {
+        challengeId: randomUUID(),
+        operatorId,
+        answerHash: randomBytes(32),
+        ttlMs,
+      }
       await store.saveChallenge(challenge)
       return challenge
     }
     const count = () => sqlite.reader.sql.get`select count(*) as rows from challenges`?.rows
-    const furthest = () => sqlite.reader.sql.get`select max(expires_at) as at from challenges`?.at as number
+    const furthest = () =>
+      sqlite.reader.sql.get`select max(expires_at) as at from challenges`?.at as number
 
     it('that have expired are tidied away some at a time, those that have not stay', async () => {
       await inParallel(20, () => save(60_000))
@@ -106,7 +114,9 @@ describe('the registry in SQLite', () => {
       const next = await save(60_000)
       expect(furthest()).toBeLessThanOrEqual(Date.now() + 60_000)
       for (const { challengeId, operatorId } of [...before, next])
-        expect(await store.takeChallenge(challengeId, operatorId)).toMatchObject({ isExpired: false })
+        expect(await store.takeChallenge(challengeId, operatorId)).toMatchObject({
+          isExpired: false,
+        })
     })
   })
 })

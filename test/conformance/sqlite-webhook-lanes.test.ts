@@ -34,12 +34,16 @@ describeWebhookLanes('SQLite', async () => {
     async alter(recipients, { standing, holder, nextMs, restMs }) {
       const now = Date.now()
       for (const to of recipients) {
-        if (standing !== undefined) sql.run`update webhook_lanes set standing = ${standing} where recipient = ${to}`
-        if (holder !== undefined) sql.run`update webhook_lanes set holder = ${holder} where recipient = ${to}`
+        if (standing !== undefined)
+          sql.run`update webhook_lanes set standing = ${standing} where recipient = ${to}`
+        if (holder !== undefined)
+          sql.run`update webhook_lanes set holder = ${holder} where recipient = ${to}`
         const nextAt = typeof nextMs === 'number' ? now + nextMs : null
-        if (nextMs !== undefined) sql.run`update webhook_lanes set next_at = ${nextAt} where recipient = ${to}`
+        if (nextMs !== undefined)
+          sql.run`update webhook_lanes set next_at = ${nextAt} where recipient = ${to}`
         const openUntil = typeof restMs === 'number' ? now + restMs : null
-        if (restMs !== undefined) sql.run`update webhook_lanes set open_until = ${openUntil} where recipient = ${to}`
+        if (restMs !== undefined)
+          sql.run`update webhook_lanes set open_until = ${openUntil} where recipient = ${to}`
       }
     },
     async stored() {
@@ -50,7 +54,9 @@ describeWebhookLanes('SQLite', async () => {
         from webhook_lanes` as unknown as ({ recipient: string } & StoredLane)[]
     },
     async clear() {
-      connection.exec('delete from webhook_lanes; delete from queued_messages; update webhook_totals set pending = 0;')
+      connection.exec(
+        'delete from webhook_lanes; delete from queued_messages; update webhook_totals set pending = 0;',
+      )
     },
     async [Symbol.asyncDispose]() {
       connection.close()
@@ -102,5 +108,7 @@ it('those that a process had in its hands when it died can be claimed at once af
   const beside = openSqlite(fresh.file)
   freeLanes(beside)
   beside.connection.close()
-  expect(await lanes.claim('next', 600_000, quota, 1)).toMatchObject([{ recipient: to, wasHeld: true, lastSeq: seq }])
+  expect(await lanes.claim('next', 600_000, quota, 1)).toMatchObject([
+    { recipient: to, wasHeld: true, lastSeq: seq },
+  ])
 })

@@ -44,7 +44,9 @@ it('who follows the log hears soon of what another process has appended', async 
   const { file, reader, writer } = fresh
   const other = openSqlite(file)
   const stop = new AbortController()
-  const following = new SqliteEventLog(reader, writer).follow(0, stop.signal)[Symbol.asyncIterator]()
+  const following = new SqliteEventLog(reader, writer)
+    .follow(0, stop.signal)
+    [Symbol.asyncIterator]()
   try {
     expect((await following.next()).value).toEqual([])
     const next = following.next()
@@ -69,7 +71,11 @@ describeRemovals('SQLite', async () => {
 })
 
 describeStateStore('SQLite', async ({ capacityBytes }) => {
-  const { reader, writer, [Symbol.asyncDispose]: dispose } = await openFreshSqlite({ capacityBytes })
+  const {
+    reader,
+    writer,
+    [Symbol.asyncDispose]: dispose,
+  } = await openFreshSqlite({ capacityBytes })
   return {
     nodes: [new SqliteStateStore(reader, writer)],
     log: new SqliteEventLog(reader, writer),
@@ -95,7 +101,11 @@ it('a page of keys costs the same wherever it begins', async () => {
       let least = Number.POSITIVE_INFINITY
       for (let round = 0; round < 20; round++) {
         const begin = performance.now()
-        const { keys, total } = await store.page('k/', after === undefined ? undefined : Buffer.from(after), 50)
+        const { keys, total } = await store.page(
+          'k/',
+          after === undefined ? undefined : Buffer.from(after),
+          50,
+        )
         expect(total).toBe(200_000)
         least = Math.min(least, performance.now() - begin)
         expect(String(keys[0])).toBe(after === undefined ? 'k/000000' : 'k/199950')

@@ -39,10 +39,14 @@ export function describeStateStore(
 
     const put = (key: string, value: string, on = store) =>
       on.write(written(key, value, WRITER) as EventOf<'state_written'>)
-    const remove = (key: string, on = store) => on.delete(deleted(key, WRITER) as EventOf<'state_deleted'>)
+    const remove = (key: string, on = store) =>
+      on.delete(deleted(key, WRITER) as EventOf<'state_deleted'>)
 
     /** Of a thousand deletes at once the last would take longer than one may. */
-    async function aFewAtOnce(count: number, change: (index: number) => Promise<void>): Promise<void> {
+    async function aFewAtOnce(
+      count: number,
+      change: (index: number) => Promise<void>,
+    ): Promise<void> {
       for (let from = 0; from < count; from += AT_ONCE)
         await inParallel(Math.min(AT_ONCE, count - from), (index) => change(from + index))
     }
@@ -68,7 +72,12 @@ export function describeStateStore(
         const first = written('k', 'first', WRITER) as EventOf<'state_written'>
         await store.write(first)
         for (const node of harness.nodes) {
-          expect(await node.find('k')).toEqual({ key: 'k', value: 'first', modifiedBy: WRITER, modifiedAt: first.ts })
+          expect(await node.find('k')).toEqual({
+            key: 'k',
+            value: 'first',
+            modifiedBy: WRITER,
+            modifiedAt: first.ts,
+          })
         }
         await put('k', 'second', other)
         await put('empty', '')
@@ -101,7 +110,9 @@ export function describeStateStore(
         for (const text of texts) await put(text, `value of ${text}`)
         for (const text of texts) expect((await store.find(text))?.value).toBe(`value of ${text}`)
         const { keys } = await store.page('', undefined, 100)
-        expect(keys.map(String)).toEqual(texts.toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b))))
+        expect(keys.map(String)).toEqual(
+          texts.toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b))),
+        )
         await clear()
       })
 
@@ -182,7 +193,12 @@ export function describeStateStore(
           const keys = new Set<string>()
           const expectCounts = async () => {
             const some = [...keys].filter((_, index) => index % Math.ceil(keys.size / 12) === 0)
-            const prefixes = new Set(['', 'few/1', 'nothing', ...some.flatMap((key) => [key, key.slice(0, -1)])])
+            const prefixes = new Set([
+              '',
+              'few/1',
+              'nothing',
+              ...some.flatMap((key) => [key, key.slice(0, -1)]),
+            ])
             for (const prefix of prefixes) {
               const expected = [...keys].filter((key) => key.startsWith(prefix)).length
               expect((await store.page(prefix, undefined, 1)).total, prefix).toBe(expected)
@@ -254,7 +270,9 @@ export function describeStateStore(
       it('is not overrun by many who write at once, and used to the full', async () => {
         const value = 'x'.repeat(CAPACITY / 20 - 3)
         const outcomes = await Promise.allSettled(
-          Array.from({ length: 60 }, (_, index) => put(`${100 + index}`, value, index % 2 === 0 ? store : other)),
+          Array.from({ length: 60 }, (_, index) =>
+            put(`${100 + index}`, value, index % 2 === 0 ? store : other),
+          ),
         )
         expect(outcomes.filter(({ status }) => status === 'fulfilled')).toHaveLength(20)
         expect(await store.usage()).toEqual({ usedBytes: CAPACITY, keyCount: 20 })
@@ -269,9 +287,12 @@ export function describeStateStore(
       beforeAll(() => open(1_000))
       afterAll(() => harness[Symbol.asyncDispose]())
 
-      it('entries, sums and refusals are those of a plain map', { timeout: MANY_KEYS_TIMEOUT_MS }, async () => {
+      it('entries, sums and refusals are those of a plain map', {
+        timeout: MANY_KEYS_TIMEOUT_MS,
+      }, async () => {
         const model = new Map<string, string>()
-        const used = () => [...model].reduce((sum, [key, value]) => sum + key.length + value.length, 0)
+        const used = () =>
+          [...model].reduce((sum, [key, value]) => sum + key.length + value.length, 0)
         await fc.assert(
           fc.asyncProperty(fc.array(change, { minLength: 1, maxLength: 20 }), async (changes) => {
             for (const { key, length } of changes) {
@@ -282,7 +303,8 @@ export function describeStateStore(
                 else await remove(key)
                 model.delete(key)
               } else {
-                const grown = used() + value.length - (before === undefined ? -key.length : before.length)
+                const grown =
+                  used() + value.length - (before === undefined ? -key.length : before.length)
                 if (grown > 1_000) await expect(put(key, value)).rejects.toThrow(StoreFull)
                 else {
                   await put(key, value)

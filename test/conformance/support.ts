@@ -22,25 +22,46 @@ export function deleted(key: string, deleter = newAddress()): NewEvent {
 }
 
 export function read(key: string, reader = newAddress()): NewEvent {
-  return { ts: now(), type: 'state_read', agent: reader, data: { key, read_by: reader, found: true } }
+  return {
+    ts: now(),
+    type: 'state_read',
+    agent: reader,
+    data: { key, read_by: reader, found: true },
+  }
 }
 
 export function registryRead(reader = newAddress()): NewEvent {
   return { ts: now(), type: 'registry_read', agent: reader, data: { read_by: reader } }
 }
 
-export function sent(to: string, content: string, from = newAddress()): Extract<NewEvent, { type: 'message_sent' }> {
-  const data = { message_id: randomUUID(), from, to, content, content_length: Buffer.byteLength(content) }
+export function sent(
+  to: string,
+  content: string,
+  from = newAddress(),
+): Extract<NewEvent, { type: 'message_sent' }> {
+  const data = {
+    message_id: randomUUID(),
+    from,
+    to,
+    content,
+    content_length: Buffer.byteLength(content),
+  }
   return { ts: now(), type: 'message_sent', agent: from, data }
 }
 
 const removed = { reason: 'illegal', performed_by: 'operator', content_hash: '00' }
 
-export function keyRemoved(key: string, details: Partial<typeof removed> = {}): EventOf<'state_key_removed'> {
+export function keyRemoved(
+  key: string,
+  details: Partial<typeof removed> = {},
+): EventOf<'state_key_removed'> {
   return { ts: now(), type: 'state_key_removed', data: { key, ...removed, ...details } }
 }
 
-export function redacted(message_id: string, details: Partial<typeof removed> = {}): EventOf<'message_redacted'> {
+export function redacted(
+  message_id: string,
+  details: Partial<typeof removed> = {},
+): EventOf<'message_redacted'> {
   return { ts: now(), type: 'message_redacted', data: { message_id, ...removed, ...details } }
 }
 

@@ -1,4 +1,7 @@
-/** The conformance suite of the `WebhookLanes` port: the projection of the log fills them, workers share them. */
+/**
+ * The conformance suite of the `WebhookLanes` port: the projection of the log fills them, workers
+ * share them.
+ */
 import { randomUUID } from 'node:crypto'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import fc from 'fast-check'
@@ -31,7 +34,12 @@ export interface WebhookLanesHarness extends AsyncDisposable {
   open(options?: WebhookLanesOptions): WebhookLanes
   /** Appends events, and applies them. */
   append(events: readonly (NewEvent & Routing)[]): Promise<LoggedEvent[]>
-  register(agent: { address: string; operatorId: string; url: string; sealedSecret: string }): Promise<void>
+  register(agent: {
+    address: string
+    operatorId: string
+    url: string
+    sealedSecret: string
+  }): Promise<void>
   /** Changes what is stored of these lanes, as time or a fault may have left it. */
   alter(
     recipients: readonly string[],
@@ -46,7 +54,10 @@ const LEASE_MS = 10_000
 const TURN_MESSAGES = 3
 const QUOTA: Quota = { total: 100, unproven: 100, slow: 100, ofOneOperator: 100 }
 
-export function describeWebhookLanes(name: string, create: () => Promise<WebhookLanesHarness>): void {
+export function describeWebhookLanes(
+  name: string,
+  create: () => Promise<WebhookLanesHarness>,
+): void {
   describe(`webhook lanes: ${name}`, () => {
     let harness: WebhookLanesHarness
     let lanes: WebhookLanes
@@ -59,7 +70,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
 
     /** Messages to be pushed. */
     const push = (to: string, count = 1): Promise<LoggedEvent[]> =>
-      harness.append(Array.from({ length: count }, () => ({ via: 'webhook' as const, ...sent(to, 'x') })))
+      harness.append(
+        Array.from({ length: count }, () => ({ via: 'webhook' as const, ...sent(to, 'x') })),
+      )
 
     async function settle(event: LoggedEvent, how: 'delivered' | 'queued'): Promise<void> {
       if (event.type !== 'message_sent') throw new TypeError(event.type)
@@ -67,7 +80,11 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       const about = { ts: now(), agent: to, about: event.seq }
       await harness.append([
         how === 'delivered'
-          ? { ...about, type: 'message_delivered', data: { message_id, to, delivery_method: 'push' } }
+          ? {
+              ...about,
+              type: 'message_delivered',
+              data: { message_id, to, delivery_method: 'push' },
+            }
           : { ...about, type: 'push_failed', data: { message_id, to, reason: 'undeliverable' } },
       ])
     }
@@ -129,7 +146,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       })
       expect(places(lane)).toEqual(events.slice(0, TURN_MESSAGES).map((event) => event.seq))
       expect(lane.messages.map(({ id }) => id)).toEqual(
-        events.slice(0, TURN_MESSAGES).map((event) => 'message_id' in event.data && event.data.message_id),
+        events
+          .slice(0, TURN_MESSAGES)
+          .map((event) => 'message_id' in event.data && event.data.message_id),
       )
       expect(lane.lastSeq).toBe(events.at(-1)?.seq)
       expect(Math.abs(lane.now - Date.now())).toBeLessThan(60_000)
@@ -138,7 +157,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
     it('are in one pair of hands at a time', async () => {
       const agents = await inParallel(20, async () => newAddress())
       for (const agent of agents) await push(agent)
-      const claimed = (await inParallel(8, (index) => claim({ total: 5 }, `worker ${index}`))).flat()
+      const claimed = (
+        await inParallel(8, (index) => claim({ total: 5 }, `worker ${index}`))
+      ).flat()
       expect(claimed.map(({ recipient }) => recipient).toSorted()).toEqual(agents.toSorted())
       expect(await claim()).toEqual([])
     })
@@ -208,7 +229,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
     it('stay with a worker that prolongs its leases', async () => {
       await push(newAddress())
       const claimed = await lanes.claim('worker', 0, QUOTA, TURN_MESSAGES)
-      expect(await lanes.renew('worker', claimed, LEASE_MS)).toEqual(new Set(claimed.map(({ recipient }) => recipient)))
+      expect(await lanes.renew('worker', claimed, LEASE_MS)).toEqual(
+        new Set(claimed.map(({ recipient }) => recipient)),
+      )
       expect(await claim()).toEqual([])
     })
 
@@ -231,7 +254,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       await push(taken)
       const [second] = await lanes.claim('worker', 0, QUOTA, TURN_MESSAGES)
       await claimOne('another')
-      expect(await lanes.renew('worker', [first, second as ClaimedLane], LEASE_MS)).toEqual(new Set())
+      expect(await lanes.renew('worker', [first, second as ClaimedLane], LEASE_MS)).toEqual(
+        new Set(),
+      )
       expect(await lanes.due()).toBeLessThanOrEqual(LEASE_MS)
     })
 
@@ -250,7 +275,10 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
             await push(to)
             await harness.alter([to], { standing, holder, nextMs, restMs })
             const claimed = await harness.open().claim('worker', LEASE_MS, QUOTA, TURN_MESSAGES)
-            const { nextMs: next, restMs: rest } = (await harness.stored())[0] as { nextMs: number; restMs: number }
+            const { nextMs: next, restMs: rest } = (await harness.stored())[0] as {
+              nextMs: number
+              restMs: number
+            }
             if (claimed.length === 0) {
               expect(nextMs).toBeGreaterThan(0)
               expect(next).toBeLessThanOrEqual(120_000)
@@ -284,7 +312,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       const first = await claimOne()
       expect(first.wasHeld).toBe(false)
       await lanes.release(turnOf(first))
-      expect((await lanes.claim('killed', 0, QUOTA, TURN_MESSAGES)).map(({ wasHeld }) => wasHeld)).toEqual([false])
+      expect(
+        (await lanes.claim('killed', 0, QUOTA, TURN_MESSAGES)).map(({ wasHeld }) => wasHeld),
+      ).toEqual([false])
       const last = await claimOne()
       expect(last.wasHeld).toBe(true)
       await lanes.release(turnOf(last))
@@ -307,7 +337,8 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       }
       // A slow one first, then a probe, and so on by turns.
       for (const [index, recipient] of Object.entries(Object.keys(kinds))) {
-        const waiting = kinds[recipient] === 'probe' ? 59 - 2 * (Number(index) % 2) : 60 - 2 * (Number(index) % 4)
+        const waiting =
+          kinds[recipient] === 'probe' ? 59 - 2 * (Number(index) % 2) : 60 - 2 * (Number(index) % 4)
         await harness.alter([recipient], { nextMs: -1_000 * waiting })
       }
       const claimedKinds = async (quota: Partial<Quota>) =>
@@ -338,22 +369,30 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
         await push(to)
         waiting.push(to)
         await lanes.release(
-          turnOf(await claimOne(), { standing, openUntil: standing === 'open' ? 1 : 0, delay: 100_000 }),
+          turnOf(await claimOne(), {
+            standing,
+            openUntil: standing === 'open' ? 1 : 0,
+            delay: 100_000,
+          }),
         )
       }
       for (const [index, to] of waiting.entries()) {
         await harness.alter([to], { nextMs: -1_000 * (10 - index) })
       }
       const claimed: string[] = []
-      for (const _ of waiting) claimed.push(...(await claim({ slow: 1 })).map(({ recipient }) => recipient))
+      for (const _ of waiting)
+        claimed.push(...(await claim({ slow: 1 })).map(({ recipient }) => recipient))
       expect(claimed).toEqual(waiting)
     })
 
     /** Agents of one operator, each with a message that waits. */
     async function dueOf(operatorId: string, count: number): Promise<string[]> {
       const agents = Array.from({ length: count }, () => newAddress())
-      for (const address of agents) await harness.register({ address, operatorId, url: '', sealedSecret: '' })
-      await harness.append(agents.map((agent) => ({ via: 'webhook' as const, ...sent(agent, 'x') })))
+      for (const address of agents)
+        await harness.register({ address, operatorId, url: '', sealedSecret: '' })
+      await harness.append(
+        agents.map((agent) => ({ via: 'webhook' as const, ...sent(agent, 'x') })),
+      )
       return agents
     }
     const of = (agents: readonly string[], claimed: readonly ClaimedLane[]) =>
@@ -393,7 +432,8 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
 
     it('that take long do not keep the only slot from those that have yet to be tried, nor these from them', async () => {
       await dueOf(randomUUID(), 40)
-      for (const lane of await claim({ unproven: 20 })) await lanes.release(turnOf(lane, { standing: 'slow' }))
+      for (const lane of await claim({ unproven: 20 }))
+        await lanes.release(turnOf(lane, { standing: 'slow' }))
       const kinds = new Set<string>()
       while (kinds.size < 2) {
         const [lane] = await claim({ unproven: 1, slow: 1 })
@@ -410,7 +450,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       const claimed: string[] = []
       for (let round = 0; round < 24; round++)
         claimed.push(
-          ...(await claim({ unproven: 1, slow: 1 }, `worker ${round % 2}`)).map(({ recipient }) => recipient),
+          ...(await claim({ unproven: 1, slow: 1 }, `worker ${round % 2}`)).map(
+            ({ recipient }) => recipient,
+          ),
         )
       // A claim may leave the only slot to one that took long.
       while (claimed.length < agents.length)
@@ -427,7 +469,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
       }
       await harness.register(agent)
       await push(agent.address)
-      expect(await harness.stored()).toMatchObject([{ recipient: agent.address, operatorId: agent.operatorId }])
+      expect(await harness.stored()).toMatchObject([
+        { recipient: agent.address, operatorId: agent.operatorId },
+      ])
       const { url, sealedSecret } = agent
       expect(await claimOne()).toMatchObject({ recipient: agent.address, url, sealedSecret })
     })
@@ -444,7 +488,8 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
         operatorId: operators[index % operators.length] as string,
       }))
       for (const agent of agents) await harness.register({ ...agent, url: '', sealedSecret: '' })
-      const operatorOf = (address: string) => agents.find((agent) => agent.address === address)?.operatorId ?? ''
+      const operatorOf = (address: string) =>
+        agents.find((agent) => agent.address === address)?.operatorId ?? ''
       const kind = fc.constantFrom('unknown', 'fast', 'slow', 'probe', 'resting')
       const quota = fc.record({
         total: fc.integer({ min: 0, max: 12 }),
@@ -459,19 +504,37 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
           quota,
           async (kinds, quota) => {
             await harness.clear()
-            const waiting = kinds.map((lane, index) => ({ ...lane, address: agents[index]?.address ?? '' }))
-            await harness.append(waiting.map(({ address }) => ({ via: 'webhook' as const, ...sent(address, 'x') })))
+            const waiting = kinds.map((lane, index) => ({
+              ...lane,
+              address: agents[index]?.address ?? '',
+            }))
+            await harness.append(
+              waiting.map(({ address }) => ({ via: 'webhook' as const, ...sent(address, 'x') })),
+            )
             for (const lane of waiting) {
-              const standing = (lane.kind === 'probe' || lane.kind === 'resting' ? 'open' : lane.kind) as Standing
+              const standing = (
+                lane.kind === 'probe' || lane.kind === 'resting' ? 'open' : lane.kind
+              ) as Standing
               const restMs = lane.kind === 'resting' ? 60_000 : -60_000
-              await harness.alter([lane.address], { standing, restMs, nextMs: lane.isReady ? -1_000 : 60_000 })
+              await harness.alter([lane.address], {
+                standing,
+                restMs,
+                nextMs: lane.isReady ? -1_000 : 60_000,
+              })
             }
             const claimed = new Set((await claim(quota)).map(({ recipient }) => recipient))
-            expect(waiting.filter(({ address, isReady }) => claimed.has(address) && !isReady)).toEqual([])
-            const ready = (...wanted: string[]) => waiting.filter((lane) => lane.isReady && wanted.includes(lane.kind))
-            const taken = (...wanted: string[]) => ready(...wanted).filter(({ address }) => claimed.has(address)).length
-            const ofOperator = (id: string) => ready('unknown').filter(({ address }) => operatorOf(address) === id)
-            const untried = operators.map((id) => Math.min(quota.ofOneOperator, ofOperator(id).length))
+            expect(
+              waiting.filter(({ address, isReady }) => claimed.has(address) && !isReady),
+            ).toEqual([])
+            const ready = (...wanted: string[]) =>
+              waiting.filter((lane) => lane.isReady && wanted.includes(lane.kind))
+            const taken = (...wanted: string[]) =>
+              ready(...wanted).filter(({ address }) => claimed.has(address)).length
+            const ofOperator = (id: string) =>
+              ready('unknown').filter(({ address }) => operatorOf(address) === id)
+            const untried = operators.map((id) =>
+              Math.min(quota.ofOneOperator, ofOperator(id).length),
+            )
             let left = quota.total
             const expected = (most: number) => {
               const count = Math.min(most, left)
@@ -479,7 +542,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
               return count
             }
             expect(taken('resting')).toBe(expected(ready('resting').length))
-            const slow = expected(Math.min(quota.slow, quota.unproven, ready('slow', 'probe').length))
+            const slow = expected(
+              Math.min(quota.slow, quota.unproven, ready('slow', 'probe').length),
+            )
             expect(taken('slow', 'probe')).toBe(slow)
             const all = untried.reduce((sum, count) => sum + count, 0)
             expect(taken('unknown')).toBe(expected(Math.min(quota.unproven - slow, all)))
@@ -496,7 +561,11 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
 
     it('count what waits, until it is delivered or in the pull queue', async () => {
       const before = await lanes.backlog()
-      const [one, two, three] = (await push(newAddress(), 3)) as [LoggedEvent, LoggedEvent, LoggedEvent]
+      const [one, two, three] = (await push(newAddress(), 3)) as [
+        LoggedEvent,
+        LoggedEvent,
+        LoggedEvent,
+      ]
       expect((await lanes.backlog()).messages).toBe(before.messages + 3)
       await settle(one, 'delivered')
       await settle(two, 'queued')
@@ -518,12 +587,16 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
           // Lanes in the process answer at once, and must not keep it from all else.
           if (claimed.length === 0) await nextTurn()
           await Promise.all(
-            claimed.map((lane) => lanes.release(turnOf(lane, { doneSeq: lane.messages.at(-1)?.seq ?? lane.lastSeq }))),
+            claimed.map((lane) =>
+              lanes.release(turnOf(lane, { doneSeq: lane.messages.at(-1)?.seq ?? lane.lastSeq })),
+            ),
           )
         }
       })
       for (let round = 0; round < 20; round++) {
-        await harness.append(agents.map((agent) => ({ via: 'webhook' as const, ...sent(agent, 'x') })))
+        await harness.append(
+          agents.map((agent) => ({ via: 'webhook' as const, ...sent(agent, 'x') })),
+        )
       }
       stop = true
       await working
@@ -531,7 +604,9 @@ export function describeWebhookLanes(name: string, create: () => Promise<Webhook
         const claimed = await claim()
         left = claimed.length
         await Promise.all(
-          claimed.map((lane) => lanes.release(turnOf(lane, { doneSeq: lane.messages.at(-1)?.seq ?? lane.lastSeq }))),
+          claimed.map((lane) =>
+            lanes.release(turnOf(lane, { doneSeq: lane.messages.at(-1)?.seq ?? lane.lastSeq })),
+          ),
         )
       }
       const stored = await harness.stored()

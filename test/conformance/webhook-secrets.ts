@@ -1,4 +1,7 @@
-/** The conformance suite of what webhook secrets are kept in: the ports `SealedSecrets` and `SigningKeys`. */
+/**
+ * The conformance suite of what webhook secrets are kept in: the ports `SealedSecrets` and
+ * `SigningKeys`.
+ */
 import { randomBytes } from 'node:crypto'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { newAddress } from '../../src/access/tokens.ts'
@@ -57,10 +60,14 @@ export function describeWebhookSecrets(name: string, create: () => Promise<Secre
         all.push(...page)
       }
     }
-    const storedByAddress = async () => new Map((await stored()).map(({ address, sealed }) => [address, sealed]))
+    const storedByAddress = async () =>
+      new Map((await stored()).map(({ address, sealed }) => [address, sealed]))
 
     it('the keys are of 32 bytes, one of each name, the same in every process', async () => {
-      const [cursor, secret] = [await one.keys.signingKey('cursor'), await one.keys.signingKey('webhook_secrets')]
+      const [cursor, secret] = [
+        await one.keys.signingKey('cursor'),
+        await one.keys.signingKey('webhook_secrets'),
+      ]
       expect([cursor.length, secret.length]).toEqual([32, 32])
       expect(cursor.equals(secret)).toBe(false)
       expect(cursor.equals(Buffer.alloc(32))).toBe(false)
@@ -100,7 +107,10 @@ export function describeWebhookSecrets(name: string, create: () => Promise<Secre
     it('do not open without their key, nor for another agent', async () => {
       const secrets = await WebhookSecrets.load(one, [randomBytes(32)])
       const { sealed } = secrets.create(address)
-      const others = [await WebhookSecrets.load(one, []), await WebhookSecrets.load(one, [randomBytes(32)])]
+      const others = [
+        await WebhookSecrets.load(one, []),
+        await WebhookSecrets.load(one, [randomBytes(32)]),
+      ]
       for (const other of others) expect(() => other.open(sealed, address)).toThrow(SecretNotOpened)
       expect(() => secrets.open(sealed, newAddress())).toThrow(SecretNotOpened)
     })
@@ -111,16 +121,24 @@ export function describeWebhookSecrets(name: string, create: () => Promise<Secre
         await registerAgent(),
         ...(await inParallel(7, () => registerAgent((agent) => `sealed of ${agent}`))),
       ]
-      const expected = [...before, ...pushed.map((address) => ({ address, sealed: `sealed of ${address}` }))].toSorted(
-        (a, b) => (a.address < b.address ? -1 : 1),
-      )
+      const expected = [
+        ...before,
+        ...pushed.map((address) => ({ address, sealed: `sealed of ${address}` })),
+      ].toSorted((a, b) => (a.address < b.address ? -1 : 1))
       for (const limit of [1, 3, 7, 1_000]) expect(await stored(limit)).toEqual(expected)
       expect(expected.map(({ address }) => address)).not.toContain(pulled)
     })
 
     it('are changed where they are still what they were', async () => {
-      const [changed, left] = [await registerAgent(() => 'before'), await registerAgent(() => 'another')]
-      const changes = [changed, left, newAddress()].map((address) => ({ address, before: 'before', after: 'after' }))
+      const [changed, left] = [
+        await registerAgent(() => 'before'),
+        await registerAgent(() => 'another'),
+      ]
+      const changes = [changed, left, newAddress()].map((address) => ({
+        address,
+        before: 'before',
+        after: 'after',
+      }))
       expect(await one.secrets.change(changes)).toBe(1)
       const now = await storedByAddress()
       expect([now.get(changed), now.get(left)]).toEqual(['after', 'another'])
@@ -136,7 +154,8 @@ export function describeWebhookSecrets(name: string, create: () => Promise<Secre
         for (let left = count; left > 0; left -= atOnce) {
           await inParallel(Math.min(left, atOnce), (index) =>
             registerAgent((agent) => {
-              const authorization = index % 2 === 1 ? `Basic ${randomBytes(12).toString('base64')}` : undefined
+              const authorization =
+                index % 2 === 1 ? `Basic ${randomBytes(12).toString('base64')}` : undefined
               const { secret, sealed } = secrets.create(agent, authorization)
               agents.set(agent, { secret, authorization })
               return sealed
@@ -154,13 +173,21 @@ export function describeWebhookSecrets(name: string, create: () => Promise<Secre
       await add(changing, 2)
       await registerAgent()
       const old = await storedByAddress()
-      for (const [agent, secret] of agents) expect(changing.open(old.get(agent) ?? '', agent)).toEqual(secret)
+      for (const [agent, secret] of agents)
+        expect(changing.open(old.get(agent) ?? '', agent)).toEqual(secret)
 
-      expect(await changing.sealAnew(new AbortController().signal)).toEqual({ sealed: 602, notOpened })
-      expect(await changing.sealAnew(new AbortController().signal)).toEqual({ sealed: 0, notOpened })
+      expect(await changing.sealAnew(new AbortController().signal)).toEqual({
+        sealed: 602,
+        notOpened,
+      })
+      expect(await changing.sealAnew(new AbortController().signal)).toEqual({
+        sealed: 0,
+        notOpened,
+      })
       const changed = await WebhookSecrets.load(other, [after])
       const now = await storedByAddress()
-      for (const [agent, secret] of agents) expect(changed.open(now.get(agent) ?? '', agent)).toEqual(secret)
+      for (const [agent, secret] of agents)
+        expect(changed.open(now.get(agent) ?? '', agent)).toEqual(secret)
       expect(now.get(foreign)).toBe(old.get(foreign))
       const previous = await WebhookSecrets.load(one, [before])
       for (const agent of agents.keys())

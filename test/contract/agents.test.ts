@@ -19,7 +19,9 @@ describe('POST /v1/agents', () => {
   })
 
   it('gives every agent an address and a token of its own', async () => {
-    const agents = (await inParallel(20, () => register())).map((answer) => answer.as(201, agentCreated))
+    const agents = (await inParallel(20, () => register())).map((answer) =>
+      answer.as(201, agentCreated),
+    )
     expect(new Set(agents.map(({ agent_address }) => agent_address)).size).toBe(20)
     expect(new Set(agents.map(({ agent_token }) => agent_token)).size).toBe(20)
   })
@@ -37,8 +39,14 @@ describe('POST /v1/agents', () => {
     ['verification_response that is an object', { verification_response: 'x' }],
     ['verification_response that is not null', { verification_response: null }],
     ['challenge_id', { verification_response: { response: 'x' } }],
-    ['challenge_id that is a string', { verification_response: { challenge_id: 7, response: 'x' } }],
-    ['challenge_id that is not null', { verification_response: { challenge_id: null, response: 'x' } }],
+    [
+      'challenge_id that is a string',
+      { verification_response: { challenge_id: 7, response: 'x' } },
+    ],
+    [
+      'challenge_id that is not null',
+      { verification_response: { challenge_id: null, response: 'x' } },
+    ],
   ])('is 400 without a %s', async (_, json) => {
     expectRefusal(await operator.request('POST', '/v1/agents', { json }), 400)
   })
@@ -47,7 +55,10 @@ describe('POST /v1/agents', () => {
     for (const response of [undefined, null, 7, true, {}, ['x'], { toString: 'x' }]) {
       const { challenge_id, challenge_data } = await operator.challenge()
       expectRefusal(await operator.answerChallenge(challenge_id, response), 403)
-      expectRefusal(await operator.answerChallenge(challenge_id, solvePipeline(challenge_data)), 403)
+      expectRefusal(
+        await operator.answerChallenge(challenge_id, solvePipeline(challenge_data)),
+        403,
+      )
     }
   })
 })
@@ -56,7 +67,9 @@ describe('webhook_url', () => {
   it.each([{}, { webhook_url: '' }, { webhook_url: null }])('is optional: %j', async (more) => {
     const since = await lastSeq(target)
     expect((await register(more)).as(201, agentCreated).webhook_secret).toBeUndefined()
-    expect(ofType(await target.events(since), 'agent_registered')[0]?.data).toMatchObject({ has_webhook: false })
+    expect(ofType(await target.events(since), 'agent_registered')[0]?.data).toMatchObject({
+      has_webhook: false,
+    })
   })
 
   it.each([
@@ -69,7 +82,9 @@ describe('webhook_url', () => {
   ])('is taken when it is https and its host is public: %s', async (url) => {
     const since = await lastSeq(target)
     ;(await register({ webhook_url: url })).as(201, agentCreated)
-    expect(ofType(await target.events(since), 'agent_registered')[0]?.data).toMatchObject({ has_webhook: true })
+    expect(ofType(await target.events(since), 'agent_registered')[0]?.data).toMatchObject({
+      has_webhook: true,
+    })
   })
 
   it.each([

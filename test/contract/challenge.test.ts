@@ -1,6 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
-import { agentCreated, Client, challengeIssued, pipelineData, solvePipeline } from '../../lab/client.ts'
+import {
+  agentCreated,
+  Client,
+  challengeIssued,
+  pipelineData,
+  solvePipeline,
+} from '../../lab/client.ts'
 import { ownNode, sharedTarget } from '../support/target.ts'
 import { countStatuses, expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 
@@ -51,7 +57,10 @@ describe('the pipeline challenge', () => {
 
   it('answered wrongly is 403', async () => {
     const { challenge_id, challenge_data } = await operator.challenge()
-    expectRefusal(await operator.answerChallenge(challenge_id, `${solvePipeline(challenge_data)} `), 403)
+    expectRefusal(
+      await operator.answerChallenge(challenge_id, `${solvePipeline(challenge_data)} `),
+      403,
+    )
   })
 
   it('takes the last result, not an earlier one', async () => {
@@ -116,21 +125,38 @@ describe('403 verification_failed', () => {
     // Again where the machine was held up for so long that the answer may have come too late.
     for (;;) {
       const inTime = await hurried.challenge()
-      const answer = await hurried.answerChallenge(inTime.challenge_id, solvePipeline(inTime.challenge_data))
+      const answer = await hurried.answerChallenge(
+        inTime.challenge_id,
+        solvePipeline(inTime.challenge_data),
+      )
       if (answer.status === 403 && Date.now() > Date.parse(inTime.expires_at)) continue
       answer.as(201, agentCreated)
       break
     }
     const late = await hurried.challenge()
     await sleep(Date.parse(late.expires_at) - Date.now() + 100)
-    expectRefusal(await hurried.answerChallenge(late.challenge_id, solvePipeline(late.challenge_data)), 403)
+    expectRefusal(
+      await hurried.answerChallenge(late.challenge_id, solvePipeline(late.challenge_data)),
+      403,
+    )
   })
 })
 
 describe('the stub challenge', () => {
   it('passes any response, of any type, once', async () => {
     const careless = await new Client(stubbed.baseUrl).registerOperator()
-    for (const response of ['anything', '', '\u0000', undefined, null, 7, false, {}, { a: [1] }, ['x']]) {
+    for (const response of [
+      'anything',
+      '',
+      '\u0000',
+      undefined,
+      null,
+      7,
+      false,
+      {},
+      { a: [1] },
+      ['x'],
+    ]) {
       const { challenge_id, challenge_type } = await careless.challenge()
       expect(challenge_type).toBe('stub')
       ;(await careless.answerChallenge(challenge_id, response)).as(201, agentCreated)

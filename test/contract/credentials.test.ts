@@ -47,7 +47,10 @@ const AGENT_ENDPOINTS: Endpoint[] = [
 const named = (endpoints: Endpoint[]) =>
   endpoints.map((endpoint) => [`${endpoint.method} ${endpoint.path}`, endpoint] as const)
 
-function ask({ method, path, json }: Endpoint, options: { token?: string; headers?: Record<string, string> }) {
+function ask(
+  { method, path, json }: Endpoint,
+  options: { token?: string; headers?: Record<string, string> },
+) {
   return client.request(method, path, json === undefined ? options : { json, ...options })
 }
 
@@ -59,7 +62,9 @@ describe('tokens', () => {
 
   it('carry random bits: no two share any part', async () => {
     const agents = await client.registerAgents(20)
-    const parts = agents.flatMap(({ token }) => token.slice('at_live_'.length).match(/.{16}/g) ?? [])
+    const parts = agents.flatMap(
+      ({ token }) => token.slice('at_live_'.length).match(/.{16}/g) ?? [],
+    )
     expect(new Set(parts).size).toBe(20 * 4)
   })
 
@@ -69,7 +74,10 @@ describe('tokens', () => {
         ask(endpoint, { token: agent.token }),
       ),
     )
-    const shown = [...answers.map(({ body }) => body.toString()), JSON.stringify(await target.events())].join('\n')
+    const shown = [
+      ...answers.map(({ body }) => body.toString()),
+      JSON.stringify(await target.events()),
+    ].join('\n')
     expect(shown).not.toContain(agent.token.slice('at_live_'.length))
     expect(shown).not.toContain(operator.token.slice('sk_live_'.length))
   })
@@ -87,7 +95,11 @@ describe('tokens', () => {
     expect(stored.some((bytes) => bytes.includes(proof))).toBe(true)
     for (const token of tokens) {
       const secret = token.slice('at_live_'.length)
-      expect(stored.some((bytes) => bytes.includes(secret) || bytes.includes(Buffer.from(secret, 'hex')))).toBe(false)
+      expect(
+        stored.some(
+          (bytes) => bytes.includes(secret) || bytes.includes(Buffer.from(secret, 'hex')),
+        ),
+      ).toBe(false)
     }
   })
 })
@@ -147,23 +159,37 @@ describe.each([
     },
   )
 
-  it.each(named([...endpoints]))('with a token that differs in one character: %s', async (_name, endpoint) => {
-    const last = token.endsWith('0') ? '1' : '0'
-    expectRefusal(await ask(endpoint, { token: token.slice(0, -1) + last }), 401)
-  })
+  it.each(named([...endpoints]))(
+    'with a token that differs in one character: %s',
+    async (_name, endpoint) => {
+      const last = token.endsWith('0') ? '1' : '0'
+      expectRefusal(await ask(endpoint, { token: token.slice(0, -1) + last }), 401)
+    },
+  )
 })
 
 describe('a refused token', () => {
   it('is refused every time, also right after the true one was taken', async () => {
     const answers = await inParallel(40, (index) =>
-      ask({ method: 'GET', path: '/v1/agents/me' }, { token: index % 2 === 0 ? agent.token : operator.token }),
+      ask(
+        { method: 'GET', path: '/v1/agents/me' },
+        { token: index % 2 === 0 ? agent.token : operator.token },
+      ),
     )
-    expect(answers.map(({ status }) => status)).toEqual(answers.map((_, index) => (index % 2 === 0 ? 200 : 401)))
+    expect(answers.map(({ status }) => status)).toEqual(
+      answers.map((_, index) => (index % 2 === 0 ? 200 : 401)),
+    )
   })
 
   it('has no effect', async () => {
     const key = `unauthorised/${crypto.randomUUID()}`
-    expectRefusal(await client.request('PUT', `/v1/state/${key}`, { token: operator.token, json: { value: 'x' } }), 401)
+    expectRefusal(
+      await client.request('PUT', `/v1/state/${key}`, {
+        token: operator.token,
+        json: { value: 'x' },
+      }),
+      401,
+    )
     expectRefusal(await agent.tryRead(key), 404)
   })
 })
@@ -175,7 +201,9 @@ describe('a restart', () => {
     const fresh = new Client(target.baseUrl)
     const answer = await fresh.request('GET', '/v1/state/before-restart', { token: agent.token })
     expect(answer.json).toMatchObject({ value: 'kept', last_modified_by: agent.address })
-    const challenge = await fresh.request('GET', '/v1/agents/verification-challenge', { token: operator.token })
+    const challenge = await fresh.request('GET', '/v1/agents/verification-challenge', {
+      token: operator.token,
+    })
     expect(challenge.status).toBe(200)
     expectRefusal(await fresh.request('GET', '/v1/agents/me', { token: operator.token }), 401)
   })

@@ -10,12 +10,18 @@ const operator = await client.registerOperator()
 const agent = await client.registerAgent()
 
 type Level = 'none' | 'operator' | 'agent'
-const token = (level: Level) => ({ none: undefined, operator: operator.token, agent: agent.token })[level]
+const token = (level: Level) =>
+  ({ none: undefined, operator: operator.token, agent: agent.token })[level]
 
 /** The endpoints that take a body, with one that succeeds but for what a test makes wrong in it. */
 const BODY_ENDPOINTS: [string, string, Level, Record<string, unknown>][] = [
   ['POST', '/v1/operators', 'none', { contact_hash: 'x', accept_terms: true }],
-  ['POST', '/v1/agents', 'operator', { verification_response: { challenge_id: crypto.randomUUID(), response: 'x' } }],
+  [
+    'POST',
+    '/v1/agents',
+    'operator',
+    { verification_response: { challenge_id: crypto.randomUUID(), response: 'x' } },
+  ],
   ['POST', '/v1/messages', 'agent', { to: agent.address, content: 'x' }],
   ['PUT', '/v1/state/errors', 'agent', { value: 'x' }],
 ]
@@ -107,7 +113,9 @@ describe('400 bad_request', () => {
       `${'[,'.repeat(1_000)}\\`,
       '\\"['.repeat(1_000),
     ]) {
-      const answer = await agent.request('PUT', '/v1/state/errors', { json: { value, more: [1, { x: [] }] } })
+      const answer = await agent.request('PUT', '/v1/state/errors', {
+        json: { value, more: [1, { x: [] }] },
+      })
       expect(answer.status).toBe(200)
       expect((await agent.read('errors')).value).toBe(value)
     }
@@ -130,10 +138,16 @@ describe('400 bad_request', () => {
     ['PUT', '/v1/state/errors', 'agent', { value: ['x'] }],
     ['PUT', '/v1/state/errors', 'agent', { value: { x: 1 } }],
     ['PUT', '/v1/state/errors', 'agent', { Value: 'x' }],
-  ])('is for a missing or wrongly typed field: %s %s as %s %j', async (method, path, level, json) => {
-    const body = JSON.stringify(json).replaceAll('"TO"', JSON.stringify(agent.address))
-    expectRefusal(await client.request(method, path, { token: token(level), headers: JSON_TYPE, body }), 400)
-  })
+  ])(
+    'is for a missing or wrongly typed field: %s %s as %s %j',
+    async (method, path, level, json) => {
+      const body = JSON.stringify(json).replaceAll('"TO"', JSON.stringify(agent.address))
+      expectRefusal(
+        await client.request(method, path, { token: token(level), headers: JSON_TYPE, body }),
+        400,
+      )
+    },
+  )
 
   it.each<[string, string, Level, unknown, string]>([
     ['POST', '/v1/operators', 'none', { accept_terms: true }, 'contact_hash: is missing'],
@@ -215,7 +229,9 @@ describe('405 method_not_allowed', () => {
   ]
   const METHODS = ['GET', 'POST', 'PUT', 'DELETE', 'PATCH', 'PROPFIND', 'TRACE']
   const OTHERS = PATHS.flatMap(([path, allowed, level]) =>
-    METHODS.filter((method) => !allowed.includes(method)).map((method) => [method, path, level] as const),
+    METHODS.filter((method) => !allowed.includes(method)).map(
+      (method) => [method, path, level] as const,
+    ),
   )
 
   it.each(OTHERS)('is for a known path and another method: %s %s', async (method, path, level) => {
@@ -224,15 +240,22 @@ describe('405 method_not_allowed', () => {
   })
 
   it.each(PATHS)('is for OPTIONS too, as there is no CORS: %s', async (path, allowed, level) => {
-    const headers = { Origin: 'https://example.com', 'Access-Control-Request-Method': allowed[0] ?? '' }
+    const headers = {
+      Origin: 'https://example.com',
+      'Access-Control-Request-Method': allowed[0] ?? '',
+    }
     for (const options of [{ headers }, { headers, token: token(level) }]) {
       const answer = await client.request('OPTIONS', path, options)
       expectRefusal(answer, 405)
-      expect(Object.keys(answer.headers).filter((name) => name.startsWith('access-control-'))).toEqual([])
+      expect(
+        Object.keys(answer.headers).filter((name) => name.startsWith('access-control-')),
+      ).toEqual([])
     }
   })
 
-  const WITHOUT_HEAD = PATHS.filter(([path, allowed]) => path === '/v1/messages' || !allowed.includes('GET'))
+  const WITHOUT_HEAD = PATHS.filter(
+    ([path, allowed]) => path === '/v1/messages' || !allowed.includes('GET'),
+  )
 
   it.each(WITHOUT_HEAD)(
     'is for HEAD where it would take messages, or GET is not served: %s',
@@ -250,7 +273,9 @@ describe('405 method_not_allowed', () => {
     async (path, allowed, level) => {
       const answer = await client.request('PATCH', path, { token: token(level), json: {} })
       const head = path !== '/v1/messages' && allowed.includes('GET') ? ['HEAD'] : []
-      expect(answer.headers.allow?.toString().split(', ').toSorted()).toEqual([...allowed, ...head].toSorted())
+      expect(answer.headers.allow?.toString().split(', ').toSorted()).toEqual(
+        [...allowed, ...head].toSorted(),
+      )
     },
   )
 })
@@ -288,7 +313,12 @@ describe('401 unauthorized', () => {
   it.each(BODY_ENDPOINTS.filter(([, , level]) => level !== 'none'))(
     'says how to authenticate: %s %s',
     async (method, path) => {
-      for (const wrong of [undefined, 'nonsense', `at_live_${'0'.repeat(64)}`, `sk_live_${'0'.repeat(64)}`]) {
+      for (const wrong of [
+        undefined,
+        'nonsense',
+        `at_live_${'0'.repeat(64)}`,
+        `sk_live_${'0'.repeat(64)}`,
+      ]) {
         const answer = await client.request(method, path, { token: wrong, json: {} })
         expectRefusal(answer, 401)
         expect(answer.headers['www-authenticate']).toBe('Bearer')
@@ -310,26 +340,36 @@ describe('an empty cursor', () => {
 describe('no answer has CORS headers', () => {
   it.each(['/v1/health', '/v1/nothing', '/v1/state'])('%s', async (path) => {
     const answer = await client.request('GET', path, { headers: { Origin: 'https://example.com' } })
-    expect(Object.keys(answer.headers).filter((name) => name.startsWith('access-control-'))).toEqual([])
+    expect(
+      Object.keys(answer.headers).filter((name) => name.startsWith('access-control-')),
+    ).toEqual([])
   })
 })
 
 describe('413 value_too_large', () => {
-  it.each(BODY_ENDPOINTS)("is for a body over the route's limit: %s %s", async (method, path, level, valid) => {
-    const json = { ...valid, padding: 'x'.repeat(16 * MEBIBYTE) }
-    for (const chunked of [false, true]) {
-      const answers = await inParallel(4, () => client.request(method, path, { token: token(level), json, chunked }))
-      for (const answer of answers) expectRefusal(answer, 413)
-    }
-  })
+  it.each(BODY_ENDPOINTS)(
+    "is for a body over the route's limit: %s %s",
+    async (method, path, level, valid) => {
+      const json = { ...valid, padding: 'x'.repeat(16 * MEBIBYTE) }
+      for (const chunked of [false, true]) {
+        const answers = await inParallel(4, () =>
+          client.request(method, path, { token: token(level), json, chunked }),
+        )
+        for (const answer of answers) expectRefusal(answer, 413)
+      }
+    },
+  )
 
   it('closes no connection that it said it would keep', async () => {
     const own = new Client(target.baseUrl)
     const answers = await inParallel(20, () =>
-      own.request('POST', '/v1/operators', { json: { contact_hash: 'x', padding: 'x'.repeat(300_000) } }),
+      own.request('POST', '/v1/operators', {
+        json: { contact_hash: 'x', padding: 'x'.repeat(300_000) },
+      }),
     )
     for (const answer of answers) expectRefusal(answer, 413)
-    // Long enough for a server that gives up on the rest of the bodies: requests after that go over the same connections.
+    // Long enough for a server that gives up on the rest of the bodies: requests after that go over
+    // the same connections.
     await sleep(1_000)
     const next = await inParallel(20, () => own.request('GET', '/v1/health'))
     expect(next.filter(({ status }) => status !== 200)).toEqual([])
@@ -370,9 +410,12 @@ describe('415 unsupported_media_type', () => {
       expectRefusal(await send({}), 415)
     })
 
-    it.each(['gzip', 'deflate', 'identity', 'br, gzip', ''])('is for a Content-Encoding: %j', async (encoding) => {
-      expectRefusal(await send({ ...JSON_TYPE, 'Content-Encoding': encoding }), 415)
-    })
+    it.each(['gzip', 'deflate', 'identity', 'br, gzip', ''])(
+      'is for a Content-Encoding: %j',
+      async (encoding) => {
+        expectRefusal(await send({ ...JSON_TYPE, 'Content-Encoding': encoding }), 415)
+      },
+    )
 
     it.each([
       'application/json; charset=utf-8',
@@ -381,7 +424,12 @@ describe('415 unsupported_media_type', () => {
       'Application/JSON',
     ])('is not for application/json with parameters or in other letters: %s', async (type) => {
       const answer = await send({ 'Content-Type': type })
-      const expected = { '/v1/operators': 201, '/v1/agents': 403, '/v1/messages': 202, '/v1/state/errors': 200 }
+      const expected = {
+        '/v1/operators': 201,
+        '/v1/agents': 403,
+        '/v1/messages': 202,
+        '/v1/state/errors': 200,
+      }
       expect(answer.status, String(answer)).toBe(expected[path as keyof typeof expected])
     })
   })
@@ -397,7 +445,11 @@ describe('no stack trace, no internal name, no secret ever appears in an error',
       ['PATCH', '/v1/messages', { token: agent.token }],
       ['POST', '/v1/messages', { token: agent.token, headers: JSON_TYPE, body: '{' }],
       ['POST', '/v1/messages', { token: agent.token, body: 'x' }],
-      ['POST', '/v1/messages', { token: agent.token, json: { to: `tab_${'z'.repeat(20)}`, content: 'x' } }],
+      [
+        'POST',
+        '/v1/messages',
+        { token: agent.token, json: { to: `tab_${'z'.repeat(20)}`, content: 'x' } },
+      ],
       ['POST', '/v1/messages', { token: agent.token, json: { to: 7, content: [] } }],
       ['POST', '/v1/messages', { token: agent.token, json: { to: '\u0000', content: '\u0000' } }],
       ['PUT', '/v1/state/x', { token: agent.token, json: {} }],
@@ -410,14 +462,20 @@ describe('no stack trace, no internal name, no secret ever appears in an error',
       [
         'POST',
         '/v1/agents',
-        { token: operator.token, json: { verification_response: { challenge_id, response: 'wrong' } } },
+        {
+          token: operator.token,
+          json: { verification_response: { challenge_id, response: 'wrong' } },
+        },
       ],
       [
         'POST',
         '/v1/agents',
         {
           token: operator.token,
-          json: { verification_response: { challenge_id, response: 'x' }, webhook_url: 'https://localhost/' },
+          json: {
+            verification_response: { challenge_id, response: 'x' },
+            webhook_url: 'https://localhost/',
+          },
         },
       ],
     ]
@@ -427,9 +485,14 @@ describe('no stack trace, no internal name, no secret ever appears in an error',
       expect(answer.status, String(answer)).toBeGreaterThanOrEqual(400)
       expect(answer.error).not.toBe('internal_error')
       const text = answer.body.toString()
-      expect(text).not.toMatch(/\n\s*at |node_modules|\.ts\b|\.js\b|node:|file:|\bError:|\/src\/|ZodError|SyntaxError/)
-      expect(text).not.toMatch(/pglite|postgres|kysely|hono|redis|jetstream|bcrypt|\bselect\b|\binsert\b|\brelation\b/i)
-      for (const secret of [agent.token, operator.token, solution]) expect(text).not.toContain(secret)
+      expect(text).not.toMatch(
+        /\n\s*at |node_modules|\.ts\b|\.js\b|node:|file:|\bError:|\/src\/|ZodError|SyntaxError/,
+      )
+      expect(text).not.toMatch(
+        /pglite|postgres|kysely|hono|redis|jetstream|bcrypt|\bselect\b|\binsert\b|\brelation\b/i,
+      )
+      for (const secret of [agent.token, operator.token, solution])
+        expect(text).not.toContain(secret)
     }
   })
 })

@@ -31,25 +31,31 @@ const CHANGES = [
 const READS = ['state_read', 'registry_read']
 
 /** Events without what differs from run to run. */
-const bare = (events: readonly Event[]) => events.map(({ type, agent, data }) => ({ type, agent, data }))
+const bare = (events: readonly Event[]) =>
+  events.map(({ type, agent, data }) => ({ type, agent, data }))
 
 /** Waits for this many events of the type after `since`, and checks that there are no more. */
 async function awaitEvents(since: number, type: string, count: number): Promise<Event[]> {
-  const events = await eventually(target, since, (all) => expect(ofType(all, type)).toHaveLength(count))
+  const events = await eventually(target, since, (all) =>
+    expect(ofType(all, type)).toHaveLength(count),
+  )
   return ofType(events, type)
 }
 
 describe('events', () => {
   it('are {"seq", "ts", "type", "agent", "data"}, in one total order, seq increasing', async () => {
     const agents = await client.registerAgents(4)
-    await inParallel(40, (index) => (agents[index % 4] as Agent).write(`order/${index % 7}`, String(index)))
+    await inParallel(40, (index) =>
+      (agents[index % 4] as Agent).write(`order/${index % 7}`, String(index)),
+    )
     const events = await target.events()
     expect(events.length).toBeGreaterThanOrEqual(45)
     for (const { ts, type } of events) {
       timestamp.parse(ts)
       expect([...CHANGES, ...READS]).toContain(type)
     }
-    for (const [index, { seq }] of events.entries()) expect(seq).toBeGreaterThan(events[index - 1]?.seq ?? 0)
+    for (const [index, { seq }] of events.entries())
+      expect(seq).toBeGreaterThan(events[index - 1]?.seq ?? 0)
   })
 
   it('are appended only: what was read once is read the same again', async () => {
@@ -178,7 +184,9 @@ describe('a success has one event, in the log before its response is sent', () =
       const content = crypto.randomUUID()
       if (index % 2 === 0) await agent.send(agent.address, content)
       else await agent.write(`log/parallel/${index}`, content)
-      const own = (await target.events(since)).filter(({ data }) => [data.content, data.value].includes(content))
+      const own = (await target.events(since)).filter(({ data }) =>
+        [data.content, data.value].includes(content),
+      )
       expect(own).toHaveLength(1)
     })
   })
@@ -194,7 +202,11 @@ describe('a success that changes nothing the API shows has its event soon after'
     const delivered = await awaitEvents(since, 'message_delivered', 3)
     expect(delivered.map(({ data }) => data)).toEqual(
       expect.arrayContaining(
-        sent.map(({ message_id }) => ({ message_id, to: recipient.address, delivery_method: 'pull' })),
+        sent.map(({ message_id }) => ({
+          message_id,
+          to: recipient.address,
+          delivery_method: 'pull',
+        })),
       ),
     )
     expect(new Set(delivered.map(({ agent }) => agent))).toEqual(new Set([recipient.address]))
@@ -217,7 +229,10 @@ describe('a success that changes nothing the API shows has its event soon after'
     await agent.send(agent.address, 'x')
     await receiveSoon(agent, 1)
     await awaitEvents(since, 'message_delivered', 1)
-    expect((await target.events(since)).map(({ type }) => type)).toEqual(['message_sent', 'message_delivered'])
+    expect((await target.events(since)).map(({ type }) => type)).toEqual([
+      'message_sent',
+      'message_delivered',
+    ])
   })
 
   it('state_read: key, read_by, found', async () => {
@@ -234,7 +249,11 @@ describe('a success that changes nothing the API shows has its event soon after'
           agent: agent.address,
           data: { key: 'log/read\u0000', read_by: agent.address, found: true },
         },
-        { type: 'state_read', agent: agent.address, data: { key: 'log/absent', read_by: agent.address, found: false } },
+        {
+          type: 'state_read',
+          agent: agent.address,
+          data: { key: 'log/absent', read_by: agent.address, found: false },
+        },
       ]),
     )
   })
@@ -245,7 +264,11 @@ describe('a success that changes nothing the API shows has its event soon after'
     await agent.registry()
     await agent.registry('?limit=1')
     const reads = await awaitEvents(since, 'registry_read', 2)
-    const expected = { type: 'registry_read', agent: agent.address, data: { read_by: agent.address } }
+    const expected = {
+      type: 'registry_read',
+      agent: agent.address,
+      data: { read_by: agent.address },
+    }
     expect(bare(reads)).toEqual([expected, expected])
   })
 })
@@ -277,12 +300,26 @@ describe('a refused request leaves no event', () => {
     expectRefusal(await operator.answerChallenge(used.challenge_id, 'wrong'), 403)
     const since = await lastSeq(target)
     const json = (value: unknown) => ({ json: value })
-    const body = (text: string | Buffer) => ({ headers: { 'Content-Type': 'application/json' }, body: text })
+    const body = (text: string | Buffer) => ({
+      headers: { 'Content-Type': 'application/json' },
+      body: text,
+    })
 
     const refusals: [number, Promise<{ status: number }>][] = [
-      [400, client.request('POST', '/v1/operators', json({ contact_hash: '', accept_terms: true }))],
-      [400, client.request('POST', '/v1/operators', json({ contact_hash: 'x', accept_terms: false }))],
-      [415, client.request('POST', '/v1/operators', { body: '{"contact_hash":"x","accept_terms":true}' })],
+      [
+        400,
+        client.request('POST', '/v1/operators', json({ contact_hash: '', accept_terms: true })),
+      ],
+      [
+        400,
+        client.request('POST', '/v1/operators', json({ contact_hash: 'x', accept_terms: false })),
+      ],
+      [
+        415,
+        client.request('POST', '/v1/operators', {
+          body: '{"contact_hash":"x","accept_terms":true}',
+        }),
+      ],
       [400, operator.request('POST', '/v1/agents', json({}))],
       [403, operator.answerChallenge(used.challenge_id, solvePipeline(used.challenge_data))],
       [403, operator.answerChallenge(crypto.randomUUID(), 'x')],
@@ -290,7 +327,10 @@ describe('a refused request leaves no event', () => {
       [401, operator.request('GET', '/v1/registry')],
       [401, operator.request('GET', '/v1/state/refused')],
       [401, client.request('PUT', '/v1/state/refused', json({ value: 'x' }))],
-      [400, agent.registry('?limit=1').then(() => agent.request('GET', '/v1/registry?cursor=garbage'))],
+      [
+        400,
+        agent.registry('?limit=1').then(() => agent.request('GET', '/v1/registry?cursor=garbage')),
+      ],
       [404, agent.trySend(`tab_${'0'.repeat(20)}`, 'x')],
       [400, agent.trySend(agent.address, '')],
       [400, agent.trySend(agent.address, 'x'.repeat(65_537))],
@@ -365,14 +405,22 @@ describe('replaying the log', () => {
     expect(total).toBe(workload.agents.length)
 
     // State.
-    const keys = [...replayed.state.keys()].toSorted((one, two) => Buffer.compare(Buffer.from(one), Buffer.from(two)))
+    const keys = [...replayed.state.keys()].toSorted((one, two) =>
+      Buffer.compare(Buffer.from(one), Buffer.from(two)),
+    )
     expect(keys.length).toBeGreaterThan(5)
     expect(await reader.keys()).toEqual(keys)
     for (const key of keys) {
       const { value, last_modified_by, last_modified_at } = await reader.read(key)
-      expect({ key, value, by: last_modified_by, at: last_modified_at }).toEqual({ key, ...replayed.state.get(key) })
+      expect({ key, value, by: last_modified_by, at: last_modified_at }).toEqual({
+        key,
+        ...replayed.state.get(key),
+      })
     }
-    const bytes = keys.reduce((sum, key) => sum + byteLength(key) + byteLength(replayed.state.get(key)?.value ?? ''), 0)
+    const bytes = keys.reduce(
+      (sum, key) => sum + byteLength(key) + byteLength(replayed.state.get(key)?.value ?? ''),
+      0,
+    )
     expect(await reader.capacity()).toMatchObject({ used_bytes: bytes, key_count: keys.length })
 
     // Queues, in order, with what each message was.
@@ -409,9 +457,12 @@ async function runWorkload(baseUrl: string, seed: number) {
       const pick = <T>(from: readonly T[]) => from[Math.floor(random() * from.length)] as T
       for (let step = 0; step < 150; step++) {
         const action = random()
-        if (action < 0.35) await agent.write(pick(KEYS), 'v'.repeat(Math.floor(random() * 200)) + step)
-        else if (action < 0.5) expect([200, 404]).toContain((await agent.tryRemove(pick(KEYS))).status)
-        else if (action < 0.6) expect([200, 404]).toContain((await agent.tryRead(pick(KEYS))).status)
+        if (action < 0.35)
+          await agent.write(pick(KEYS), 'v'.repeat(Math.floor(random() * 200)) + step)
+        else if (action < 0.5)
+          expect([200, 404]).toContain((await agent.tryRemove(pick(KEYS))).status)
+        else if (action < 0.6)
+          expect([200, 404]).toContain((await agent.tryRead(pick(KEYS))).status)
         else if (action < 0.65) await agent.registry()
         else if (action < 0.9) {
           await agent.send(pick(agents).address, `message ${number}.${step}\u0000`)
@@ -444,7 +495,8 @@ function replay(events: readonly Event[]) {
     const key = String(data.key)
     const to = String(data.to)
     if (type === 'agent_registered') registered.push(String(data.address))
-    if (type === 'state_written') state.set(key, { value: String(data.value), by: data.written_by, at: ts })
+    if (type === 'state_written')
+      state.set(key, { value: String(data.value), by: data.written_by, at: ts })
     if (type === 'state_deleted') state.delete(key)
     if (type === 'message_sent') {
       const { message_id, from, content } = data
@@ -452,7 +504,10 @@ function replay(events: readonly Event[]) {
       sentCount++
     }
     if (type === 'message_delivered') {
-      queues.set(to, queues.get(to)?.filter(({ message_id }) => message_id !== data.message_id) ?? [])
+      queues.set(
+        to,
+        queues.get(to)?.filter(({ message_id }) => message_id !== data.message_id) ?? [],
+      )
     }
   }
   return { state, queues, registered, sentCount }

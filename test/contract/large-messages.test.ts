@@ -16,13 +16,18 @@ it('a page holds as many messages as fit, and says how many are left', async () 
   const [sender, recipient] = await client.registerAgents(2)
   if (sender === undefined || recipient === undefined) throw new Error('no agents')
   const content = (number: number) => LARGEST + String(number).padStart(3, '0')
-  for (let number = 0; number < SENT; number++) await sender.send(recipient.address, content(number))
+  for (let number = 0; number < SENT; number++)
+    await sender.send(recipient.address, content(number))
   await sender.send(recipient.address, 'small')
   await queuesFilled(target)
   const pages: number[][] = []
   for (let left = SENT + 1; left > 0; ) {
     const { messages, remaining } = await recipient.receive('?limit=100')
-    pages.push(messages.map((message) => (message.content === 'small' ? SENT : Number(message.content.slice(-3)))))
+    pages.push(
+      messages.map((message) =>
+        message.content === 'small' ? SENT : Number(message.content.slice(-3)),
+      ),
+    )
     left -= messages.length
     expect(remaining).toBe(left)
   }
@@ -41,7 +46,11 @@ it('those who ask at once get each message once', async () => {
       // Answers of one agent may hold so much and no more.
       expect([200, 503]).toContain(answer.status)
       if (answer.status === 200)
-        received.push(...(answer.json as { messages: { message_id: string }[] }).messages.map((one) => one.message_id))
+        received.push(
+          ...(answer.json as { messages: { message_id: string }[] }).messages.map(
+            (one) => one.message_id,
+          ),
+        )
     }
   expect(new Set(received).size).toBe(SENT)
   expect(received).toHaveLength(SENT)

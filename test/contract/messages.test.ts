@@ -2,7 +2,15 @@ import { describe, expect, it } from 'vitest'
 import { Client, message, messageAccepted } from '../../lab/client.ts'
 import type { Event } from '../../lab/kernel.ts'
 import { ownTarget, sharedTarget } from '../support/target.ts'
-import { byteLength, eventually, expectRefusal, inParallel, lastSeq, ofType, queuesFilled } from './support.ts'
+import {
+  byteLength,
+  eventually,
+  expectRefusal,
+  inParallel,
+  lastSeq,
+  ofType,
+  queuesFilled,
+} from './support.ts'
 
 const target = await sharedTarget()
 const bounded = await ownTarget({ MESSAGE_MAX_QUEUE_PER_AGENT: '20' })
@@ -17,7 +25,8 @@ async function pair() {
   return { sender, recipient }
 }
 
-const contents = (messages: readonly { content: string }[]) => messages.map(({ content }) => content)
+const contents = (messages: readonly { content: string }[]) =>
+  messages.map(({ content }) => content)
 
 describe('POST /v1/messages', () => {
   it('answers 202 {"message_id": "<uuid>", "from": "<sender>", "to": "…", "timestamp": "…"}', async () => {
@@ -31,8 +40,17 @@ describe('POST /v1/messages', () => {
 
   it('from is the authenticated agent, whatever the body says', async () => {
     const { sender, recipient } = await pair()
-    const json = { from: recipient.address, to: recipient.address, content: 'x', message_id: 'y', timestamp: 'z' }
-    const accepted = (await sender.request('POST', '/v1/messages', { json })).as(202, messageAccepted)
+    const json = {
+      from: recipient.address,
+      to: recipient.address,
+      content: 'x',
+      message_id: 'y',
+      timestamp: 'z',
+    }
+    const accepted = (await sender.request('POST', '/v1/messages', { json })).as(
+      202,
+      messageAccepted,
+    )
     expect(accepted.from).toBe(sender.address)
     await queuesFilled(target)
     const { messages } = await recipient.receive()
@@ -151,7 +169,9 @@ describe('GET /v1/messages', () => {
     const accepted = await sender.send(recipient.address, 'hello')
     await queuesFilled(target)
     const { messages, remaining } = await recipient.receive()
-    expect(messages.map((received) => message.parse(received))).toEqual([{ ...accepted, content: 'hello' }])
+    expect(messages.map((received) => message.parse(received))).toEqual([
+      { ...accepted, content: 'hello' },
+    ])
     expect(remaining).toBe(0)
   })
 
@@ -172,7 +192,9 @@ describe('GET /v1/messages', () => {
     const { sender, recipient } = await pair()
     for (let index = 0; index < 30; index++) await sender.send(recipient.address, String(index))
     await queuesFilled(target)
-    expect(contents(await recipient.receiveAll())).toEqual(Array.from({ length: 30 }, (_, index) => String(index)))
+    expect(contents(await recipient.receiveAll())).toEqual(
+      Array.from({ length: 30 }, (_, index) => String(index)),
+    )
   })
 
   it('returns messages of many senders in the one order of the log, through pages too', async () => {
@@ -181,14 +203,19 @@ describe('GET /v1/messages', () => {
     const since = await lastSeq(target)
     await Promise.all(
       senders.map(async (sender) => {
-        for (let index = 0; index < 10; index++) await sender.send(recipient.address, `${sender.address} ${index}`)
+        for (let index = 0; index < 10; index++)
+          await sender.send(recipient.address, `${sender.address} ${index}`)
       }),
     )
-    const logged = ofType(await target.events(since), 'message_sent').map(({ data }) => data.message_id)
+    const logged = ofType(await target.events(since), 'message_sent').map(
+      ({ data }) => data.message_id,
+    )
     await queuesFilled(target)
     const received: string[] = []
     for (let page = 0; page < 12; page++) {
-      received.push(...(await recipient.receive('?limit=7')).messages.map(({ message_id }) => message_id))
+      received.push(
+        ...(await recipient.receive('?limit=7')).messages.map(({ message_id }) => message_id),
+      )
     }
     expect(logged).toHaveLength(80)
     expect(received).toEqual(logged)
@@ -218,7 +245,10 @@ describe('GET /v1/messages', () => {
     const sent = await inParallel(60, (index) => sender.send(recipient.address, String(index)))
     await queuesFilled(target)
     const pages = await inParallel(20, () => recipient.receive('?limit=5'))
-    const received = [...pages.flatMap(({ messages }) => messages), ...(await recipient.receiveAll())]
+    const received = [
+      ...pages.flatMap(({ messages }) => messages),
+      ...(await recipient.receiveAll()),
+    ]
     expect(received.map(({ message_id }) => message_id).toSorted()).toEqual(
       sent.map(({ message_id }) => message_id).toSorted(),
     )
@@ -230,7 +260,8 @@ describe('GET /v1/messages', () => {
     const sending = { isDone: false }
     const receivers = Array.from({ length: 3 }, async () => {
       const received: string[] = []
-      while (!sending.isDone) received.push(...contents((await recipient.receive('?limit=4')).messages))
+      while (!sending.isDone)
+        received.push(...contents((await recipient.receive('?limit=4')).messages))
       return received
     })
     const sent = await Promise.all(
@@ -242,7 +273,10 @@ describe('GET /v1/messages', () => {
     )
     sending.isDone = true
     await queuesFilled(target)
-    const received = [...(await Promise.all(receivers)).flat(), ...contents(await recipient.receiveAll())]
+    const received = [
+      ...(await Promise.all(receivers)).flat(),
+      ...contents(await recipient.receiveAll()),
+    ]
     expect(received.toSorted()).toEqual(sent.flat().toSorted())
   })
 })
@@ -291,15 +325,20 @@ describe('the queue', () => {
     const first = await recipient.receive('?limit=5')
     expect(contents(first.messages)).toEqual(sent.slice(5, 10))
     expect(first.remaining).toBe(15)
-    for (const content of ['25', '26', '27', '28', '29', '30']) await other.send(recipient.address, content)
+    for (const content of ['25', '26', '27', '28', '29', '30'])
+      await other.send(recipient.address, content)
     await queuesFilled(bounded)
     const rest = await recipient.receive('?limit=100')
-    expect(contents(rest.messages)).toEqual(Array.from({ length: 20 }, (_, index) => String(index + 11)))
+    expect(contents(rest.messages)).toEqual(
+      Array.from({ length: 20 }, (_, index) => String(index + 11)),
+    )
     expect(rest.remaining).toBe(0)
 
     expect(contents(await other.receiveAll())).toEqual(['of another queue'])
     const ofQueues = (events: readonly Event[], type: string) =>
-      ofType(events, type).filter(({ data }) => [recipient.address, other.address].includes(String(data.to)))
+      ofType(events, type).filter(({ data }) =>
+        [recipient.address, other.address].includes(String(data.to)),
+      )
     const log = await eventually(bounded, since, (events) =>
       expect(ofQueues(events, 'message_delivered')).toHaveLength(26),
     )

@@ -33,7 +33,8 @@ interface Page {
 
 async function events(query: Record<string, string | number>): Promise<Page> {
   const path = `/observe/events?${new URLSearchParams(query as Record<string, string>)}`
-  // Where others have written values of megabytes, a busy machine may not have them in time: whoever asks asks again.
+  // Where others have written values of megabytes, a busy machine may not have them in time:
+  // whoever asks asks again.
   const { status, json } = await vi.waitFor(async () => {
     const answer = await observe(path)
     expect(answer.status).not.toBe(503)
@@ -43,7 +44,12 @@ async function events(query: Record<string, string | number>): Promise<Page> {
   return json
 }
 
-async function refused(path: string, status: number, code: string, init?: RequestInit): Promise<string> {
+async function refused(
+  path: string,
+  status: number,
+  code: string,
+  init?: RequestInit,
+): Promise<string> {
   const answer = await observe(path, init)
   expect(answer.status, path).toBe(status)
   expect(answer.headers.get('access-control-allow-origin')).toBe('*')
@@ -93,19 +99,29 @@ describe('every answer', () => {
     await refused('/observe/agents', 405, 'method_not_allowed', { method: 'POST', body: '{}' })
     await refused('/observe/events?since=-1', 400, 'bad_request')
     await refused('/observe/events?since=x', 400, 'bad_request')
-    expect(await refused('/observe/events?type=nothing', 400, 'bad_request')).toContain('message_sent')
+    expect(await refused('/observe/events?type=nothing', 400, 'bad_request')).toContain(
+      'message_sent',
+    )
     await refused('/observe/events?agent=me', 400, 'bad_request')
     await refused('/observe/state?cursor=%21', 400, 'bad_request')
     await refused('/observe/agents?cursor=abc', 400, 'bad_request')
     await refused('/observe/activity?from=yesterday', 400, 'bad_request')
-    await refused('/observe/activity?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z', 400, 'bad_request')
+    await refused(
+      '/observe/activity?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z',
+      400,
+      'bad_request',
+    )
     await refused(`/observe/state/${'k'.repeat(1_100)}`, 400, 'bad_request')
     await refused('/observe/state/%ff', 400, 'bad_request')
   })
 
   it('may be read from any origin where it refuses what the application never sees, too', async () => {
     const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>()
-    request(`${observeUrl}/observe/agents`, { headers: { Expect: 'something' }, agent: false }, resolve)
+    request(
+      `${observeUrl}/observe/agents`,
+      { headers: { Expect: 'something' }, agent: false },
+      resolve,
+    )
       .on('error', reject)
       .end()
     const refusal = await promise
@@ -116,7 +132,8 @@ describe('every answer', () => {
 
   it('is limited to 300 requests a minute for each client', async () => {
     const { headers } = await observe('/observe/agents')
-    for (const name of ['limit', 'remaining', 'reset']) expect(headers.get(`x-ratelimit-${name}`)).toMatch(/^\d+$/)
+    for (const name of ['limit', 'remaining', 'reset'])
+      expect(headers.get(`x-ratelimit-${name}`)).toMatch(/^\d+$/)
   })
 })
 
@@ -166,7 +183,11 @@ describe('GET /observe/events', () => {
     const latest = await events({ before: end + 1, limit: 2 })
     expect(latest).toEqual({ events: [all[4], all[3]], next_cursor: all[3]?.seq, has_more: true })
     const rest = await events({ before: latest.next_cursor, since, limit: 10 })
-    expect(rest).toEqual({ events: [all[2], all[1], all[0]], next_cursor: all[0]?.seq, has_more: false })
+    expect(rest).toEqual({
+      events: [all[2], all[1], all[0]],
+      next_cursor: all[0]?.seq,
+      has_more: false,
+    })
     const written = await events({ before: end + 1, since, type: 'state_written' })
     expect(written.events).toEqual(all.filter(({ type }) => type === 'state_written').reverse())
     expect((await events({ since, until: all[2]?.seq as number })).events).toEqual(all.slice(0, 3))
@@ -218,7 +239,10 @@ describe.each(['WebSocket', 'SSE'] as const)('the live stream as %s', (transport
   it('brings each event as it happens, once and in order', async () => {
     const { seen, end } = await watch(transport)
     const { all } = await someEvents()
-    await vi.waitFor(() => expect(seen.filter(({ seq }) => seq >= (all[0]?.seq ?? 0))).toEqual(all), WAIT)
+    await vi.waitFor(
+      () => expect(seen.filter(({ seq }) => seq >= (all[0]?.seq ?? 0))).toEqual(all),
+      WAIT,
+    )
     await end()
   })
 
@@ -227,7 +251,10 @@ describe.each(['WebSocket', 'SSE'] as const)('the live stream as %s', (transport
     const from = await watch(transport, `?since=${since}`)
     await vi.waitFor(() => expect(from.seen).toEqual(all), WAIT)
     await from.end()
-    const filtered = await watch(transport, `?since=${since}&type=state_written&agent=${agent.address}`)
+    const filtered = await watch(
+      transport,
+      `?since=${since}&type=state_written&agent=${agent.address}`,
+    )
     const more = await someEvents()
     await vi.waitFor(() => expect(filtered.seen).toEqual([all[0], more.all[0]]), WAIT)
     await filtered.end()
@@ -235,7 +262,9 @@ describe.each(['WebSocket', 'SSE'] as const)('the live stream as %s', (transport
 
   it('refuses what it does not understand', async () => {
     await refused('/observe/events/stream', 400, 'bad_request')
-    await refused('/observe/events/stream?type=x', 400, 'bad_request', { headers: { Accept: 'text/event-stream' } })
+    await refused('/observe/events/stream?type=x', 400, 'bad_request', {
+      headers: { Accept: 'text/event-stream' },
+    })
   })
 })
 
@@ -302,18 +331,23 @@ describe('the state', () => {
     ])
     expect(next_cursor).toBeNull()
     const [deleted, second, first] = versions.map(({ seq }) => seq)
-    const at = async (seq: number | undefined) => (await observe(`/observe/state/${key}?at=${seq}`)).json
+    const at = async (seq: number | undefined) =>
+      (await observe(`/observe/state/${key}?at=${seq}`)).json
     expect(await at(first)).toMatchObject({ key, value: 'one', last_modified_by: agent.address })
     expect(await at((second ?? 0) - 1)).toMatchObject({ value: 'one' })
     expect(await at(second)).toMatchObject({ value: 'three' })
     await refused(`/observe/state/${key}?at=${deleted}`, 404, 'not_found')
     await refused(`/observe/state/no/such/key/history`, 404, 'not_found')
-    const page = (await observe(`/observe/state/${key}/history?limit=2`)).json as { next_cursor: string }
+    const page = (await observe(`/observe/state/${key}/history?limit=2`)).json as {
+      next_cursor: string
+    }
     const rest = (await observe(`/observe/state/${key}/history?cursor=${page.next_cursor}`)).json
     expect(rest).toMatchObject({ versions: [{ seq: first }], next_cursor: null })
     // A key that has that name itself is what was asked for.
     await agent.write(`${key}/history`, 'of its own')
-    expect((await observe(`/observe/state/${key}/history`)).json).toMatchObject({ value: 'of its own' })
+    expect((await observe(`/observe/state/${key}/history`)).json).toMatchObject({
+      value: 'of its own',
+    })
   })
 })
 
@@ -333,7 +367,9 @@ describe('agents', () => {
     await newcomer.send(agent.address, 'two')
     await agent.send(newcomer.address, 'back')
     await newcomer.write(`figures/${newcomer.address}`, 'x')
-    const its = (await observe(`/observe/agents/${newcomer.address}`)).json as { last_active: string }
+    const its = (await observe(`/observe/agents/${newcomer.address}`)).json as {
+      last_active: string
+    }
     expect(its).toMatchObject({ messages_sent: 2, messages_received: 1, state_writes: 1 })
     expect(its.last_active).toMatch(/^\d{4}-.*Z$/)
     const listed: { address: string }[] = []
@@ -363,7 +399,9 @@ describe('agents', () => {
   it('that never acted were never active', async () => {
     const newcomer = await client.registerAgent()
     // Asked for by nobody: registering was its operator's doing.
-    const { last_active } = (await observe(`/observe/agents/${newcomer.address}`)).json as { last_active: null }
+    const { last_active } = (await observe(`/observe/agents/${newcomer.address}`)).json as {
+      last_active: null
+    }
     expect(last_active).toBeNull()
   })
 })
@@ -380,11 +418,14 @@ describe('the network', () => {
     expect(edges).toContainEqual({ from: one.address, to: two.address, count: 3 })
     expect(edges).toContainEqual({ from: two.address, to: one.address, count: 1 })
     expect(nodes).toContainEqual({ address: one.address, messages_sent: 3, messages_received: 1 })
-    const heavy = (await observe('/observe/network?min_count=3&limit=10000')).json as typeof edges & {
+    const heavy = (await observe('/observe/network?min_count=3&limit=10000'))
+      .json as typeof edges & {
       edges: typeof edges
     }
     expect(heavy.edges.every(({ count }) => count >= 3)).toBe(true)
-    const its = (await observe(`/observe/network?agent=${one.address}`)).json as { edges: typeof edges }
+    const its = (await observe(`/observe/network?agent=${one.address}`)).json as {
+      edges: typeof edges
+    }
     expect(its.edges).toEqual([
       { from: one.address, to: two.address, count: 3 },
       { from: two.address, to: one.address, count: 1 },
@@ -397,15 +438,19 @@ describe('the network', () => {
 describe('the activity', () => {
   it('is counted by type in buckets, of everybody or of one agent', async () => {
     const newcomer = await client.registerAgent()
-    for (let count = 0; count < 4; count++) await newcomer.write(`activity/${newcomer.address}`, String(count))
-    const { buckets, bucket_seconds } = (await observe(`/observe/activity?agent=${newcomer.address}`)).json as {
+    for (let count = 0; count < 4; count++)
+      await newcomer.write(`activity/${newcomer.address}`, String(count))
+    const { buckets, bucket_seconds } = (
+      await observe(`/observe/activity?agent=${newcomer.address}`)
+    ).json as {
       buckets: { total: number; types: Record<string, number>; first_seq: number }[]
       bucket_seconds: number
     }
     expect(bucket_seconds % 3_600).toBe(0)
     const written = buckets.reduce((sum, { types }) => sum + (types.state_written ?? 0), 0)
     expect(written).toBe(4)
-    const all = (await observe('/observe/activity?buckets=500&type=state_written,message_sent')).json as {
+    const all = (await observe('/observe/activity?buckets=500&type=state_written,message_sent'))
+      .json as {
       buckets: { total: number; types: Record<string, number> }[]
     }
     expect(all.buckets.length).toBeLessThanOrEqual(500)
@@ -476,7 +521,9 @@ describe('the service', () => {
     const { since, all } = await someEvents()
     await target.restart()
     await vi.waitFor(async () => expect((await events({ since })).events).toEqual(all), WAIT)
-    const its = (await observe(`/observe/agents/${agent.address}`)).json as { messages_sent: number }
+    const its = (await observe(`/observe/agents/${agent.address}`)).json as {
+      messages_sent: number
+    }
     await agent.send(other.address, 'after')
     expect((await observe(`/observe/agents/${agent.address}`)).json).toMatchObject({
       messages_sent: its.messages_sent + 1,
@@ -493,7 +540,10 @@ describe('contents that take much as JSON', () => {
       let seen = 0
       let pages = 0
       for (let position = since, hasMore = true; hasMore; pages++) {
-        const page = await events({ since: position, ...Object.fromEntries(new URLSearchParams(query)) })
+        const page = await events({
+          since: position,
+          ...Object.fromEntries(new URLSearchParams(query)),
+        })
         seen += page.events.filter(({ data }) => data.key === key).length
         position = page.next_cursor
         hasMore = page.has_more
@@ -510,7 +560,11 @@ describe('a moment of the past', () => {
     expect(before.seq).toBe(since)
     const [written, sent] = all as [Event, Event]
     const after = await moment()
-    expect(after).toMatchObject({ agents: before.agents, keys: before.keys + 1, events: before.events + 5 })
+    expect(after).toMatchObject({
+      agents: before.agents,
+      keys: before.keys + 1,
+      events: before.events + 5,
+    })
     expect(after.types.state_written).toBe((before.types.state_written ?? 0) + 2)
     expect(after.seq).toBe(all.at(-1)?.seq)
     expect(await moment({ at: sent.seq })).toMatchObject({
@@ -519,7 +573,14 @@ describe('a moment of the past', () => {
       events: before.events + 2,
       keys: before.keys + 1,
     })
-    expect(await moment({ at: 0 })).toEqual({ seq: 0, ts: null, agents: 0, keys: 0, events: 0, types: {} })
+    expect(await moment({ at: 0 })).toEqual({
+      seq: 0,
+      ts: null,
+      agents: 0,
+      keys: 0,
+      events: 0,
+      types: {},
+    })
     await agent.request('DELETE', keyPath(key))
     expect(await moment()).toMatchObject({ keys: before.keys })
     expect(await moment({ time: written.ts })).toMatchObject({ seq: expect.any(Number) })
@@ -541,32 +602,50 @@ describe('a moment of the past', () => {
       }
     expect((await listed(written.seq - 1)).keys).toEqual([])
     expect(await listed(written.seq)).toEqual({
-      keys: [{ key, last_modified_by: agent.address, last_modified_at: written.ts, value_length: 3 }],
+      keys: [
+        { key, last_modified_by: agent.address, last_modified_at: written.ts, value_length: 3 },
+      ],
       next_cursor: null,
       total: null,
     })
     expect((await listed(rewritten.seq)).keys).toMatchObject([{ last_modified_by: other.address }])
     const whole = (await observe(`/observe/state?at=${written.seq}`)).json as { total: number }
     expect(whole.total).toBe((await moment({ at: written.seq })).keys)
-    const history = (await observe(`/observe${keyPath(key).replace('/v1', '')}/history?at=${written.seq}`)).json
+    const history = (
+      await observe(`/observe${keyPath(key).replace('/v1', '')}/history?at=${written.seq}`)
+    ).json
     expect(history).toMatchObject({ versions: [{ seq: written.seq }] })
 
     const figures = async (at: number) =>
       (await observe(`/observe/agents/${agent.address}?at=${at}`)).json as { messages_sent: number }
-    expect((await figures(sent.seq)).messages_sent).toBe((await figures(sent.seq - 1)).messages_sent + 1)
-    expect(await figures(all.at(-1)?.seq as number)).toEqual((await observe(`/observe/agents/${agent.address}`)).json)
+    expect((await figures(sent.seq)).messages_sent).toBe(
+      (await figures(sent.seq - 1)).messages_sent + 1,
+    )
+    expect(await figures(all.at(-1)?.seq as number)).toEqual(
+      (await observe(`/observe/agents/${agent.address}`)).json,
+    )
     await refused(`/observe/agents/${agent.address}?at=1`, 404, 'not_found')
-    const agents = (await observe(`/observe/agents?limit=1&at=${sent.seq}`)).json as { total: number }
+    const agents = (await observe(`/observe/agents?limit=1&at=${sent.seq}`)).json as {
+      total: number
+    }
     expect(agents.total).toBe((await moment({ at: sent.seq })).agents)
 
     const edge = async (at: number) => {
-      const { edges } = (await observe(`/observe/network?agent=${agent.address}&at=${at}`)).json as {
+      const { edges } = (await observe(`/observe/network?agent=${agent.address}&at=${at}`))
+        .json as {
         edges: { from: string; to: string; count: number }[]
       }
-      return edges.find(({ from, to }) => from === agent.address && to === other.address)?.count ?? 0
+      return (
+        edges.find(({ from, to }) => from === agent.address && to === other.address)?.count ?? 0
+      )
     }
     expect(await edge(sent.seq)).toBe((await edge(sent.seq - 1)) + 1)
-    for (const path of ['/observe/state', '/observe/agents', `/observe/agents/${agent.address}`, '/observe/network'])
+    for (const path of [
+      '/observe/state',
+      '/observe/agents',
+      `/observe/agents/${agent.address}`,
+      '/observe/network',
+    ])
       await refused(`${path}?at=x`, 400, 'bad_request')
   })
 })
@@ -585,7 +664,11 @@ describe('what the log is searched for', () => {
     await vi.waitFor(async () => expect((await target.events(since)).some(isRead)).toBe(true), WAIT)
     const types = async (query: Record<string, string | number>) =>
       (await events({ since, ...query })).events.map(({ type }) => type)
-    expect(await types({ text: word.toLowerCase() })).toEqual(['state_written', 'message_sent', 'state_read'])
+    expect(await types({ text: word.toLowerCase() })).toEqual([
+      'state_written',
+      'message_sent',
+      'state_read',
+    ])
     expect(await types({ key: word })).toEqual(['state_written', 'state_read'])
     expect(await types({ key: `${word}/a`, type: 'state_read' })).toEqual(['state_read'])
     expect(await types({ key: word.slice(1) })).toEqual([])
@@ -607,7 +690,9 @@ describe('what the log is searched for', () => {
     await other.send(agent.address, 'two')
     const page = await events({ since, agent: agent.address, with: other.address })
     expect(page.events.map(({ data }) => data.content)).toEqual(['one', 'two'])
-    expect((await events({ since, agent: other.address, with: agent.address })).events).toEqual(page.events)
+    expect((await events({ since, agent: other.address, with: agent.address })).events).toEqual(
+      page.events,
+    )
     expect((await events({ since, agent: other.address, with: third.address })).events).toEqual([])
     await refused(`/observe/events?with=${other.address}`, 400, 'bad_request')
     await refused(`/observe/events?agent=${agent.address}&with=you`, 400, 'bad_request')
@@ -635,7 +720,10 @@ describe('what the log is searched for', () => {
 describe('agents in another order', () => {
   it('are the busiest, the newest, or those whose addresses begin so', async () => {
     const newest = await client.registerAgent()
-    await vi.waitFor(async () => expect(await addresses('sort=newest&limit=1')).toEqual([newest.address]), WAIT)
+    await vi.waitFor(
+      async () => expect(await addresses('sort=newest&limit=1')).toEqual([newest.address]),
+      WAIT,
+    )
     const all = await addresses('sort=registered')
     expect(await addresses('sort=newest')).toEqual(all.toReversed())
     expect((await addresses('sort=busiest')).toSorted()).toEqual(all.toSorted())
@@ -643,7 +731,9 @@ describe('agents in another order', () => {
     expect(await addresses(`search=${beginning}`)).toContain(newest.address)
     expect(await addresses(`search=${newest.address}`)).toEqual([newest.address])
     expect(await addresses('search=tab_%25')).toEqual([])
-    const first = (await observe('/observe/agents?sort=busiest&limit=1')).json as { next_cursor: string }
+    const first = (await observe('/observe/agents?sort=busiest&limit=1')).json as {
+      next_cursor: string
+    }
     expect(await addresses(`sort=busiest&cursor=${first.next_cursor}`)).toHaveLength(all.length - 1)
     await refused('/observe/agents?sort=richest', 400, 'bad_request')
     await refused('/observe/agents?sort=busiest&at=5', 400, 'bad_request')
@@ -651,9 +741,9 @@ describe('agents in another order', () => {
   })
 
   const addresses = async (query: string) =>
-    ((await observe(`/observe/agents?${query}`)).json as { agents: { address: string }[] }).agents.map(
-      ({ address }) => address,
-    )
+    (
+      (await observe(`/observe/agents?${query}`)).json as { agents: { address: string }[] }
+    ).agents.map(({ address }) => address)
 })
 
 interface Moment {
@@ -665,7 +755,9 @@ interface Moment {
 }
 
 async function moment(query: Record<string, string | number> = {}): Promise<Moment> {
-  const { status, json } = await observe(`/observe/moment?${new URLSearchParams(query as Record<string, string>)}`)
+  const { status, json } = await observe(
+    `/observe/moment?${new URLSearchParams(query as Record<string, string>)}`,
+  )
   expect(status).toBe(200)
   return json
 }

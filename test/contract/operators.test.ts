@@ -17,7 +17,9 @@ describe('POST /v1/operators', () => {
   })
 
   it('gives every operator an id and a key of its own', async () => {
-    const answers = await inParallel(20, () => register({ contact_hash: 'the same', accept_terms: true }))
+    const answers = await inParallel(20, () =>
+      register({ contact_hash: 'the same', accept_terms: true }),
+    )
     const created = answers.map((answer) => answer.as(201, operatorCreated))
     expect(new Set(created.map(({ operator_id }) => operator_id)).size).toBe(20)
     expect(new Set(created.map(({ api_key }) => api_key)).size).toBe(20)
@@ -52,7 +54,10 @@ describe('POST /v1/operators', () => {
     ['a byte order mark', '\ufeffx'],
   ])('takes any non-empty contact_hash, and logs it as it came: %s', async (_, contactHash) => {
     const since = await lastSeq(target)
-    const { operator_id } = (await register({ contact_hash: contactHash, accept_terms: true })).as(201, operatorCreated)
+    const { operator_id } = (await register({ contact_hash: contactHash, accept_terms: true })).as(
+      201,
+      operatorCreated,
+    )
     const [event] = ofType(await target.events(since), 'operator_created')
     expect(event?.data).toEqual({ operator_id, contact_hash: contactHash, accepted_terms: true })
   })
@@ -72,11 +77,14 @@ describe('the terms', () => {
   )
 
   it('are named in the documentation, or that there are none', async () => {
-    const info = async (of: Client) => JSON.parse((await of.request('GET', '/v1/openapi.json')).body.toString()).info
+    const info = async (of: Client) =>
+      JSON.parse((await of.request('GET', '/v1/openapi.json')).body.toString()).info
     expect(await info(withTerms)).toMatchObject({ termsOfService: TERMS_URL })
     expect(await info(client)).not.toHaveProperty('termsOfService')
     const page = (await withTerms.request('GET', '/docs')).body.toString()
     expect(page).toContain(`<a href="${TERMS_URL.replace('&', '&amp;')}">Terms</a>`)
-    expect((await client.request('GET', '/docs')).body.toString()).toContain('has published no terms')
+    expect((await client.request('GET', '/docs')).body.toString()).toContain(
+      'has published no terms',
+    )
   })
 })

@@ -1,6 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it } from 'vitest'
-import { type Agent, type Answer, Client, messagesPage, type RequestOptions } from '../../lab/client.ts'
+import {
+  type Agent,
+  type Answer,
+  Client,
+  messagesPage,
+  type RequestOptions,
+} from '../../lab/client.ts'
 import { ownTarget } from '../support/target.ts'
 import { expectRefusal, inParallel, lastSeq, ofType } from './support.ts'
 
@@ -67,7 +73,12 @@ const CATEGORIES: Category[] = [
     name: 'state write',
     perMinute: 60,
     endpoints: [
-      { method: 'PUT', path: '/v1/state/limited', json: () => ({ value: 'x' }), invalid: '{"value":7}' },
+      {
+        method: 'PUT',
+        path: '/v1/state/limited',
+        json: () => ({ value: 'x' }),
+        invalid: '{"value":7}',
+      },
       { method: 'DELETE', path: '/v1/state/limited' },
     ],
   },
@@ -81,11 +92,20 @@ const CATEGORIES: Category[] = [
   },
 ]
 const ENDPOINTS = CATEGORIES.flatMap((category) =>
-  category.endpoints.map((endpoint) => [`${endpoint.method} ${endpoint.path}`, category, endpoint] as const),
+  category.endpoints.map(
+    (endpoint) => [`${endpoint.method} ${endpoint.path}`, category, endpoint] as const,
+  ),
 )
 
-function ask(agent: Agent, { method, path, json }: Endpoint, more: RequestOptions = {}): Promise<Answer> {
-  return agent.request(method, path, { ...(json === undefined ? {} : { json: json(agent) }), ...more })
+function ask(
+  agent: Agent,
+  { method, path, json }: Endpoint,
+  more: RequestOptions = {},
+): Promise<Answer> {
+  return agent.request(method, path, {
+    ...(json === undefined ? {} : { json: json(agent) }),
+    ...more,
+  })
 }
 
 interface LimitHeaders {
@@ -109,18 +129,26 @@ function limitHeaders(answer: Answer): LimitHeaders {
   }
 }
 
-/** Expects the 429 of the contract, whose X-RateLimit-Reset says the same as its Retry-After, and returns the latter in seconds. */
+/**
+ * Expects the 429 of the contract, whose X-RateLimit-Reset says the same as its Retry-After, and
+ * returns the latter in seconds.
+ */
 function retryAfter(answer: Answer): number {
   expectRefusal(answer, 429)
   expect(answer.headers['retry-after']).toMatch(/^[1-9]\d*$/)
   const seconds = Number(answer.headers['retry-after'])
   // `Date` is of the same clock, a moment later.
   const answeredAt = Date.parse(answer.headers.date ?? '') / 1_000
-  expect(Math.abs(Number(answer.headers['x-ratelimit-reset']) - answeredAt - seconds)).toBeLessThanOrEqual(2)
+  expect(
+    Math.abs(Number(answer.headers['x-ratelimit-reset']) - answeredAt - seconds),
+  ).toBeLessThanOrEqual(2)
   return seconds
 }
 
-/** Registers an operator from an address of this machine. Every test has its own, as their allowances last an hour. */
+/**
+ * Registers an operator from an address of this machine. Every test has its own, as their
+ * allowances last an hour.
+ */
 const registerFrom = (own: Client, from: string, headers: Record<string, string> = {}) =>
   own.request('POST', '/v1/operators', {
     from,
@@ -133,7 +161,10 @@ describe('the defaults', () => {
     const agent = await client.registerAgent()
     const before = Date.now() / 1_000
     const { limit, remaining, reset } = limitHeaders(await ask(agent, endpoint))
-    expect({ limit, remaining }).toEqual({ limit: category.perMinute, remaining: category.perMinute - 1 })
+    expect({ limit, remaining }).toEqual({
+      limit: category.perMinute,
+      remaining: category.perMinute - 1,
+    })
     expect(reset).toBeGreaterThanOrEqual(Math.floor(before))
     expect(reset).toBeLessThanOrEqual(Date.now() / 1_000 + 62)
   })
@@ -182,7 +213,8 @@ describe('the defaults', () => {
       await sleep(5)
     }
     const elapsed = performance.now() - start
-    // What has come due and was not asked for yet, as a machine may be held up for longer than a second.
+    // What has come due and was not asked for yet, as a machine may be held up for longer than a
+    // second.
     while ((await ask(agent, endpoint)).status === 200) allowed++
     expect(allowed).toBeGreaterThanOrEqual(Math.floor((elapsed - CLOCK_TOLERANCE_MS) / 1_000))
     expect(allowed).toBeLessThanOrEqual(Math.ceil((performance.now() - beforeEmpty) / 1_000) + 1)
@@ -208,7 +240,9 @@ describe('the defaults', () => {
 
   it('challenges and agent registrations have no limit', async () => {
     const operator = await client.registerOperator()
-    const answers = await inParallel(100, () => operator.request('GET', '/v1/agents/verification-challenge'))
+    const answers = await inParallel(100, () =>
+      operator.request('GET', '/v1/agents/verification-challenge'),
+    )
     expect(answers.filter(({ status }) => status !== 200)).toEqual([])
     expect(answers[0]?.headers).not.toHaveProperty('x-ratelimit-limit')
     await inParallel(40, () => operator.registerAgent())
@@ -285,7 +319,8 @@ describe('each response of a limited endpoint carries the headers', () => {
 
   it('201, 400, 415 and 429 of POST /v1/operators', async () => {
     const from = '127.0.0.30'
-    const post = (options: RequestOptions) => tightClient.request('POST', '/v1/operators', { from, ...options })
+    const post = (options: RequestOptions) =>
+      tightClient.request('POST', '/v1/operators', { from, ...options })
     const success = await registerFrom(tightClient, from)
     expect(limitHeaders(success)).toMatchObject({ limit: 2, remaining: 1 })
     limitHeaders(await post({ json: {} }))
@@ -313,7 +348,8 @@ describe('a request over the limit has no effect', () => {
     retryAfter(await agent.tryRemove('over-the-limit'))
     retryAfter(await agent.trySend(other.address, 'third'))
     expect((await other.read('over-the-limit')).value).toBe('second')
-    // They may come a bit later than they are acknowledged. This agent may ask twice, and then once in half a minute.
+    // They may come a bit later than they are acknowledged. This agent may ask twice, and then once
+    // in half a minute.
     const received: string[] = []
     while (received.length < 2) {
       const answer = await other.request('GET', '/v1/messages')
@@ -321,12 +357,15 @@ describe('a request over the limit has no effect', () => {
       else received.push(...answer.as(200, messagesPage).messages.map(({ content }) => content))
     }
     expect(received).toEqual(['first', 'second'])
-    expect(ofType(await tight.events(since), 'state_written', 'state_deleted', 'message_sent')).toEqual([])
+    expect(
+      ofType(await tight.events(since), 'state_written', 'state_deleted', 'message_sent'),
+    ).toEqual([])
   })
 
   it('registers no operator', async () => {
     const from = '127.0.0.31'
-    for (let count = 0; count < 2; count++) expect((await registerFrom(tightClient, from)).status).toBe(201)
+    for (let count = 0; count < 2; count++)
+      expect((await registerFrom(tightClient, from)).status).toBe(201)
     const since = await lastSeq(tight)
     retryAfter(await registerFrom(tightClient, from))
     expect(ofType(await tight.events(since), 'operator_created')).toEqual([])
@@ -344,8 +383,16 @@ describe('the client IP', () => {
 
   it('X-Forwarded-For from a peer that is no trusted proxy is ignored', async () => {
     const statuses: number[] = []
-    for (const forged of ['203.0.113.1', '203.0.113.2', '203.0.113.3, 203.0.113.4', '127.0.0.1', '::1']) {
-      statuses.push((await registerFrom(tightClient, '127.0.0.42', { 'X-Forwarded-For': forged })).status)
+    for (const forged of [
+      '203.0.113.1',
+      '203.0.113.2',
+      '203.0.113.3, 203.0.113.4',
+      '127.0.0.1',
+      '::1',
+    ]) {
+      statuses.push(
+        (await registerFrom(tightClient, '127.0.0.42', { 'X-Forwarded-For': forged })).status,
+      )
     }
     expect(statuses).toEqual([201, 201, 429, 429, 429])
   })

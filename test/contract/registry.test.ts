@@ -174,15 +174,24 @@ describe('cursor', () => {
 
   it('with one character changed, left out or added was never issued: 400', async () => {
     const cursor = (await agent.registry('?limit=10')).next_cursor ?? ''
-    const spoiled = [`${cursor}A`, `A${cursor}`, `${cursor}=`, ` ${cursor}`, cursor.slice(1), cursor.slice(0, -1)]
+    const spoiled = [
+      `${cursor}A`,
+      `A${cursor}`,
+      `${cursor}=`,
+      ` ${cursor}`,
+      cursor.slice(1),
+      cursor.slice(0, -1),
+    ]
     for (const [index, character] of [...cursor].entries()) {
       for (const other of 'AaBb01_-') {
-        if (other !== character) spoiled.push(cursor.slice(0, index) + other + cursor.slice(index + 1))
+        if (other !== character)
+          spoiled.push(cursor.slice(0, index) + other + cursor.slice(index + 1))
       }
     }
     const answers = await Promise.all(
       spoiled.map(
-        async (text) => [text, await agent.request('GET', `/v1/registry?cursor=${percentEncode(text)}`)] as const,
+        async (text) =>
+          [text, await agent.request('GET', `/v1/registry?cursor=${percentEncode(text)}`)] as const,
       ),
     )
     expect(answers.filter(([, { status }]) => status !== 400).map(([text]) => text)).toEqual([])
@@ -191,6 +200,9 @@ describe('cursor', () => {
   it('of another listing was never issued here: 400', async () => {
     await Promise.all([agent.write('cursor/1', 'x'), agent.write('cursor/2', 'x')])
     const { next_cursor } = await agent.list('?prefix=cursor/&limit=1')
-    expectRefusal(await agent.request('GET', `/v1/registry?cursor=${percentEncode(next_cursor ?? '')}`), 400)
+    expectRefusal(
+      await agent.request('GET', `/v1/registry?cursor=${percentEncode(next_cursor ?? '')}`),
+      400,
+    )
   })
 })

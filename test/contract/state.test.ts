@@ -32,13 +32,19 @@ const freshKey = (name = 'key') => `${name}/${crypto.randomUUID()}`
 
 const bytewise = (one: string, two: string) => Buffer.compare(Buffer.from(one), Buffer.from(two))
 
-/** Expects what a change is answered that has waited for its turn for too long: it may have taken effect, or not. */
+/**
+ * Expects what a change is answered that has waited for its turn for too long: it may have taken
+ * effect, or not.
+ */
 function expectUnavailable(answer: Answer): void {
   expectRefusal(answer, 503)
   expect(answer.headers['retry-after']).toMatch(/^[1-9]\d*$/)
 }
 
-/** Deletes a key, again for as long as it is told to wait, and returns all answers: one in the end that is no 503. */
+/**
+ * Deletes a key, again for as long as it is told to wait, and returns all answers: one in the end
+ * that is no 503.
+ */
 async function removeInTurn(who: Agent, key: string): Promise<[Answer, ...Answer[]]> {
   const answers: [Answer, ...Answer[]] = [await who.tryRemove(key)]
   for (; answers[0].status === 503; answers.unshift(await who.tryRemove(key))) {
@@ -49,8 +55,8 @@ async function removeInTurn(who: Agent, key: string): Promise<[Answer, ...Answer
 }
 
 /**
- * Spellings of keys in a path, and the key that each means. Those that a client or a server is apt to tidy up come first.
- * None of the keys is another's, unless the key is the same.
+ * Spellings of keys in a path, and the key that each means. Those that a client or a server is apt
+ * to tidy up come first. None of the keys is another's, unless the key is the same.
  */
 const SPELLINGS: [string, string][] = [
   ['..', '..'],
@@ -133,7 +139,9 @@ describe('the key is the rest of the path, percent-decoded once', () => {
     const keys = [...new Set(SPELLINGS.map(([, key]) => key))]
     await Promise.all(keys.map((key) => agent.write(key, `value of ${key}`)))
     const read = await Promise.all(keys.map((key) => other.read(key)))
-    expect(read.map(({ key, value }) => [key, value])).toEqual(keys.map((key) => [key, `value of ${key}`]))
+    expect(read.map(({ key, value }) => [key, value])).toEqual(
+      keys.map((key) => [key, `value of ${key}`]),
+    )
     const listed = await agent.keys()
     expect(keys.filter((key) => !listed.includes(key))).toEqual([])
   })
@@ -269,7 +277,10 @@ describe('PUT /v1/state/{key}', () => {
     await agent.write(key, 'first')
     expect(await other.read(key)).toMatchObject({ value: 'first', last_modified_by: agent.address })
     await other.write(key, 'second')
-    expect(await agent.read(key)).toMatchObject({ value: 'second', last_modified_by: other.address })
+    expect(await agent.read(key)).toMatchObject({
+      value: 'second',
+      last_modified_by: other.address,
+    })
     await agent.write(key, 'third')
     expect(await agent.read(key)).toMatchObject({ value: 'third', last_modified_by: agent.address })
   })
@@ -294,7 +305,12 @@ describe('PUT /v1/state/{key}', () => {
 
   it('takes no other name or author from the body', async () => {
     const key = freshKey()
-    const json = { value: 'x', key: 'another', written_by: other.address, written_at: '2000-01-01T00:00:00Z' }
+    const json = {
+      value: 'x',
+      key: 'another',
+      written_by: other.address,
+      written_at: '2000-01-01T00:00:00Z',
+    }
     const written = (await agent.request('PUT', keyPath(key), { json })).as(200, stateWritten)
     expect(written).toMatchObject({ key, written_by: agent.address })
   })
@@ -347,7 +363,12 @@ describe('value', () => {
     await agent.write(key, value)
     expect([...(await other.read(key)).value]).toEqual([...value])
     const [written] = ofType(await target.events(since), 'state_written')
-    expect(written?.data).toEqual({ key, value, value_length: byteLength(value), written_by: agent.address })
+    expect(written?.data).toEqual({
+      key,
+      value,
+      value_length: byteLength(value),
+      written_by: agent.address,
+    })
   })
 })
 
@@ -383,15 +404,19 @@ describe('DELETE /v1/state/{key}', () => {
       const key = freshKey()
       await agent.write(key, 'x')
       const since = await lastSeq(target)
-      const tries = await inParallel(20, (index) => removeInTurn(index % 2 === 0 ? agent : other, key))
+      const tries = await inParallel(20, (index) =>
+        removeInTurn(index % 2 === 0 ? agent : other, key),
+      )
       const answers = tries.map(([last]) => last)
       const refused = tries.flat().length - answers.length
-      // The one that deletes may be told 503 although it did, where that took too long: then none is 200.
+      // The one that deletes may be told 503 although it did, where that took too long: then none
+      // is 200.
       const { 200: removed = 0, 404: absent = 0 } = countStatuses(answers)
       expect(removed + absent).toBe(20)
       expect(removed).toBeLessThanOrEqual(1)
       if (refused === 0) expect(removed).toBe(1)
-      for (const answer of answers.filter(({ status }) => status === 404)) expectRefusal(answer, 404)
+      for (const answer of answers.filter(({ status }) => status === 404))
+        expectRefusal(answer, 404)
       expect(ofType(await target.events(since), 'state_deleted')).toHaveLength(1)
     }
   })
@@ -400,7 +425,9 @@ describe('DELETE /v1/state/{key}', () => {
     const key = freshKey()
     const since = await lastSeq(target)
     const tries = await inParallel(60, async (index) =>
-      index % 3 === 0 ? removeInTurn(agent, key) : ([await other.tryWrite(key, String(index))] as const),
+      index % 3 === 0
+        ? removeInTurn(agent, key)
+        : ([await other.tryWrite(key, String(index))] as const),
     )
     const answers = tries.map(([last]) => last)
     const refused = tries.flat().length - answers.length
@@ -482,7 +509,11 @@ describe('GET /v1/state', () => {
   it('/v1/state/ means the same', async () => {
     const prefix = freshKey('slash')
     await Promise.all(ORDERED.map((suffix) => agent.write(prefix + suffix, 'x')))
-    for (const query of ['', `?prefix=${percentEncode(prefix)}`, `?prefix=${percentEncode(prefix)}&limit=3`]) {
+    for (const query of [
+      '',
+      `?prefix=${percentEncode(prefix)}`,
+      `?prefix=${percentEncode(prefix)}&limit=3`,
+    ]) {
       const [one, two] = [
         await agent.request('GET', `/v1/state${query}`),
         await agent.request('GET', `/v1/state/${query}`),
@@ -507,9 +538,15 @@ describe('GET /v1/state', () => {
     const prefix = freshKey('fresh')
     for (let round = 0; round < 20; round++) {
       await agent.write(prefix, 'x')
-      expect(await other.list(`?prefix=${percentEncode(prefix)}`)).toMatchObject({ keys: [prefix], total: 1 })
+      expect(await other.list(`?prefix=${percentEncode(prefix)}`)).toMatchObject({
+        keys: [prefix],
+        total: 1,
+      })
       await other.remove(prefix)
-      expect(await agent.list(`?prefix=${percentEncode(prefix)}`)).toMatchObject({ keys: [], total: 0 })
+      expect(await agent.list(`?prefix=${percentEncode(prefix)}`)).toMatchObject({
+        keys: [],
+        total: 0,
+      })
     }
   })
 
@@ -524,7 +561,9 @@ describe('GET /v1/state', () => {
     await inParallel(25, (index) => agent.write(`${prefix}/${index % 5}/${index}`, 'x'))
     let page = await agent.list(`?limit=10&prefix=${percentEncode(prefix)}`)
     expect(page.total).toBe(25)
-    page = await agent.list(`?limit=10&prefix=${percentEncode(prefix)}&cursor=${percentEncode(page.next_cursor ?? '')}`)
+    page = await agent.list(
+      `?limit=10&prefix=${percentEncode(prefix)}&cursor=${percentEncode(page.next_cursor ?? '')}`,
+    )
     expect(page.total).toBe(25)
     expect((await agent.list(`?limit=2&prefix=${percentEncode(`${prefix}/3/`)}`)).total).toBe(5)
     await agent.remove(`${prefix}/3/3`)
@@ -563,7 +602,9 @@ describe('a prefix is matched byte for byte', () => {
     await Promise.all(suffixes.map((each) => agent.write(base + each, 'x')))
     const expected = suffixes.filter((each) => each.startsWith(suffix)).map((each) => base + each)
     expect(await agent.keys(base + suffix)).toEqual(expected.toSorted(bytewise))
-    expect((await agent.list(`?prefix=${percentEncode(base + suffix)}`)).total).toBe(expected.length)
+    expect((await agent.list(`?prefix=${percentEncode(base + suffix)}`)).total).toBe(
+      expected.length,
+    )
   })
 
   it('also when it is the whole key, or longer', async () => {
@@ -595,8 +636,22 @@ describe('limit', () => {
 
   it('that is anything else means the default', async () => {
     await inParallel(105, (index) => agent.write(`${prefix}${index}`, 'x'))
-    const invalid = ['', '0', '-1', '1001', '99999999999999999999', 'abc', '5.5', '5x', '0x5', 'NaN', '%35%00']
-    const lengths = await Promise.all(invalid.map(async (limit) => [limit, (await list(limit)).keys.length]))
+    const invalid = [
+      '',
+      '0',
+      '-1',
+      '1001',
+      '99999999999999999999',
+      'abc',
+      '5.5',
+      '5x',
+      '0x5',
+      'NaN',
+      '%35%00',
+    ]
+    const lengths = await Promise.all(
+      invalid.map(async (limit) => [limit, (await list(limit)).keys.length]),
+    )
     expect(lengths).toEqual(invalid.map((limit) => [limit, 100]))
   })
 })
@@ -604,7 +659,9 @@ describe('limit', () => {
 describe('cursor', () => {
   it('may be used again, by another agent, with another limit', async () => {
     const prefix = freshKey('cursor')
-    const keys = (await inParallel(10, (index) => agent.write(`${prefix}/${index}`, 'x'))).map(({ key }) => key)
+    const keys = (await inParallel(10, (index) => agent.write(`${prefix}/${index}`, 'x'))).map(
+      ({ key }) => key,
+    )
     const { next_cursor } = await agent.list(`?prefix=${percentEncode(prefix)}&limit=3`)
     const query = `?prefix=${percentEncode(prefix)}&cursor=${percentEncode(next_cursor ?? '')}`
     expect((await agent.list(`${query}&limit=3`)).keys).toEqual(keys.slice(3, 6))
@@ -613,7 +670,10 @@ describe('cursor', () => {
 
   it('neither repeats nor skips keys that stay, while others come and go', async () => {
     const prefix = freshKey('changing')
-    const staying = Array.from({ length: 60 }, (_, index) => `${prefix}/${String(index).padStart(3, '0')}`)
+    const staying = Array.from(
+      { length: 60 },
+      (_, index) => `${prefix}/${String(index).padStart(3, '0')}`,
+    )
     await Promise.all(staying.map((key) => agent.write(key, 'x')))
     const paging = { isDone: false }
     const changing = Array.from({ length: 3 }, async (_, writer) => {
@@ -633,10 +693,14 @@ describe('cursor', () => {
 
   it('leads on although the key it stands at was removed', async () => {
     const prefix = freshKey('removed')
-    const keys = (await inParallel(6, (index) => agent.write(`${prefix}/${index}`, 'x'))).map(({ key }) => key)
+    const keys = (await inParallel(6, (index) => agent.write(`${prefix}/${index}`, 'x'))).map(
+      ({ key }) => key,
+    )
     const { next_cursor } = await agent.list(`?prefix=${percentEncode(prefix)}&limit=3`)
     await Promise.all(keys.slice(1, 4).map((key) => agent.remove(key)))
-    const page = await agent.list(`?prefix=${percentEncode(prefix)}&cursor=${percentEncode(next_cursor ?? '')}`)
+    const page = await agent.list(
+      `?prefix=${percentEncode(prefix)}&cursor=${percentEncode(next_cursor ?? '')}`,
+    )
     expect(page.keys).toEqual(keys.slice(4))
   })
 
@@ -654,7 +718,8 @@ describe('cursor', () => {
     const spoiled = [`${cursor}A`, `A${cursor}`, `${cursor}=`, cursor.slice(1), cursor.slice(0, -1)]
     for (const [index, character] of [...cursor].entries()) {
       for (const instead of 'AaBb01_-') {
-        if (instead !== character) spoiled.push(cursor.slice(0, index) + instead + cursor.slice(index + 1))
+        if (instead !== character)
+          spoiled.push(cursor.slice(0, index) + instead + cursor.slice(index + 1))
       }
     }
     const answers = await Promise.all(
@@ -721,7 +786,8 @@ describe('507 store_full', () => {
   const loggedBytes = async () => {
     const state = new Map<string, number>()
     for (const { type, data } of await small.events()) {
-      if (type === 'state_written') state.set(String(data.key), byteLength(`${data.key}${data.value}`))
+      if (type === 'state_written')
+        state.set(String(data.key), byteLength(`${data.key}${data.value}`))
       if (type === 'state_deleted') state.delete(String(data.key))
     }
     return state.values().reduce((sum, bytes) => sum + bytes, 0)
@@ -780,7 +846,9 @@ describe('507 store_full', () => {
     for (let round = 0; round < 10; round++) {
       const answers = await inParallel(40, () => {
         const key = String(Math.floor(random() * 30)).padStart(4, '0')
-        return random() < 0.25 ? writer.tryRemove(key) : writer.tryWrite(key, 'y'.repeat(Math.floor(random() * 12_000)))
+        return random() < 0.25
+          ? writer.tryRemove(key)
+          : writer.tryWrite(key, 'y'.repeat(Math.floor(random() * 12_000)))
       })
       mixed.push(...answers)
     }
@@ -791,7 +859,10 @@ describe('507 store_full', () => {
     for (const answer of unavailable) expectUnavailable(answer)
     // What was told 503 may take effect after its answer.
     if (unavailable.length > 0) {
-      await vi.waitFor(async () => expect((await writer.capacity()).used_bytes).toBe(await loggedBytes()), 25_000)
+      await vi.waitFor(
+        async () => expect((await writer.capacity()).used_bytes).toBe(await loggedBytes()),
+        25_000,
+      )
     }
     expect(mixed.filter(({ status }) => ![200, 404, 503, 507].includes(status))).toEqual([])
     expect(countStatuses(mixed)[507]).toBeGreaterThan(0)
@@ -812,7 +883,11 @@ describe('507 store_full', () => {
       used += state.get(key) ?? 0
       expect(used).toBeLessThanOrEqual(TOTAL)
     }
-    expect(await writer.capacity()).toEqual({ used_bytes: used, total_bytes: TOTAL, key_count: state.size })
+    expect(await writer.capacity()).toEqual({
+      used_bytes: used,
+      total_bytes: TOTAL,
+      key_count: state.size,
+    })
   })
 
   it('capacity freed by concurrent deletes can be written again, and none is lost on the way', async () => {

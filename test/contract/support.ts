@@ -18,7 +18,9 @@ const CODES: Readonly<Record<number, string>> = {
   507: 'store_full',
 }
 
-/** Expects a refusal with this status, its code, and a body that is an error as the contract has it. */
+/**
+ * Expects a refusal with this status, its code, and a body that is an error as the contract has it.
+ */
 export function expectRefusal(answer: Answer, status: number): void {
   expect(answer.status, String(answer)).toBe(status)
   expect(answer.error).toBe(CODES[status])
@@ -37,8 +39,14 @@ export async function lastSeq(target: Target): Promise<number> {
 /** For what comes after an answer; long, as a machine may be slow and a process be held up. */
 const SOON = { timeout: 25_000, interval: 20 }
 
-/** Reads the log after `since` until the check passes: for events that are written after the answer. */
-export async function eventually(target: Target, since: number, check: (events: Event[]) => void): Promise<Event[]> {
+/**
+ * Reads the log after `since` until the check passes: for events that are written after the answer.
+ */
+export async function eventually(
+  target: Target,
+  since: number,
+  check: (events: Event[]) => void,
+): Promise<Event[]> {
   return vi.waitFor(async () => {
     const events = await target.events(since)
     check(events)
@@ -49,8 +57,9 @@ export async function eventually(target: Target, since: number, check: (events: 
 const markers = new WeakMap<Target, Agent>()
 
 /**
- * Resolves when every message acknowledged so far is in its queue: an acknowledgement does not wait for a worker that
- * is silent. Queues are filled in the order of the log, so all of them are there once a later message is.
+ * Resolves when every message acknowledged so far is in its queue: an acknowledgement does not wait
+ * for a worker that is silent. Queues are filled in the order of the log, so all of them are there
+ * once a later message is.
  */
 export async function queuesFilled(target: Target): Promise<void> {
   const marker = markers.get(target) ?? (await new Client(target.baseUrl).registerAgent())

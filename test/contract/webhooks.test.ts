@@ -1,19 +1,33 @@
-/** Messages to agents with a webhook: pushed to real HTTPS receivers on loopback, or else pulled. */
+/**
+ * Messages to agents with a webhook: pushed to real HTTPS receivers on loopback, or else pulled.
+ */
 import { randomBytes } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Webhook } from 'standardwebhooks'
 import { afterAll, expect, it, vi } from 'vitest'
 import { type Agent, Client, message } from '../../lab/client.ts'
-import { type Answer, createTestAuthority, type Delivery, type Receiver, startReceiver } from '../../lab/receiver.ts'
+import {
+  type Answer,
+  createTestAuthority,
+  type Delivery,
+  type Receiver,
+  startReceiver,
+} from '../../lab/receiver.ts'
 import { ownTarget } from '../support/target.ts'
 import { receiveSoon } from './support.ts'
 
 /** Few, so that giving up takes a second and a half. */
 const MAX_RETRIES = 1
 const CIRCUIT_THRESHOLD = 3
-/** Long enough for a message to find the circuit open, on a machine that is held up for a second or two. */
+/**
+ * Long enough for a message to find the circuit open, on a machine that is held up for a second or
+ * two.
+ */
 const CIRCUIT_DURATION_MS = 8_000
-/** Probes that come before the circuit is half-open at most, where the test has slept for all of that time. */
+/**
+ * Probes that come before the circuit is half-open at most, where the test has slept for all of
+ * that time.
+ */
 const MAX_EARLY_PROBES = 5
 const WITHIN = { timeout: 60_000, interval: 50 }
 
@@ -39,7 +53,8 @@ async function pushedTo(options: Partial<Parameters<typeof startReceiver>[0]> = 
 }
 
 const pushed = ({ body }: Delivery) => message.parse(JSON.parse(body.toString()))
-const contents = (receiver: Receiver) => receiver.deliveries.map((delivery) => pushed(delivery).content)
+const contents = (receiver: Receiver) =>
+  receiver.deliveries.map((delivery) => pushed(delivery).content)
 
 async function sendAll(to: Agent, texts: readonly string[]): Promise<string[]> {
   const ids: string[] = []
@@ -51,7 +66,9 @@ async function sendAll(to: Agent, texts: readonly string[]): Promise<string[]> {
 async function endings(to: Agent): Promise<Record<string, unknown>[]> {
   const events = await target.events()
   return events.flatMap(({ type, agent, data }) =>
-    agent === to.address && ['message_delivered', 'push_failed'].includes(type) ? [{ type, ...data }] : [],
+    agent === to.address && ['message_delivered', 'push_failed'].includes(type)
+      ? [{ type, ...data }]
+      : [],
   )
 }
 
@@ -97,7 +114,12 @@ it('logs a push as delivered, and does not queue it too', async () => {
   await hook.receiver.received(1)
   await vi.waitFor(async () => {
     expect(await endings(hook.agent)).toEqual([
-      { type: 'message_delivered', message_id: id, to: hook.agent.address, delivery_method: 'push' },
+      {
+        type: 'message_delivered',
+        message_id: id,
+        to: hook.agent.address,
+        delivery_method: 'push',
+      },
     ])
   }, WITHIN)
   expect(await hook.agent.receive()).toEqual({ messages: [], remaining: 0 })
@@ -122,11 +144,16 @@ it('retries with the same id and a signature of its own, and lets nothing overta
   expect(again.headers['webhook-timestamp']).not.toBe(first.headers['webhook-timestamp'])
   expect(again.receivedAt - first.receivedAt).toBeGreaterThanOrEqual(1_000)
   await vi.waitFor(async () => expect(await endings(hook.agent)).toHaveLength(2), WITHIN)
-  expect((await endings(hook.agent)).map(({ type }) => type)).toEqual(['message_delivered', 'message_delivered'])
+  expect((await endings(hook.agent)).map(({ type }) => type)).toEqual([
+    'message_delivered',
+    'message_delivered',
+  ])
 })
 
 it('moves what cannot be delivered to the pull queue, in order, and says so in the log', async () => {
-  await using hook = await pushedTo({ behaviour: { status: 302, headers: { Location: 'https://127.0.0.1/' } } })
+  await using hook = await pushedTo({
+    behaviour: { status: 302, headers: { Location: 'https://127.0.0.1/' } },
+  })
   const ids = await sendAll(hook.agent, ['one', 'two'])
   await vi.waitFor(async () => expect(await endings(hook.agent)).toHaveLength(2), WITHIN)
   expect(await endings(hook.agent)).toEqual(
@@ -172,7 +199,9 @@ it('opens the circuit after so many failed messages in a row; then probes with o
   await sleep(CIRCUIT_DURATION_MS)
   const early = await probe(hook.agent, 'probe')
   await sendAll(hook.agent, ['after the probe'])
-  expect((await endingsSoon(failing.length + early + 3)).at(-1)).toMatchObject({ reason: 'circuit_open' })
+  expect((await endingsSoon(failing.length + early + 3)).at(-1)).toMatchObject({
+    reason: 'circuit_open',
+  })
   expect(contents(hook.receiver).slice(attempts)).toEqual(['probe'])
 
   hook.receiver.behave({ status: 200 })
@@ -201,7 +230,8 @@ it('does not keep anybody waiting for an endpoint that never answers', async () 
   await hole.receiver.received(1)
   await sendAll(hook.agent, ['quick'])
   await hook.receiver.received(1)
-  // The first attempt is still being made: neither answered nor given up, which closes its connection.
+  // The first attempt is still being made: neither answered nor given up, which closes its
+  // connection.
   expect(hole.receiver.deliveries).toHaveLength(1)
   expect(hole.receiver.openConnections).toBe(1)
   answered.resolve({ status: 200 })
@@ -227,11 +257,16 @@ it('sends user and password of the URL as Basic authorization, and shows them no
   await sendAll(agent, ['hello'])
   await receiver.received(2)
   const basic = Buffer.from(`us er:${password}`).toString('base64')
-  expect(receiver.deliveries.map(({ headers }) => headers.authorization)).toEqual([`Basic ${basic}`, `Basic ${basic}`])
+  expect(receiver.deliveries.map(({ headers }) => headers.authorization)).toEqual([
+    `Basic ${basic}`,
+    `Basic ${basic}`,
+  ])
   expect(receiver.deliveries.map(({ path }) => path)).toEqual([pathname, pathname])
   await vi.waitFor(() => expect(target.output()).toContain('webhook attempt failed'), WITHIN)
   const me = await client.request('GET', '/v1/agents/me', { token: agent.token })
-  const shown = [target.output(), JSON.stringify(await target.events()), me.body.toString()].join('\n')
+  const shown = [target.output(), JSON.stringify(await target.events()), me.body.toString()].join(
+    '\n',
+  )
   for (const part of [basic, password, encodeURIComponent(password), 'us%20er', 'us er']) {
     expect(shown).not.toContain(part)
   }

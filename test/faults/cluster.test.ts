@@ -1,4 +1,7 @@
-/** A short run of the faults program (`npm run faults`), with a fixed seed: agents work on a cluster that is broken and mended all the time. */
+/**
+ * A short run of the faults program (`npm run faults`), with a fixed seed: agents work on a cluster
+ * that is broken and mended all the time.
+ */
 import { expect, it } from 'vitest'
 import { check } from '../../lab/faults/checker.ts'
 import { run } from '../../lab/faults/run.ts'
@@ -28,7 +31,10 @@ const NAMES = [
   'large bodies',
 ]
 const LASTS_MS = [500, 2_500] as const
-/** Less than a recovery may take, so that what is left to do meets the next fault; the last is followed by a longer calm. */
+/**
+ * Less than a recovery may take, so that what is left to do meets the next fault; the last is
+ * followed by a longer calm.
+ */
 const CALM_MS = [1_500, 3_000] as const
 /** Half of what `npm run faults` asks: what agents ask takes most of what the run costs. */
 const PACE_MS = 120
@@ -44,7 +50,9 @@ it('nothing acknowledged is lost, repeated, out of order or stale, whatever is k
     plan: (possible) =>
       planFaults(
         random,
-        possible.filter(({ name }) => NAMES.includes(name)).map(({ name }) => ({ name, lastsMs: LASTS_MS })),
+        possible
+          .filter(({ name }) => NAMES.includes(name))
+          .map(({ name }) => ({ name, lastsMs: LASTS_MS })),
         80_000,
         CALM_MS,
       ),
@@ -57,7 +65,9 @@ it('nothing acknowledged is lost, repeated, out of order or stale, whatever is k
   expect(history.faults.filter(({ hits }) => !hits.includes('machine')).length).toBeGreaterThan(12)
   expect(history.operations.filter(({ status }) => status === 503).length).toBeGreaterThan(0)
   for (const kind of ['send', 'receive', 'write', 'read', 'remove', 'register'] as const) {
-    const well = history.operations.filter((operation) => operation.kind === kind && operation.status < 300)
+    const well = history.operations.filter(
+      (operation) => operation.kind === kind && operation.status < 300,
+    )
     expect(well.length, kind).toBeGreaterThan(5)
   }
   expect(history.pushes.length).toBeGreaterThan(20)

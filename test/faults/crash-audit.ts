@@ -1,6 +1,6 @@
 /**
- * Compares what agents were told with what the kernel kept. Each check returns what it found wrong, as sentences; none is
- * the aim.
+ * Compares what agents were told with what the kernel kept. Each check returns what it found wrong,
+ * as sentences; none is the aim.
  */
 import { z } from 'zod'
 import type { Client, Message } from '../../lab/client.ts'
@@ -9,7 +9,11 @@ import type { Event } from '../../lab/kernel.ts'
 import type { Delete, History, Holder, Put, Receive, Send } from './crash-workload.ts'
 
 const sentData = message.omit({ timestamp: true }).extend({ content_length: z.int() })
-const deliveredData = z.strictObject({ message_id: z.uuid(), to: z.string(), delivery_method: z.literal('pull') })
+const deliveredData = z.strictObject({
+  message_id: z.uuid(),
+  to: z.string(),
+  delivery_method: z.literal('pull'),
+})
 const writtenData = z.strictObject({
   key: z.string(),
   value: z.string(),
@@ -17,7 +21,11 @@ const writtenData = z.strictObject({
   written_by: z.string(),
 })
 const deletedData = z.strictObject({ key: z.string(), deleted_by: z.string() })
-const registeredData = z.strictObject({ address: z.string(), operator_id: z.uuid(), has_webhook: z.literal(false) })
+const registeredData = z.strictObject({
+  address: z.string(),
+  operator_id: z.uuid(),
+  has_webhook: z.literal(false),
+})
 
 export interface StateEntry {
   value: string
@@ -57,20 +65,24 @@ export function replay(events: readonly Event[]): Replay {
     } else if (type === 'agent_registered') {
       const { address, operator_id } = registeredData.parse(data)
       if (agents.has(address)) wrong.push(`${address} is registered twice`)
-      if (!operators.has(operator_id)) wrong.push(`${address} was registered by an operator who was not`)
+      if (!operators.has(operator_id))
+        wrong.push(`${address} was registered by an operator who was not`)
       agents.set(address, ts)
     } else if (type === 'message_sent') {
       const message = sentData.parse(data)
-      if (sent.has(message.message_id)) wrong.push(`message ${message.message_id} is in the log twice`)
+      if (sent.has(message.message_id))
+        wrong.push(`message ${message.message_id} is in the log twice`)
       if (!agents.has(message.to) || !agents.has(message.from))
         wrong.push(`event ${seq} is between agents who were not registered`)
-      if (Buffer.byteLength(message.content) !== message.content_length) wrong.push(`event ${seq} has a wrong length`)
+      if (Buffer.byteLength(message.content) !== message.content_length)
+        wrong.push(`event ${seq} has a wrong length`)
       sent.set(message.message_id, { seq, ts, data: message })
     } else if (type === 'message_delivered') {
       const { message_id, to } = deliveredData.parse(data)
       if (sent.get(message_id)?.data.to !== to)
         wrong.push(`event ${seq} delivers a message that was not sent to ${to} before`)
-      if (delivered.has(message_id)) wrong.push(`message ${message_id} is delivered twice in the log`)
+      if (delivered.has(message_id))
+        wrong.push(`message ${message_id} is delivered twice in the log`)
       delivered.set(message_id, seq)
     } else if (type === 'state_written') {
       const { key, value, value_length, written_by } = writtenData.parse(data)
@@ -78,7 +90,8 @@ export function replay(events: readonly Event[]): Replay {
       state.set(key, { value, by: written_by, at: ts, seq })
     } else if (type === 'state_deleted') {
       const { key, deleted_by } = deletedData.parse(data)
-      if (!state.delete(key)) wrong.push(`event ${seq} deletes a key that is not there: two deletes found it`)
+      if (!state.delete(key))
+        wrong.push(`event ${seq} deletes a key that is not there: two deletes found it`)
       if (deleted_by !== agent) wrong.push(`event ${seq} is not its agent's`)
     } else if (type !== 'state_read' && type !== 'registry_read') {
       wrong.push(`event ${seq} is of type ${type}`)
@@ -87,7 +100,10 @@ export function replay(events: readonly Event[]): Replay {
   return result
 }
 
-/** Every acknowledged change has its one event; every event comes from one request that was not refused. */
+/**
+ * Every acknowledged change has its one event; every event comes from one request that was not
+ * refused.
+ */
 export function auditLog(events: readonly Event[], history: History, log: Replay): string[] {
   const wrong: string[] = []
 
@@ -96,7 +112,8 @@ export function auditLog(events: readonly Event[], history: History, log: Replay
   for (const { seq, ts, data } of log.sent.values()) {
     contents.set(data.content, (contents.get(data.content) ?? 0) + 1)
     const send = sends.get(data.content)
-    if (!send || send.from !== data.from || send.to !== data.to) wrong.push(`event ${seq}: nobody sent this message`)
+    if (!send || send.from !== data.from || send.to !== data.to)
+      wrong.push(`event ${seq}: nobody sent this message`)
     const { accepted } = send ?? {}
     if (accepted && (accepted.message_id !== data.message_id || accepted.timestamp !== ts))
       wrong.push(`event ${seq} is not what was acknowledged`)
@@ -115,11 +132,14 @@ export function auditLog(events: readonly Event[], history: History, log: Replay
     const put = puts.get(value)
     if (!put || put.key !== data.key || put.agent !== data.written_by)
       wrong.push(`event ${seq}: nobody wrote this value`)
-    if (put?.writtenAt !== undefined && put.writtenAt !== ts) wrong.push(`event ${seq} is not what was acknowledged`)
+    if (put?.writtenAt !== undefined && put.writtenAt !== ts)
+      wrong.push(`event ${seq} is not what was acknowledged`)
   }
   for (const put of history.puts) checkCount('value', put, values.get(put.value) ?? 0)
 
-  for (const [name, group] of Map.groupBy(history.deletes, ({ agent, key }) => deletion(agent, key))) {
+  for (const [name, group] of Map.groupBy(history.deletes, ({ agent, key }) =>
+    deletion(agent, key),
+  )) {
     const done = group.filter(({ outcome }) => outcome === 'done').length
     const possible = group.filter(({ outcome }) => outcome !== 'refused').length
     const found = deletions.get(name) ?? 0
@@ -129,7 +149,9 @@ export function auditLog(events: readonly Event[], history: History, log: Replay
   }
   for (const name of deletions.keys()) wrong.push(`${name}: nobody asked for this delete`)
   const deletedAt = new Set(
-    events.flatMap(({ type, agent, ts, data }) => (type === 'state_deleted' ? [`${ts} ${agent} ${data.key}`] : [])),
+    events.flatMap(({ type, agent, ts, data }) =>
+      type === 'state_deleted' ? [`${ts} ${agent} ${data.key}`] : [],
+    ),
   )
   for (const { agent, key, deletedAt: at } of history.deletes) {
     if (at !== undefined && !deletedAt.has(`${at} ${agent} ${key}`))
@@ -146,12 +168,17 @@ export function auditLog(events: readonly Event[], history: History, log: Replay
     if (!log.operators.has(name)) wrong.push(`the operator ${name} is not in the log`)
   }
   const reads = (type: string) => events.filter((event) => event.type === type).length
-  if (reads('state_read') > history.reads.length) wrong.push('there are more reads in the log than were made')
+  if (reads('state_read') > history.reads.length)
+    wrong.push('there are more reads in the log than were made')
   return wrong
 
   function checkCount(what: string, { outcome, life }: Send | Put, found: number): void {
-    const [least, most] = { done: [1, 1], refused: [0, 0], unknown: [0, 1] }[outcome] as [number, number]
-    if (found < least || found > most) wrong.push(`a ${what} of life ${life}, ${outcome}, is in the log ${found} times`)
+    const [least, most] = { done: [1, 1], refused: [0, 0], unknown: [0, 1] }[outcome] as [
+      number,
+      number,
+    ]
+    if (found < least || found > most)
+      wrong.push(`a ${what} of life ${life}, ${outcome}, is in the log ${found} times`)
   }
 }
 
@@ -159,7 +186,9 @@ function count(counts: Map<string, number>, name: string): void {
   counts.set(name, (counts.get(name) ?? 0) + 1)
 }
 
-/** Reads are of values in the log, and never older than what the same agent was acknowledged before. */
+/**
+ * Reads are of values in the log, and never older than what the same agent was acknowledged before.
+ */
 export function auditReads(events: readonly Event[], history: History): string[] {
   const wrong: string[] = []
   const place = new Map<string, number>()
@@ -172,30 +201,40 @@ export function auditReads(events: readonly Event[], history: History): string[]
     absences.set(String(data.key), [...(absences.get(String(data.key)) ?? []), seq])
   }
   const placeOf = (change: Put | Delete) =>
-    place.get('value' in change ? change.value : `${change.deletedAt} ${change.agent} ${change.key}`) ?? 0
+    place.get(
+      'value' in change ? change.value : `${change.deletedAt} ${change.agent} ${change.key}`,
+    ) ?? 0
   const done = [...history.puts, ...history.deletes].filter(({ outcome }) => outcome === 'done')
   const changes = Map.groupBy(done, ({ agent, key }) => JSON.stringify([agent, key]))
   for (const { agent, key, found, outcome, began, life } of history.reads) {
     if (outcome === 'unknown') continue
-    const earlier = (changes.get(JSON.stringify([agent, key])) ?? []).filter(({ ended }) => ended < began)
+    const earlier = (changes.get(JSON.stringify([agent, key])) ?? []).filter(
+      ({ ended }) => ended < began,
+    )
     const known = Math.max(0, ...earlier.map(placeOf))
     if (found === undefined) {
       const isRight = known === 0 || (absences.get(key) ?? []).some((seq) => seq >= known)
       if (!isRight)
-        wrong.push(`life ${life}: ${agent} was told that ${key} is absent, which it had written as event ${known}`)
+        wrong.push(
+          `life ${life}: ${agent} was told that ${key} is absent, which it had written as event ${known}`,
+        )
       continue
     }
     const seq = place.get(found.value)
-    if (seq === undefined) wrong.push(`life ${life}: a value of ${key} was read that is not in the log`)
+    if (seq === undefined)
+      wrong.push(`life ${life}: a value of ${key} was read that is not in the log`)
     else if (seq < known)
-      wrong.push(`life ${life}: ${agent} read event ${seq} of ${key} after ${known} was acknowledged to it`)
+      wrong.push(
+        `life ${life}: ${agent} read event ${seq} of ${key} after ${known} was acknowledged to it`,
+      )
   }
   return wrong
 }
 
 /**
- * What was received over all lives, the last collection included: everything acknowledged, as it was sent, in order for each pair, and once,
- * but for what a killed kernel may not have known to be written.
+ * What was received over all lives, the last collection included: everything acknowledged, as it
+ * was sent, in order for each pair, and once, but for what a killed kernel may not have known to be
+ * written.
  */
 export function auditDeliveries(history: History, log: Replay): string[] {
   const wrong: string[] = []
@@ -212,7 +251,8 @@ export function auditDeliveries(history: History, log: Replay): string[] {
       const { seq, ts, data } = source
       if (receive.agent !== data.to || !isSame(received, { ...data, timestamp: ts }))
         wrong.push(`the message of event ${seq} arrived otherwise`)
-      if (seq <= previous) wrong.push(`an answer to ${receive.agent} has event ${seq} after ${previous}`)
+      if (seq <= previous)
+        wrong.push(`an answer to ${receive.agent} has event ${seq} after ${previous}`)
       previous = seq
       const earlier = deliveries.get(received.message_id) ?? []
       deliveries.set(received.message_id, [...earlier, receive])
@@ -231,7 +271,8 @@ export function auditDeliveries(history: History, log: Replay): string[] {
         wrong.push(`message ${id} was delivered twice to ${receive.agent} in life ${receive.life}`)
         continue
       }
-      // What was acknowledged later came later in the log than the record of the delivery, so the kernel had it.
+      // What was acknowledged later came later in the log than the record of the delivery, so the
+      // kernel had it.
       const known = changes.get(before.life)?.some(({ began }) => began > before.ended)
       if (known)
         wrong.push(
@@ -240,14 +281,18 @@ export function auditDeliveries(history: History, log: Replay): string[] {
     }
   }
   for (const { data, seq } of log.sent.values()) {
-    if (!deliveries.has(data.message_id)) wrong.push(`the message of event ${seq} to ${data.to} has not arrived`)
-    if (!log.delivered.has(data.message_id)) wrong.push(`the delivery of the message of event ${seq} is not in the log`)
+    if (!deliveries.has(data.message_id))
+      wrong.push(`the message of event ${seq} to ${data.to} has not arrived`)
+    if (!log.delivered.has(data.message_id))
+      wrong.push(`the delivery of the message of event ${seq} is not in the log`)
   }
   return wrong
 }
 
 function isSame(one: Message, other: Message): boolean {
-  return (['message_id', 'from', 'to', 'content', 'timestamp'] as const).every((name) => one[name] === other[name])
+  return (['message_id', 'from', 'to', 'content', 'timestamp'] as const).every(
+    (name) => one[name] === other[name],
+  )
 }
 
 /** State and registry, as the API shows them, are what the log replays to. */
@@ -255,7 +300,9 @@ export async function auditStores(client: Client, reader: Holder, log: Replay): 
   const wrong: string[] = []
   const get = async (path: string) => client.request('GET', path, { token: reader.token })
 
-  const expected = [...log.state.keys()].toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)))
+  const expected = [...log.state.keys()].toSorted((a, b) =>
+    Buffer.compare(Buffer.from(a), Buffer.from(b)),
+  )
   const page = z.object({ keys: z.array(z.string()), next_cursor: z.null(), total: z.int() })
   const { keys, total } = (await get('/v1/state?limit=1000')).as(200, page)
   if (JSON.stringify(keys) !== JSON.stringify(expected))
@@ -273,12 +320,18 @@ export async function auditStores(client: Client, reader: Holder, log: Replay): 
     0,
   )
   const capacity = z.object({ used_bytes: z.int(), total_bytes: z.int(), key_count: z.int() })
-  const { used_bytes, total_bytes, key_count } = (await get('/v1/state/_capacity')).as(200, capacity)
+  const { used_bytes, total_bytes, key_count } = (await get('/v1/state/_capacity')).as(
+    200,
+    capacity,
+  )
   if (used_bytes !== usedBytes) wrong.push(`used_bytes is ${used_bytes}, not ${usedBytes}`)
   if (used_bytes > total_bytes) wrong.push(`used_bytes ${used_bytes} is over ${total_bytes}`)
   if (key_count !== expected.length) wrong.push(`key_count is ${key_count}, not ${expected.length}`)
   for (const prefix of ['shared/', 'own/', 'shared/\0', 'nothing']) {
-    const found = (await get(`/v1/state?limit=1000&prefix=${percentEncode(prefix)}`)).as(200, page).total
+    const found = (await get(`/v1/state?limit=1000&prefix=${percentEncode(prefix)}`)).as(
+      200,
+      page,
+    ).total
     const right = expected.filter((key) => key.startsWith(prefix)).length
     if (found !== right) wrong.push(`total of ${JSON.stringify(prefix)} is ${found}, not ${right}`)
   }
@@ -311,5 +364,7 @@ export async function auditTokens(client: Client, history: History): Promise<str
 export function queuedByLog(log: Replay): Map<string, string[]> {
   const waiting = [...log.sent.values()].filter(({ data }) => !log.delivered.has(data.message_id))
   const queues = Map.groupBy(waiting, ({ data }) => data.to)
-  return new Map([...queues].map(([to, messages]) => [to, messages.map(({ data }) => data.message_id)]))
+  return new Map(
+    [...queues].map(([to, messages]) => [to, messages.map(({ data }) => data.message_id)]),
+  )
 }

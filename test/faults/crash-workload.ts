@@ -1,4 +1,7 @@
-/** Agents that do everything an agent can, several at a time, and record each request with its answer. */
+/**
+ * Agents that do everything an agent can, several at a time, and record each request with its
+ * answer.
+ */
 import type { z } from 'zod'
 import {
   type Answer,
@@ -29,7 +32,10 @@ interface Recorded {
   /** Order of beginnings and ends of all requests. */
   began: number
   ended: number
-  /** `unknown`: the kernel was killed before the answer, or it answered 503; the request may or may not have taken effect. */
+  /**
+   * `unknown`: the kernel was killed before the answer, or it answered 503; the request may or may
+   * not have taken effect.
+   */
   outcome: 'done' | 'refused' | 'unknown'
 }
 
@@ -91,11 +97,17 @@ export class History {
   }
 }
 
-const SHARED_KEYS = Array.from({ length: 40 }, (_, index) => `shared/${index % 2 === 0 ? 'ü' : '\0'}${index}`)
+const SHARED_KEYS = Array.from(
+  { length: 40 },
+  (_, index) => `shared/${index % 2 === 0 ? 'ü' : '\0'}${index}`,
+)
 const MAX_AGENTS = 24
 const FILLER = ['x', '\0', '😀', '"', 'ß']
 
-/** Some agents at work against one start of the kernel; each ends when its connection breaks, or at `stopAfter` answers in all. */
+/**
+ * Some agents at work against one start of the kernel; each ends when its connection breaks, or at
+ * `stopAfter` answers in all.
+ */
 export class Workload {
   readonly #history: History
   readonly #random: () => number
@@ -104,7 +116,13 @@ export class Workload {
   readonly #onAnswer: () => void
   #stopped = false
 
-  constructor(history: History, random: () => number, client: Client, life: number, onAnswer: () => void) {
+  constructor(
+    history: History,
+    random: () => number,
+    client: Client,
+    life: number,
+    onAnswer: () => void,
+  ) {
     this.#history = history
     this.#random = random
     this.#client = client
@@ -121,7 +139,10 @@ export class Workload {
   async run(actors: number): Promise<void> {
     const agents = this.#history.agents.slice(0, actors)
     await Promise.all(
-      agents.flatMap((agent) => [this.#loop(() => this.#act(agent)), this.#loop(() => this.receive(agent))]),
+      agents.flatMap((agent) => [
+        this.#loop(() => this.#act(agent)),
+        this.#loop(() => this.receive(agent)),
+      ]),
     )
   }
 
@@ -159,8 +180,18 @@ export class Workload {
   async #send(agent: Holder): Promise<boolean> {
     const to = this.#pick(this.#history.agents).name
     const began = this.#history.tick()
-    const content = this.#text(`message ${began} of ${agent.name}`, this.#random() < 0.05 ? 6_000 : 400)
-    const result = await this.#request(agent, 'POST', '/v1/messages', { to, content }, 202, messageAccepted)
+    const content = this.#text(
+      `message ${began} of ${agent.name}`,
+      this.#random() < 0.05 ? 6_000 : 400,
+    )
+    const result = await this.#request(
+      agent,
+      'POST',
+      '/v1/messages',
+      { to, content },
+      202,
+      messageAccepted,
+    )
     this.#history.sends.push({
       ...result.recorded,
       began,
@@ -181,7 +212,11 @@ export class Workload {
       200,
       messagesPage,
     )
-    this.#history.receives.push({ ...result.recorded, agent: agent.name, messages: result.body?.messages ?? [] })
+    this.#history.receives.push({
+      ...result.recorded,
+      agent: agent.name,
+      messages: result.body?.messages ?? [],
+    })
     return result.alive
   }
 
@@ -189,7 +224,15 @@ export class Workload {
     const key = this.#key(agent)
     const began = this.#history.tick()
     const value = this.#text(`value ${began}`, this.#random() < 0.05 ? 100_000 : 1_000)
-    const result = await this.#request(agent, 'PUT', keyPath(key), { value }, 200, stateWritten, 507)
+    const result = await this.#request(
+      agent,
+      'PUT',
+      keyPath(key),
+      { value },
+      200,
+      stateWritten,
+      507,
+    )
     const writtenAt = result.body?.written_at
     this.#history.puts.push({
       ...result.recorded,
@@ -204,41 +247,82 @@ export class Workload {
 
   async #delete(agent: Holder): Promise<boolean> {
     const key = this.#key(agent)
-    const result = await this.#request(agent, 'DELETE', keyPath(key), undefined, 200, stateDeleted, 404)
+    const result = await this.#request(
+      agent,
+      'DELETE',
+      keyPath(key),
+      undefined,
+      200,
+      stateDeleted,
+      404,
+    )
     const deletedAt = result.body?.deleted_at
-    this.#history.deletes.push({ ...result.recorded, agent: agent.name, key, ...(deletedAt && { deletedAt }) })
+    this.#history.deletes.push({
+      ...result.recorded,
+      agent: agent.name,
+      key,
+      ...(deletedAt && { deletedAt }),
+    })
     return result.alive
   }
 
   async #read(agent: Holder): Promise<boolean> {
     const key = this.#key(agent)
     const result = await this.#request(agent, 'GET', keyPath(key), undefined, 200, stateValue, 404)
-    this.#history.reads.push({ ...result.recorded, agent: agent.name, key, ...(result.body && { found: result.body }) })
+    this.#history.reads.push({
+      ...result.recorded,
+      agent: agent.name,
+      key,
+      ...(result.body && { found: result.body }),
+    })
     return result.alive
   }
 
   async registerOperator(): Promise<boolean> {
     const json = { contact_hash: 'a contact', accept_terms: true }
-    const result = await this.#request(undefined, 'POST', '/v1/operators', json, 201, operatorCreated)
-    if (result.body) this.#history.operators.push({ name: result.body.operator_id, token: result.body.api_key })
+    const result = await this.#request(
+      undefined,
+      'POST',
+      '/v1/operators',
+      json,
+      201,
+      operatorCreated,
+    )
+    if (result.body)
+      this.#history.operators.push({ name: result.body.operator_id, token: result.body.api_key })
     return result.alive
   }
 
   /** Registers an agent, which others then write to. */
   async register(operator: Holder): Promise<boolean> {
     const path = '/v1/agents/verification-challenge'
-    const { body: challenge } = await this.#request(operator, 'GET', path, undefined, 200, challengeIssued)
+    const { body: challenge } = await this.#request(
+      operator,
+      'GET',
+      path,
+      undefined,
+      200,
+      challengeIssued,
+    )
     if (!challenge) return false
     const response = solvePipeline(challenge.challenge_data)
     const json = { verification_response: { challenge_id: challenge.challenge_id, response } }
     const result = await this.#request(operator, 'POST', '/v1/agents', json, 201, agentCreated)
     const address = result.body?.agent_address
-    this.#history.registrations.push({ ...result.recorded, operator: operator.name, ...(address && { address }) })
-    if (result.body) this.#history.agents.push({ name: result.body.agent_address, token: result.body.agent_token })
+    this.#history.registrations.push({
+      ...result.recorded,
+      operator: operator.name,
+      ...(address && { address }),
+    })
+    if (result.body)
+      this.#history.agents.push({ name: result.body.agent_address, token: result.body.agent_token })
     return result.alive
   }
 
-  /** `refusal`: the status other than success that may come. Any other answer is a failure of the test. */
+  /**
+   * `refusal`: the status other than success that may come. Any other answer is a failure of the
+   * test.
+   */
   async #request<T>(
     holder: Holder | undefined,
     method: string,
@@ -252,10 +336,16 @@ export class Workload {
     const began = this.#history.tick()
     let answer: Answer
     try {
-      answer = await this.#client.request(method, path, { token: holder?.token, ...(json !== undefined && { json }) })
+      answer = await this.#client.request(method, path, {
+        token: holder?.token,
+        ...(json !== undefined && { json }),
+      })
     } catch {
       this.#count(method, path, 'no answer')
-      return { recorded: { life, began, ended: this.#history.tick(), outcome: 'unknown' }, alive: false }
+      return {
+        recorded: { life, began, ended: this.#history.tick(), outcome: 'unknown' },
+        alive: false,
+      }
     }
     const ended = this.#history.tick()
     this.#count(method, path, String(answer.status))
@@ -268,7 +358,11 @@ export class Workload {
       errorBody.parse(answer.json)
       return { recorded: { life, began, ended, outcome: 'refused' }, alive: true }
     }
-    return { recorded: { life, began, ended, outcome: 'done' }, body: answer.as(success, shape), alive: true }
+    return {
+      recorded: { life, began, ended, outcome: 'done' },
+      body: answer.as(success, shape),
+      alive: true,
+    }
   }
 
   #count(method: string, path: string, outcome: string): void {

@@ -1,6 +1,6 @@
 /**
- * Kills the kernel at random moments of a running workload, time after time on the same data, and then compares log, state, queues and
- * registry with what agents were told.
+ * Kills the kernel at random moments of a running workload, time after time on the same data, and
+ * then compares log, state, queues and registry with what agents were told.
  *
  * CRASH_SEED repeats a run's choices (not its timing); CRASH_KILLS sets how many times.
  */
@@ -13,7 +13,15 @@ import { expect, it } from 'vitest'
 import { Client } from '../../lab/client.ts'
 import { freshDataDirectory, type Kernel, startKernel } from '../../lab/kernel.ts'
 import { seededRandom } from '../../lab/random.ts'
-import { auditDeliveries, auditLog, auditReads, auditStores, auditTokens, queuedByLog, replay } from './crash-audit.ts'
+import {
+  auditDeliveries,
+  auditLog,
+  auditReads,
+  auditStores,
+  auditTokens,
+  queuedByLog,
+  replay,
+} from './crash-audit.ts'
 import { History, Workload } from './crash-workload.ts'
 
 const SEED = Number(process.env.CRASH_SEED ?? 1)
@@ -75,7 +83,8 @@ it(
         expect(held, `queue of ${agent.name}`).toEqual(queued.get(agent.name) ?? [])
         queued.delete(agent.name)
       }
-      // Of registrations whose answer was cut nobody has the token; nobody could write to them either.
+      // Of registrations whose answer was cut nobody has the token; nobody could write to them
+      // either.
       expect([...queued.keys()]).toEqual([])
 
       // A delivery is recorded after its answer; the last is in when a change that came later is.
@@ -107,7 +116,12 @@ it(
 )
 
 /** Lets agents work until a random number of answers, and kills the kernel soon after that. */
-async function liveAndDie(kernel: Kernel, history: History, random: () => number, life: number): Promise<void> {
+async function liveAndDie(
+  kernel: Kernel,
+  history: History,
+  random: () => number,
+  life: number,
+): Promise<void> {
   const answers = 1 + Math.floor(random() * MAX_ANSWERS)
   const delay = random() * MAX_DELAY_MS
   let counted = -1
@@ -144,9 +158,14 @@ async function killWhileStarting(dataDir: string, afterMs: number): Promise<void
   await closed
 }
 
-/** The log when every message that was received has its delivery recorded; as it is after ten seconds if that does not come. */
+/**
+ * The log when every message that was received has its delivery recorded; as it is after ten
+ * seconds if that does not come.
+ */
 async function completeLog(kernel: Kernel, history: History) {
-  const received = new Set(history.receives.flatMap(({ messages }) => messages.map(({ message_id }) => message_id)))
+  const received = new Set(
+    history.receives.flatMap(({ messages }) => messages.map(({ message_id }) => message_id)),
+  )
   const deadline = performance.now() + 10_000
   for (;;) {
     const events = await kernel.events()

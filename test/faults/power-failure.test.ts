@@ -1,6 +1,7 @@
 /**
- * Embedded storage over a power failure: the files as the disk may have them at random moments of a running workload, by the flushes that the
- * process made, hold all that was acknowledged until then.
+ * Embedded storage over a power failure: the files as the disk may have them at random moments of a
+ * running workload, by the flushes that the process made, hold all that was acknowledged until
+ * then.
  *
  * POWER_SEED repeats a run's choices (not its timing).
  */
@@ -22,7 +23,10 @@ const ACTORS = 8
 const ROUNDS = 25
 const FAILURES = 20
 const TIMEOUT_MS = 600_000
-const UNLIMITED = { RATE_LIMIT_MESSAGE_PER_MIN: '1000000', RATE_LIMIT_STATE_WRITE_PER_MIN: '1000000' }
+const UNLIMITED = {
+  RATE_LIMIT_MESSAGE_PER_MIN: '1000000',
+  RATE_LIMIT_STATE_WRITE_PER_MIN: '1000000',
+}
 
 /** The event that an answer stands for, and when the answer was here. */
 interface Acknowledged {
@@ -35,7 +39,8 @@ it('what was acknowledged is on the disk', { timeout: TIMEOUT_MS }, async () => 
   const random = seededRandom(SEED)
   const trace = join(makeDirectory('trace'), 'calls')
   const acknowledged: Acknowledged[] = []
-  const note = (what: string) => acknowledged.push({ what, at: performance.timeOrigin + performance.now() })
+  const note = (what: string) =>
+    acknowledged.push({ what, at: performance.timeOrigin + performance.now() })
   const began = Date.now()
   let dataDir: string
   let pid: number
@@ -56,7 +61,10 @@ it('what was acknowledged is on the disk', { timeout: TIMEOUT_MS }, async () => 
           const value = `${actor} ${round} ${'x'.repeat(Math.floor(random() ** 4 * 60_000))}`
           await agent.write(key, value)
           note(`wrote ${key} ${value}`)
-          const { message_id } = await agent.send(agents[(actor + 1) % ACTORS]?.address ?? '', `${actor} ${round}`)
+          const { message_id } = await agent.send(
+            agents[(actor + 1) % ACTORS]?.address ?? '',
+            `${actor} ${round}`,
+          )
           note(`sent ${message_id}`)
         }
       }),
@@ -65,25 +73,35 @@ it('what was acknowledged is on the disk', { timeout: TIMEOUT_MS }, async () => 
   }
   const operations = await readTrace(trace, pid, dataDir)
   const ended = acknowledged.at(-1)?.at ?? 0
-  const moments = Array.from({ length: FAILURES }, () => began + random() * (ended - began)).concat(ended)
+  const moments = Array.from({ length: FAILURES }, () => began + random() * (ended - began)).concat(
+    ended,
+  )
 
   for (const moment of moments) {
     const directory = makeDirectory('power')
     await mkdir(directory, { recursive: true })
     for (const [name, content] of filesAfterPowerFailure(operations, moment, random)) {
-      // The index of the log is no file that a disk keeps: who opens the database first makes it anew.
-      if (name.startsWith('tabulum.db') && !name.endsWith('-shm')) await writeFile(join(directory, name), content)
+      // The index of the log is no file that a disk keeps: who opens the database first makes it
+      // anew.
+      if (name.startsWith('tabulum.db') && !name.endsWith('-shm'))
+        await writeFile(join(directory, name), content)
     }
     const expected = acknowledged.filter(({ at }) => at <= moment)
     if (expected.length === 0) continue
     const sqlite = openSqlite(join(directory, 'tabulum.db'))
     try {
       expect(sqlite.sql.get`pragma integrity_check`).toMatchObject({ integrity_check: 'ok' })
-      const events = sqlite.sql.all`select type, data from events`.map(({ type, data }) => describe(type, data))
+      const events = sqlite.sql.all`select type, data from events`.map(({ type, data }) =>
+        describe(type, data),
+      )
       const kept = new Set(events)
-      expect(expected.filter(({ what }) => !kept.has(what)).map(({ what }) => what.slice(0, 80))).toEqual([])
+      expect(
+        expected.filter(({ what }) => !kept.has(what)).map(({ what }) => what.slice(0, 80)),
+      ).toEqual([])
       const differences: string[] = []
-      verifySqlite(sqlite, readModels({ maxQueue: 10 }), (difference) => differences.push(difference))
+      verifySqlite(sqlite, readModels({ maxQueue: 10 }), (difference) =>
+        differences.push(difference),
+      )
       expect(differences).toEqual([])
     } finally {
       sqlite.connection.close()

@@ -1,6 +1,6 @@
 /**
- * Requests of every shape, from nearly right ones to noise, over kept-alive connections and many at a time. Whatever comes,
- * the kernel answers as the contract has it, goes on, and does not grow.
+ * Requests of every shape, from nearly right ones to noise, over kept-alive connections and many at
+ * a time. Whatever comes, the kernel answers as the contract has it, goes on, and does not grow.
  *
  * FUZZ_SEED=<integer> repeats a run, or makes another.
  */
@@ -9,7 +9,13 @@ import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { type Answer, Client, errorBody, percentEncode, type RequestOptions } from '../../lab/client.ts'
+import {
+  type Answer,
+  Client,
+  errorBody,
+  percentEncode,
+  type RequestOptions,
+} from '../../lab/client.ts'
 import { type Kernel, startKernel } from '../../lab/kernel.ts'
 
 const SEED = Number(process.env.FUZZ_SEED ?? 20_260_101)
@@ -18,9 +24,10 @@ const WARM_UP_BATCHES = 100
 const MEASURED_BATCHES = 320
 
 /**
- * By so much may the resident memory grow over the measured requests. A leak of 10 KB a request, which is what a retained
- * request with its headers and a small body takes, would be 160 MB; heaps that are still finding their size, and the pages
- * of the embedded database that come into use, take less than half of the bound.
+ * By so much may the resident memory grow over the measured requests. A leak of 10 KB a request,
+ * which is what a retained request with its headers and a small body takes, would be 160 MB; heaps
+ * that are still finding their size, and the pages of the embedded database that come into use,
+ * take less than half of the bound.
  */
 const MAX_GROWTH_BYTES = 150_000_000
 
@@ -34,12 +41,15 @@ const MAX_HEAD_CHARACTERS = 10_000
 const RAW_DEADLINE_MS = 500
 
 /**
- * So many of the answers may be a 503 at most: where the machine is held up, a change may wait for its turn for too
- * long. On one that is not there is none.
+ * So many of the answers may be a 503 at most: where the machine is held up, a change may wait for
+ * its turn for too long. On one that is not there is none.
  */
 const MAX_UNAVAILABLE_SHARE = 0.01
 
-/** The resident memory goes up and down with what is collected: it is read so often, and the least of it counts. */
+/**
+ * The resident memory goes up and down with what is collected: it is read so often, and the least
+ * of it counts.
+ */
 const MEMORY_READINGS = 10
 const MEMORY_READING_INTERVAL_MS = 300
 
@@ -117,7 +127,12 @@ describe('fuzzing', () => {
       )
     })
     const send = (batches: number, seed: number) =>
-      fc.assert(batch, { seed, numRuns: batches, endOnFailure: true, reporter: (details) => report(details, kernel) })
+      fc.assert(batch, {
+        seed,
+        numRuns: batches,
+        endOnFailure: true,
+        reporter: (details) => report(details, kernel),
+      })
 
     await send(WARM_UP_BATCHES, SEED)
     const before = await residentBytes(kernel)
@@ -137,8 +152,11 @@ describe('fuzzing', () => {
     expect(kernel.process.exitCode).toBeNull()
     expect((await client.request('GET', '/v1/health')).status).toBe(200)
     expect((await observer.request('GET', '/observe/health')).status).toBe(200)
-    // Whatever clients do, it is no defect of the kernel: nothing of level `error` (50) or `fatal` (60) in its log.
-    expect(kernel.output().match(/^.*("level":[56]0|uncaught|unhandled|out of memory).*$/im)?.[0]).toBeUndefined()
+    // Whatever clients do, it is no defect of the kernel: nothing of level `error` (50) or `fatal`
+    // (60) in its log.
+    expect(
+      kernel.output().match(/^.*("level":[56]0|uncaught|unhandled|out of memory).*$/im)?.[0],
+    ).toBeUndefined()
     expect(await kernel.stop()).toBe(0)
   })
 })
@@ -150,8 +168,11 @@ async function check(client: Client, { method, path, options }: Generated): Prom
     checkAnswer(method, answer)
     return answer.status
   } catch (cause) {
-    const brief = (_: string, value: unknown) => (typeof value === 'string' ? value.slice(0, 500) : value)
-    throw new Error(`${method} ${path} ${JSON.stringify(options, brief).slice(0, 2_000)}`, { cause })
+    const brief = (_: string, value: unknown) =>
+      typeof value === 'string' ? value.slice(0, 500) : value
+    throw new Error(`${method} ${path} ${JSON.stringify(options, brief).slice(0, 2_000)}`, {
+      cause,
+    })
   }
 }
 
@@ -165,19 +186,24 @@ function checkAnswer(method: string, answer: Answer): void {
   } else if (isSuccess) {
     expect(answer.json).toBeTypeOf('object')
   } else {
-    expect({ status, error: answer.error }, String(answer)).toEqual({ status, error: CODES[status] ?? 'unknown' })
+    expect({ status, error: answer.error }, String(answer)).toEqual({
+      status,
+      error: CODES[status] ?? 'unknown',
+    })
   }
 }
 
 /**
- * Sends bytes that need not be HTTP, over a connection of their own. What the HTTP parser refuses never reaches the kernel,
- * so its refusal needs no JSON; but a refusal it is, and one that is JSON is the contract's.
+ * Sends bytes that need not be HTTP, over a connection of their own. What the HTTP parser refuses
+ * never reaches the kernel, so its refusal needs no JSON; but a refusal it is, and one that is JSON
+ * is the contract's.
  */
 async function checkBroken(kernel: Kernel, bytes: Buffer): Promise<number> {
   const text = await exchange(Number(new URL(kernel.baseUrl).port), bytes)
   const statuses = [...text.matchAll(/HTTP\/1\.1 (\d{3}) /g)].map((match) => Number(match[1]))
   const described = `${JSON.stringify(bytes.toString('latin1').slice(0, 1_000))} brought ${JSON.stringify(text.slice(0, 1_000))}`
-  const isAccepted = (status: number) => status < 300 || (status >= 400 && status < 500) || status === 503
+  const isAccepted = (status: number) =>
+    status < 300 || (status >= 400 && status < 500) || status === 503
   if (!statuses.every(isAccepted)) throw new Error(described)
   if (text !== '' && statuses.length === 0) throw new Error(described)
   const [head = '', ...rest] = text.split('\r\n\r\n')
@@ -185,7 +211,10 @@ async function checkBroken(kernel: Kernel, bytes: Buffer): Promise<number> {
   if (rest.length === 0) return statuses[0] ?? 0
   const isUnavailable = /^HTTP\/1\.1 503/.test(head)
   if (isUnavailable && !/^retry-after: [1-9]\d*\r?$/im.test(head)) throw new Error(described)
-  if (isUnavailable || (/^HTTP\/1\.1 4/.test(head) && /^content-type: application\/json/im.test(head))) {
+  if (
+    isUnavailable ||
+    (/^HTTP\/1\.1 4/.test(head) && /^content-type: application\/json/im.test(head))
+  ) {
     const length = Number(/^content-length: (\d+)/im.exec(head)?.[1])
     const body = rest.join('\r\n\r\n')
     if (body.length < length) return statuses[0] ?? 0
@@ -232,7 +261,9 @@ async function residentBytes(kernel: Kernel): Promise<number> {
 
 // What is sent.
 
-/** Any Unicode text, now and then with lone surrogates in it, which JSON can write and UTF-8 cannot. */
+/**
+ * Any Unicode text, now and then with lone surrogates in it, which JSON can write and UTF-8 cannot.
+ */
 const text = fc.oneof(
   { weight: 3, arbitrary: fc.string({ unit: 'grapheme-ascii', maxLength: 40 }) },
   { weight: 3, arbitrary: fc.string({ unit: 'binary', maxLength: 40 }) },
@@ -258,18 +289,38 @@ const text = fc.oneof(
 /** Wrong types, and values that trip over themselves. */
 const anything: fc.Arbitrary<unknown> = fc.oneof(
   fc.jsonValue({ maxDepth: 3 }),
-  fc.constantFrom<unknown>(null, true, 0, -0, 1e308, Number.MAX_SAFE_INTEGER + 2, [], {}, [[]], ['x'], { length: 1 }),
+  fc.constantFrom<unknown>(
+    null,
+    true,
+    0,
+    -0,
+    1e308,
+    Number.MAX_SAFE_INTEGER + 2,
+    [],
+    {},
+    [[]],
+    ['x'],
+    { length: 1 },
+  ),
   text,
 )
 
 /** A field that is right most of the time. */
 const mostly = <T>(right: fc.Arbitrary<T>) =>
-  fc.oneof<fc.WeightedArbitrary<unknown>[]>({ weight: 5, arbitrary: right }, { weight: 1, arbitrary: anything })
+  fc.oneof<fc.WeightedArbitrary<unknown>[]>(
+    { weight: 5, arbitrary: right },
+    { weight: 1, arbitrary: anything },
+  )
 
 /** Few enough keys that requests meet on them, and some that are new. */
 const keySpelling = fc.oneof(
   { weight: 5, arbitrary: fc.nat(20).map((number) => `key/${number}`) },
-  { weight: 2, arbitrary: fc.string({ unit: 'binary', minLength: 1, maxLength: 20 }).map((key) => percentEncode(key)) },
+  {
+    weight: 2,
+    arbitrary: fc
+      .string({ unit: 'binary', minLength: 1, maxLength: 20 })
+      .map((key) => percentEncode(key)),
+  },
   { weight: 2, arbitrary: pathText(30) },
   {
     weight: 2,
@@ -294,13 +345,27 @@ const keySpelling = fc.oneof(
   { weight: 1, arbitrary: fc.nat(3_000).map((length) => 'k'.repeat(length)) },
 )
 
-/** Any visible ASCII characters. Other bytes in a path are broken HTTP, which the parser refuses: see below. */
+/**
+ * Any visible ASCII characters. Other bytes in a path are broken HTTP, which the parser refuses:
+ * see below.
+ */
 function pathText(maxLength: number): fc.Arbitrary<string> {
-  return fc.array(fc.integer({ min: 0x21, max: 0x7e }), { maxLength }).map((codes) => String.fromCharCode(...codes))
+  return fc
+    .array(fc.integer({ min: 0x21, max: 0x7e }), { maxLength })
+    .map((codes) => String.fromCharCode(...codes))
 }
 
 const queryPart = fc.oneof(
-  fc.constantFrom('limit=1', 'limit=0', 'limit=1000', 'limit=-1', 'limit=abc', 'limit=1&limit=2', 'limit', 'limit=%'),
+  fc.constantFrom(
+    'limit=1',
+    'limit=0',
+    'limit=1000',
+    'limit=-1',
+    'limit=abc',
+    'limit=1&limit=2',
+    'limit',
+    'limit=%',
+  ),
   fc.constantFrom(
     'cursor=',
     'cursor=garbage',
@@ -316,12 +381,19 @@ const queryPart = fc.oneof(
 )
 const query = fc.oneof(
   { weight: 2, arbitrary: fc.constant('') },
-  { weight: 1, arbitrary: fc.array(queryPart, { minLength: 1, maxLength: 4 }).map((parts) => `?${parts.join('&')}`) },
+  {
+    weight: 1,
+    arbitrary: fc
+      .array(queryPart, { minLength: 1, maxLength: 4 })
+      .map((parts) => `?${parts.join('&')}`),
+  },
 )
 
 const headerValue = fc.oneof(
   fc.string({ unit: 'grapheme-ascii', maxLength: 60 }),
-  fc.array(fc.integer({ min: 0x80, max: 0xff }), { maxLength: 20 }).map((codes) => String.fromCharCode(...codes)),
+  fc
+    .array(fc.integer({ min: 0x80, max: 0xff }), { maxLength: 20 })
+    .map((codes) => String.fromCharCode(...codes)),
   fc.nat(6_000).map((length) => 'h'.repeat(length)),
 )
 /** Added to a request. Several values are several headers of the name. */
@@ -401,7 +473,9 @@ function bodyOf(route: string, known: Known): fc.Arbitrary<string | Buffer> {
   const shapes: Record<string, Record<string, fc.Arbitrary<unknown>>> = {
     operators: { contact_hash: mostly(text), accept_terms: mostly(fc.constant(true)) },
     agents: {
-      verification_response: mostly(fc.record({ challenge_id: mostly(fc.uuid()), response: mostly(text) })),
+      verification_response: mostly(
+        fc.record({ challenge_id: mostly(fc.uuid()), response: mostly(text) }),
+      ),
       webhook_url: mostly(
         fc.constantFrom(
           '',
@@ -421,7 +495,9 @@ function bodyOf(route: string, known: Known): fc.Arbitrary<string | Buffer> {
   const shape = shapes[route] ?? {}
   const near = fc
     .tuple(
-      fc.record(shape, { requiredKeys: Object.keys(shape).filter((name) => name !== 'webhook_url') }),
+      fc.record(shape, {
+        requiredKeys: Object.keys(shape).filter((name) => name !== 'webhook_url'),
+      }),
       fc.oneof(
         { weight: 6, arbitrary: fc.constant({}) },
         { weight: 1, arbitrary: fc.dictionary(text, anything, { maxKeys: 3 }) },
@@ -439,24 +515,71 @@ function observationOf(known: Known): fc.Arbitrary<Generated> {
     fc.constantFrom('0', '-1', '', 'x', '1e3', '999999999999999', '9999999999999999', '%30'),
   )
   const time = fc.constantFrom(
-    ...['2026-01-01T00:00:00Z', '2099-12-31T23:59:59.999Z', '9999-12-31T23:59:59Z', '0000-01-01T00:00:00Z'],
-    ...['2026-01-01T00:00:00+02:00', '2026-01-01T00:00:00%2B02:00', '2026-13-01T00:00:00Z', 'now', '', '%'],
+    ...[
+      '2026-01-01T00:00:00Z',
+      '2099-12-31T23:59:59.999Z',
+      '9999-12-31T23:59:59Z',
+      '0000-01-01T00:00:00Z',
+    ],
+    ...[
+      '2026-01-01T00:00:00+02:00',
+      '2026-01-01T00:00:00%2B02:00',
+      '2026-13-01T00:00:00Z',
+      'now',
+      '',
+      '%',
+    ],
   )
-  const types = fc.constantFrom('state_written', 'message_sent,state_read', ',', 'nothing', 'state_written,', '%')
+  const types = fc.constantFrom(
+    'state_written',
+    'message_sent,state_read',
+    ',',
+    'nothing',
+    'state_written,',
+    '%',
+  )
   const part = fc.oneof(
     queryPart,
     fc
-      .tuple(fc.constantFrom('since', 'before', 'until', 'at', 'cursor', 'min_count', 'buckets', 'limit'), place)
+      .tuple(
+        fc.constantFrom(
+          'since',
+          'before',
+          'until',
+          'at',
+          'cursor',
+          'min_count',
+          'buckets',
+          'limit',
+        ),
+        place,
+      )
       .map((pair) => pair.join('=')),
     fc.tuple(fc.constantFrom('from', 'to', 'time'), time).map((pair) => pair.join('=')),
     types.map((names) => `type=${names}`),
-    fc.tuple(fc.constantFrom('agent', 'with', 'search'), fc.oneof(address, pathText(30))).map((pair) => pair.join('=')),
-    fc.tuple(fc.constantFrom('key', 'text', 'prefix', 'search'), pathText(300)).map((pair) => pair.join('=')),
-    fc.constantFrom('registered', 'newest', 'busiest', 'address', '', '%').map((order) => `sort=${order}`),
+    fc
+      .tuple(fc.constantFrom('agent', 'with', 'search'), fc.oneof(address, pathText(30)))
+      .map((pair) => pair.join('=')),
+    fc
+      .tuple(fc.constantFrom('key', 'text', 'prefix', 'search'), pathText(300))
+      .map((pair) => pair.join('=')),
+    fc
+      .constantFrom('registered', 'newest', 'busiest', 'address', '', '%')
+      .map((order) => `sort=${order}`),
   )
   const path = fc.oneof(
     fc.constantFrom(
-      ...['events', 'agents', 'network', 'activity', 'moment', 'transparency', 'state', 'state/', 'health'],
+      ...[
+        'events',
+        'agents',
+        'network',
+        'activity',
+        'moment',
+        'transparency',
+        'state',
+        'state/',
+        'health',
+      ],
       'openapi.json',
       ...['events/stream', 'events/', 'nothing', '', 'state/_capacity'],
     ),
@@ -488,26 +611,50 @@ function requestOf(known: Known): fc.Arbitrary<Generated> {
   const key = keySpelling.map((spelling) => `/v1/state/${spelling}`)
   const routes: fc.Arbitrary<Route> = fc.oneof(
     { weight: 2, arbitrary: fc.constant({ method: 'GET', path: fixed('/v1/health') }) },
-    { weight: 1, arbitrary: fc.constant({ method: 'POST', path: fixed('/v1/operators'), body: 'operators' }) },
     {
       weight: 1,
-      arbitrary: fc.constant({ method: 'GET', path: fixed('/v1/agents/verification-challenge'), isForOperators: true }),
+      arbitrary: fc.constant({ method: 'POST', path: fixed('/v1/operators'), body: 'operators' }),
     },
     {
       weight: 1,
-      arbitrary: fc.constant({ method: 'POST', path: fixed('/v1/agents'), body: 'agents', isForOperators: true }),
+      arbitrary: fc.constant({
+        method: 'GET',
+        path: fixed('/v1/agents/verification-challenge'),
+        isForOperators: true,
+      }),
+    },
+    {
+      weight: 1,
+      arbitrary: fc.constant({
+        method: 'POST',
+        path: fixed('/v1/agents'),
+        body: 'agents',
+        isForOperators: true,
+      }),
     },
     { weight: 1, arbitrary: fc.constant({ method: 'GET', path: fixed('/v1/agents/me') }) },
     { weight: 2, arbitrary: fc.constant({ method: 'GET', path: fixed('/v1/registry') }) },
-    { weight: 4, arbitrary: fc.constant({ method: 'POST', path: fixed('/v1/messages'), body: 'messages' }) },
+    {
+      weight: 4,
+      arbitrary: fc.constant({ method: 'POST', path: fixed('/v1/messages'), body: 'messages' }),
+    },
     { weight: 3, arbitrary: fc.constant({ method: 'GET', path: fixed('/v1/messages') }) },
     { weight: 5, arbitrary: fc.constant({ method: 'PUT', path: key, body: 'state' }) },
     { weight: 4, arbitrary: fc.constant({ method: 'GET', path: key }) },
     { weight: 3, arbitrary: fc.constant({ method: 'DELETE', path: key }) },
-    { weight: 3, arbitrary: fc.constant({ method: 'GET', path: fc.constantFrom('/v1/state', '/v1/state/') }) },
+    {
+      weight: 3,
+      arbitrary: fc.constant({ method: 'GET', path: fc.constantFrom('/v1/state', '/v1/state/') }),
+    },
     { weight: 1, arbitrary: fc.constant({ method: 'GET', path: fixed('/v1/state/_capacity') }) },
-    { weight: 2, arbitrary: fc.constant({ method: 'GET', path: pathText(40).map((path) => `/${path}`) }) },
-    { weight: 1, arbitrary: fc.constant({ method: 'GET', path: pathText(40).map((path) => `/v1/${path}`) }) },
+    {
+      weight: 2,
+      arbitrary: fc.constant({ method: 'GET', path: pathText(40).map((path) => `/${path}`) }),
+    },
+    {
+      weight: 1,
+      arbitrary: fc.constant({ method: 'GET', path: pathText(40).map((path) => `/v1/${path}`) }),
+    },
   )
   const otherMethod = fc.constantFrom(
     'GET',
@@ -540,28 +687,46 @@ function requestOf(known: Known): fc.Arbitrary<Generated> {
   return routes.chain((route) =>
     fc
       .record({
-        method: fc.oneof({ weight: 14, arbitrary: fc.constant(route.method) }, { weight: 1, arbitrary: otherMethod }),
+        method: fc.oneof(
+          { weight: 14, arbitrary: fc.constant(route.method) },
+          { weight: 1, arbitrary: otherMethod },
+        ),
         path: route.path,
         query,
         token: route.isForOperators ? fc.constant(known.operatorToken) : token,
         body:
           route.body === undefined
-            ? fc.oneof({ weight: 20, arbitrary: fc.constant(undefined) }, { weight: 1, arbitrary: strangeBody })
+            ? fc.oneof(
+                { weight: 20, arbitrary: fc.constant(undefined) },
+                { weight: 1, arbitrary: strangeBody },
+              )
             : bodyOf(route.body, known),
         contentType,
         extra: extraHeaders,
         chunked: fc.nat(9).map((number) => number === 0),
       })
-      .map(({ method, path, query: queryText, token: tokenText, body, contentType: types, extra, chunked }) => {
-        const fits = path.length + queryText.length + JSON.stringify(extra).length < MAX_HEAD_CHARACTERS
-        const headers: Record<string, string | string[]> = fits ? { ...extra } : {}
-        // Node's client sends one Host at most; two of them are among the broken requests.
-        if (Array.isArray(headers.Host)) headers.Host = headers.Host.join(',')
-        if (body !== undefined && types.length > 0) headers['Content-Type'] = types
-        const options: RequestOptions = { headers, token: tokenText }
-        if (body !== undefined) Object.assign(options, { body, chunked })
-        return { method, path: fits ? path + queryText : path, options }
-      }),
+      .map(
+        ({
+          method,
+          path,
+          query: queryText,
+          token: tokenText,
+          body,
+          contentType: types,
+          extra,
+          chunked,
+        }) => {
+          const fits =
+            path.length + queryText.length + JSON.stringify(extra).length < MAX_HEAD_CHARACTERS
+          const headers: Record<string, string | string[]> = fits ? { ...extra } : {}
+          // Node's client sends one Host at most; two of them are among the broken requests.
+          if (Array.isArray(headers.Host)) headers.Host = headers.Host.join(',')
+          if (body !== undefined && types.length > 0) headers['Content-Type'] = types
+          const options: RequestOptions = { headers, token: tokenText }
+          if (body !== undefined) Object.assign(options, { body, chunked })
+          return { method, path: fits ? path + queryText : path, options }
+        },
+      ),
   )
 }
 
@@ -647,19 +812,31 @@ function brokenRequestOf(known: Known): fc.Arbitrary<Buffer> {
     'Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n',
   )
   return fc.oneof(
-    contentLength.map((length) => Buffer.from(`${put}Content-Length: ${length}\r\n\r\n${body}`, 'latin1')),
+    contentLength.map((length) =>
+      Buffer.from(`${put}Content-Length: ${length}\r\n\r\n${body}`, 'latin1'),
+    ),
     fc
       .tuple(contentLength, contentLength)
       .map(([one, two]) =>
-        Buffer.from(`${put}Content-Length: ${one}\r\nContent-Length: ${two}\r\n\r\n${body}`, 'latin1'),
+        Buffer.from(
+          `${put}Content-Length: ${one}\r\nContent-Length: ${two}\r\n\r\n${body}`,
+          'latin1',
+        ),
       ),
-    transferEncoding.map((coding) => Buffer.from(`${put}Transfer-Encoding: ${coding}\r\n\r\n${body}`, 'latin1')),
+    transferEncoding.map((coding) =>
+      Buffer.from(`${put}Transfer-Encoding: ${coding}\r\n\r\n${body}`, 'latin1'),
+    ),
     fc
       .tuple(contentLength, chunks)
       .map(([length, chunk]) =>
-        Buffer.from(`${put}Content-Length: ${length}\r\nTransfer-Encoding: chunked\r\n\r\n${chunk}`, 'latin1'),
+        Buffer.from(
+          `${put}Content-Length: ${length}\r\nTransfer-Encoding: chunked\r\n\r\n${chunk}`,
+          'latin1',
+        ),
       ),
-    chunks.map((chunk) => Buffer.from(`${put}Transfer-Encoding: chunked\r\n\r\n${chunk}`, 'latin1')),
+    chunks.map((chunk) =>
+      Buffer.from(`${put}Transfer-Encoding: chunked\r\n\r\n${chunk}`, 'latin1'),
+    ),
     requestLine.map((line) => Buffer.from(`${line}\r\n${head}\r\n`, 'latin1')),
     headerLines.map((lines) => Buffer.from(`GET /v1/health HTTP/1.1\r\n${lines}\r\n`, 'latin1')),
     fc.tuple(fc.nat(put.length), noise).map(([place, bytes]) => {

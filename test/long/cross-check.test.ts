@@ -1,6 +1,7 @@
 /**
- * The checker of the faults program beside a public one, porcupine: both judge the same histories alike, those of a simulated kernel, those
- * with a fault put in, and one of a real cluster that is broken and mended. Needs Go.
+ * The checker of the faults program beside a public one, porcupine: both judge the same histories
+ * alike, those of a simulated kernel, those with a fault put in, and one of a real cluster that is
+ * broken and mended. Needs Go.
  */
 import { execFile } from 'node:child_process'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
@@ -42,13 +43,21 @@ afterAll(() => rm(directory, { recursive: true, force: true }))
 /** What porcupine says of each history. */
 async function judge(histories: readonly History[]): Promise<z.infer<typeof verdict>[]> {
   const files = histories.map((_, index) => join(directory, `${index}.ndjson`))
-  await Promise.all(histories.map((history, index) => writeFile(files[index] as string, exportHistory(history))))
+  await Promise.all(
+    histories.map((history, index) => writeFile(files[index] as string, exportHistory(history))),
+  )
   const { promise, resolve, reject } = Promise.withResolvers<string>()
   const options = { cwd: PORCUPINE, maxBuffer: 64 * 1_048_576 }
   execFile(GO, ['run', '.', ...files], options, (error, stdout, stderr) => {
-    // Its exit code says as well that a history is broken; without a line for each there is another reason.
+    // Its exit code says as well that a history is broken; without a line for each there is another
+    // reason.
     if (stdout.trim().split('\n').length === files.length) resolve(stdout)
-    else reject(new Error(`«go run» in lab/faults/porcupine failed (Go is needed, or GO_BIN): ${error}\n${stderr}`))
+    else
+      reject(
+        new Error(
+          `«go run» in lab/faults/porcupine failed (Go is needed, or GO_BIN): ${error}\n${stderr}`,
+        ),
+      )
   })
   return (await promise)
     .trim()
@@ -56,7 +65,9 @@ async function judge(histories: readonly History[]): Promise<z.infer<typeof verd
     .map((line) => verdict.parse(JSON.parse(line)))
 }
 
-const sound = Array.from({ length: SIMULATIONS }, (_, index) => simulate(seededRandom(SEED * 1_000 + index)))
+const sound = Array.from({ length: SIMULATIONS }, (_, index) =>
+  simulate(seededRandom(SEED * 1_000 + index)),
+)
 
 it('both pass what keeps every promise', { timeout: TIMEOUT_MS }, async () => {
   const histories = [...sound, ...Object.values(SOUND).map((goOn) => goOn(sound[0] as History))]
@@ -69,7 +80,9 @@ it('both pass what keeps every promise', { timeout: TIMEOUT_MS }, async () => {
 
 it('both catch each fault that is put in', { timeout: TIMEOUT_MS }, async () => {
   const names = Object.keys(BROKEN)
-  const histories = names.flatMap((name) => sound.slice(0, 3).map((history) => BROKEN[name]?.(history) ?? history))
+  const histories = names.flatMap((name) =>
+    sound.slice(0, 3).map((history) => BROKEN[name]?.(history) ?? history),
+  )
   const verdicts = await judge(histories)
   for (const [index, history] of histories.entries()) {
     const name = names[Math.floor(index / 3)]
@@ -79,7 +92,9 @@ it('both catch each fault that is put in', { timeout: TIMEOUT_MS }, async () => 
   }
 })
 
-it('both pass what a real cluster did while it was broken and mended', { timeout: TIMEOUT_MS }, async () => {
+it('both pass what a real cluster did while it was broken and mended', {
+  timeout: TIMEOUT_MS,
+}, async () => {
   const random = seededRandom(SEED)
   const { history, output } = await run({
     random,

@@ -1,4 +1,7 @@
-/** Histories of a simulated kernel that keeps every promise, and ways to go on that keep or break one. */
+/**
+ * Histories of a simulated kernel that keeps every promise, and ways to go on that keep or break
+ * one.
+ */
 import type { History, NodeView, Operation, ReceivedMessage } from '../../lab/faults/history.ts'
 import type { Event } from '../../lab/kernel.ts'
 
@@ -22,7 +25,10 @@ interface Planned {
   readonly isAnswered: boolean
 }
 
-/** What agents would have seen; the same for the same numbers. Agents ask one thing after another, and beside each other. */
+/**
+ * What agents would have seen; the same for the same numbers. Agents ask one thing after another,
+ * and beside each other.
+ */
 export function simulate(random: () => number): History {
   const planned = AGENTS.flatMap((agent) => {
     let time = random() * 10
@@ -32,7 +38,15 @@ export function simulate(random: () => number): History {
       time = ended
       const point = began + (ended - began) * random()
       const isAnswered = random() >= UNANSWERED
-      return { agent, began, point, ended, chance: random(), choice: Math.floor(random() * 1_000), isAnswered }
+      return {
+        agent,
+        began,
+        point,
+        ended,
+        chance: random(),
+        choice: Math.floor(random() * 1_000),
+        isAnswered,
+      }
     })
   }).toSorted((one, other) => one.point - other.point)
   const end = Math.max(...planned.map(({ ended }) => ended)) + 1
@@ -73,7 +87,13 @@ export function simulate(random: () => number): History {
     } else if (chance < 0.5) receive(agent, began, ended)
     else if (chance < 0.7) {
       const value = state.get(key)
-      operations.push({ ...asked, kind: 'read', key, value, status: value === undefined ? 404 : 200 })
+      operations.push({
+        ...asked,
+        kind: 'read',
+        key,
+        value,
+        status: value === undefined ? 404 : 200,
+      })
     } else if (chance < 0.9) {
       const value = `value ${number}`
       operations.push({ ...asked, kind: 'write', key, value })
@@ -82,7 +102,12 @@ export function simulate(random: () => number): History {
       state.set(key, value)
     } else if (state.has(key)) {
       const deletedAt = takesEffect ? append('state_deleted', agent, { key }) : undefined
-      operations.push({ ...asked, kind: 'remove', key, deletedAt: isAnswered ? deletedAt : undefined })
+      operations.push({
+        ...asked,
+        kind: 'remove',
+        key,
+        deletedAt: isAnswered ? deletedAt : undefined,
+      })
       if (takesEffect) state.delete(key)
     } else operations.push({ ...asked, kind: 'remove', key, status: 404 })
   }
@@ -146,7 +171,12 @@ class Epilogue {
   }
 
   receive(...contents: string[]): this {
-    const messages = contents.map((content) => ({ id: `id of ${content}`, from: ANNA, to: BERT, content }))
+    const messages = contents.map((content) => ({
+      id: `id of ${content}`,
+      from: ANNA,
+      to: BERT,
+      content,
+    }))
     this.#operations.push({ ...this.#asked(BERT, 200), kind: 'receive', messages })
     return this
   }
@@ -160,14 +190,21 @@ class Epilogue {
   }
 
   read(value: string | undefined): this {
-    this.#operations.push({ ...this.#asked(BERT, value === undefined ? 404 : 200), kind: 'read', key: KEY, value })
+    this.#operations.push({
+      ...this.#asked(BERT, value === undefined ? 404 : 200),
+      kind: 'read',
+      key: KEY,
+      value,
+    })
     return this
   }
 
   /** `isLogged`: its event is in the log, as it should be. */
   remove({ isLogged = true } = {}): this {
     const asked = this.#asked(ANNA, 200)
-    const deletedAt = isLogged ? this.#append('state_deleted', ANNA, { key: KEY }) : new Date(0).toISOString()
+    const deletedAt = isLogged
+      ? this.#append('state_deleted', ANNA, { key: KEY })
+      : new Date(0).toISOString()
     this.#operations.push({ ...asked, kind: 'remove', key: KEY, deletedAt })
     delete this.#state[KEY]
     return this
@@ -182,7 +219,10 @@ class Epilogue {
   get history(): History {
     const { operations, events, nodes } = this.#history
     const state = { ...nodes[0]?.state, ...this.#state }
-    const usedBytes = Object.entries(state).reduce((sum, [key, value]) => sum + key.length + value.length, 0)
+    const usedBytes = Object.entries(state).reduce(
+      (sum, [key, value]) => sum + key.length + value.length,
+      0,
+    )
     return {
       ...this.#history,
       operations: [...operations, ...this.#operations],
@@ -205,9 +245,12 @@ export const SOUND: Readonly<Record<string, (history: History) => History>> = {
 /** Ways to go on, each of which breaks one promise. */
 export const BROKEN: Readonly<Record<string, (history: History) => History>> = {
   'a message is lost': (history) => after(history).send('a').send('b').receive('a').history,
-  'a message comes twice in one answer': (history) => after(history).send('a').receive('a', 'a').history,
-  'a message comes again later': (history) => after(history).send('a').receive('a').receive('a').history,
-  'messages change places in one answer': (history) => after(history).send('a').send('b').receive('b', 'a').history,
+  'a message comes twice in one answer': (history) =>
+    after(history).send('a').receive('a', 'a').history,
+  'a message comes again later': (history) =>
+    after(history).send('a').receive('a').receive('a').history,
+  'messages change places in one answer': (history) =>
+    after(history).send('a').send('b').receive('b', 'a').history,
   'messages change places over several answers': (history) =>
     after(history).send('a').send('b').receive('b').receive('a').history,
   'a message comes that nobody sent': (history) => after(history).receive('forged').history,
@@ -216,10 +259,16 @@ export const BROKEN: Readonly<Record<string, (history: History) => History>> = {
     after(history).write('a').write('b').read('a').history,
   'a read goes back behind an earlier one': (history) =>
     after(history).write('a').write('b').read('b').read('a').history,
-  'a read is of a value that nobody wrote': (history) => after(history).write('a').read('ghost').history,
-  'a read is of a value that was written later': (history) => after(history).read('a').write('a').history,
-  'a key that is there is not found': (history) => after(history).write('a').read(undefined).history,
-  'a key that was removed is found': (history) => after(history).write('a').remove().read('a').history,
-  'two removals find one key': (history) => after(history).write('a').remove().remove({ isLogged: false }).history,
-  'a node has another value in the end': (history) => after(history).write('a').write('b').inTheEnd('a').history,
+  'a read is of a value that nobody wrote': (history) =>
+    after(history).write('a').read('ghost').history,
+  'a read is of a value that was written later': (history) =>
+    after(history).read('a').write('a').history,
+  'a key that is there is not found': (history) =>
+    after(history).write('a').read(undefined).history,
+  'a key that was removed is found': (history) =>
+    after(history).write('a').remove().read('a').history,
+  'two removals find one key': (history) =>
+    after(history).write('a').remove().remove({ isLogged: false }).history,
+  'a node has another value in the end': (history) =>
+    after(history).write('a').write('b').inTheEnd('a').history,
 }

@@ -1,17 +1,33 @@
-/** docs/agents.md: its three programs, run as their readers would; its tables of errors and limits. */
+/**
+ * docs/agents.md: its three programs, run as their readers would; its tables of errors and limits.
+ */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { messagesPage, registryPage, stateDeleted, statePage, stateValue, stateWritten } from '../../lab/client.ts'
+import {
+  messagesPage,
+  registryPage,
+  stateDeleted,
+  statePage,
+  stateValue,
+  stateWritten,
+} from '../../lab/client.ts'
 import { type Kernel, startKernel } from '../../lab/kernel.ts'
 import { createTestAuthority, type Receiver, startReceiver } from '../../lab/receiver.ts'
 import { ERROR_CODES } from '../../src/api/api-error.ts'
 import { loadConfig, settingNames } from '../../src/config.ts'
 import { newWebhookSecret, signatureHeaders } from '../../src/webhooks/signature.ts'
-import { blocksOf, type Pasted, paste, readDocument, sectionOf, tableRows } from '../support/document.ts'
+import {
+  blocksOf,
+  type Pasted,
+  paste,
+  readDocument,
+  sectionOf,
+  tableRows,
+} from '../support/document.ts'
 
 const DOCUMENT = readDocument('docs/agents.md')
 /** In the document; the name is for examples, and leads nowhere (RFC 2606). */
@@ -27,7 +43,9 @@ beforeAll(async () => {
   stack.defer(() => rm(home, { recursive: true }))
   const authority = stack.use(await createTestAuthority())
   receiver = stack.use(await startReceiver({ authority }))
-  kernel = stack.use(await startKernel({ WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8', WEBHOOK_CA_FILE: authority.caFile }))
+  kernel = stack.use(
+    await startKernel({ WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8', WEBHOOK_CA_FILE: authority.caFile }),
+  )
 })
 afterAll(() => stack.disposeAsync())
 
@@ -40,7 +58,8 @@ describe('in a shell', () => {
     expect(commands.split(WEBHOOK_URL)).toHaveLength(2)
     const text = commands.replace(WEBHOOK_URL, receiver.url)
     pasted = await paste(text, { home, env: { TABULUM_URL: kernel.baseUrl } })
-    for (const line of pasted.output.split('\n')) if (line.startsWith('{')) answers.push(JSON.parse(line))
+    for (const line of pasted.output.split('\n'))
+      if (line.startsWith('{')) answers.push(JSON.parse(line))
   })
 
   it('runs without a complaint', () => {
@@ -113,12 +132,18 @@ describe.each([
       (await run(text, JSON.stringify({ secret, headers, body, ...delivery }))).join()
     expect(await verified({})).toBe('verified: true')
     const both = `v1,AAAA ${headers['webhook-signature']}`
-    expect(await verified({ headers: { ...headers, 'webhook-signature': both } })).toBe('verified: true')
+    expect(await verified({ headers: { ...headers, 'webhook-signature': both } })).toBe(
+      'verified: true',
+    )
     expect(await verified({ body: `${body} ` })).toBe('verified: false')
     expect(await verified({ secret: newWebhookSecret() })).toBe('verified: false')
     expect(await verified({ headers: signed(Date.now() - 600_000) })).toBe('verified: false')
-    expect(await verified({ headers: { ...headers, 'webhook-id': 'another' } })).toBe('verified: false')
-    expect(await verified({ headers: { ...headers, 'webhook-timestamp': 'soon' } })).toBe('verified: false')
+    expect(await verified({ headers: { ...headers, 'webhook-id': 'another' } })).toBe(
+      'verified: false',
+    )
+    expect(await verified({ headers: { ...headers, 'webhook-timestamp': 'soon' } })).toBe(
+      'verified: false',
+    )
   })
 
   async function run(text: string, delivery = ''): Promise<string[]> {
@@ -137,7 +162,9 @@ describe.each([
       errors += chunk
     })
     const missing = once(child, 'error').then(([error]) => {
-      throw new Error(`${program} cannot be run (on Debian: apt-get install python3)`, { cause: error })
+      throw new Error(`${program} cannot be run (on Debian: apt-get install python3)`, {
+        cause: error,
+      })
     })
     await Promise.race([once(child, 'close'), missing])
     expect({ code: child.exitCode, errors }).toEqual({ code: 0, errors: '' })
@@ -160,7 +187,9 @@ describe('the table of limits', () => {
 
   it('has the limits of agents', () => {
     const named = rows.map(([, , setting = '']) => setting.replaceAll('`', ''))
-    const ofAgents = settingNames.filter((name) => /^(RATE_LIMIT_(?!OBSERVE|IPV6)|STATE_|MESSAGE_)/.test(name))
+    const ofAgents = settingNames.filter((name) =>
+      /^(RATE_LIMIT_(?!OBSERVE|IPV6)|STATE_|MESSAGE_)/.test(name),
+    )
     expect(named.toSorted()).toEqual(ofAgents.toSorted())
   })
 

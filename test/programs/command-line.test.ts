@@ -39,7 +39,12 @@ function start(args: string[], settings: Record<string, string> = {}) {
   }
   const child = spawn(process.execPath, ['src/main.ts', ...args], {
     cwd: ROOT,
-    env: { PATH: process.env.PATH, NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE, ...defaults, ...settings },
+    env: {
+      PATH: process.env.PATH,
+      NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE,
+      ...defaults,
+      ...settings,
+    },
     stdio: ['ignore', 'pipe', 'pipe'],
   })
   let out = ''
@@ -58,7 +63,8 @@ function start(args: string[], settings: Record<string, string> = {}) {
     async ready(): Promise<string> {
       while (!out.includes('\n')) {
         const event = await Promise.race([once(child.stdout, 'data'), ended])
-        if ('code' in event) throw new Error(`ended with ${event.code} before it was ready: ${event.err}`)
+        if ('code' in event)
+          throw new Error(`ended with ${event.code} before it was ready: ${event.err}`)
       }
       return out.slice(0, out.indexOf('\n'))
     },
@@ -103,7 +109,11 @@ describe('what is wrong is said in one message, without a stack trace, with exit
     [['constructor'], {}, 'There is no command "constructor".'],
     [['serve', '--port', '80'], {}, "Unknown option '--port'"],
     [['serve'], { PORT: 'eighty' }, 'PORT="eighty": must be a whole number from 0 to 65535'],
-    [['serve'], { SESSION_TTL: '1h', LOG_LEVEL: 'loud' }, 'LOG_LEVEL="loud": must be one of trace, debug'],
+    [
+      ['serve'],
+      { SESSION_TTL: '1h', LOG_LEVEL: 'loud' },
+      'LOG_LEVEL="loud": must be one of trace, debug',
+    ],
     [['serve'], { AUTH_VERIFIER: 'hmac' }, 'AUTH_HMAC_KEY is missing'],
     [['serve'], { PORT: '9090', INTERNAL_PORT: '9090' }, 'PORT and INTERNAL_PORT are both 9090'],
     [['serve'], { DATA_DIR: '/proc/nope' }, 'cannot keep data in /proc/nope (ENOENT'],
@@ -121,7 +131,11 @@ describe('what is wrong is said in one message, without a stack trace, with exit
     [['serve'], { DATABASE_URL: 'postgres://localhost/x' }, 'REDIS_URL and NATS_URL missing'],
     [
       ['serve'],
-      { DATABASE_URL: 'postgres://localhost/x', REDIS_URL: 'redis://localhost', NATS_URL: 'nats://localhost' },
+      {
+        DATABASE_URL: 'postgres://localhost/x',
+        REDIS_URL: 'redis://localhost',
+        NATS_URL: 'nats://localhost',
+      },
       'serve runs on embedded storage',
     ],
   ] as const)('%j with %j', async (args, settings, message) => {
@@ -165,12 +179,15 @@ it.each([
   'ends by itself on %s before it is ready, as the first process of a container has to',
   async (signal, code) => {
     let ended: number | null = 2
-    // It gives up by itself, with 2, where this test is held up for so long that the signal comes too late.
+    // It gives up by itself, with 2, where this test is held up for so long that the signal comes
+    // too late.
     for (let tries = 0; ended === 2 && tries < 5; tries++) {
       const silent = createServer().listen(0, '127.0.0.1')
       await once(silent, 'listening')
       const { port } = silent.address() as { port: number }
-      const starting = start(['migrate'], { DATABASE_URL: `postgres://owner:password@127.0.0.1:${port}/tabulum` })
+      const starting = start(['migrate'], {
+        DATABASE_URL: `postgres://owner:password@127.0.0.1:${port}/tabulum`,
+      })
       await once(silent, 'connection')
       ended = (await starting.end(signal)).code
       silent.close()
@@ -188,7 +205,9 @@ describe('serve', () => {
       const dataDir = join(directory, 'life')
       const first = start(['serve'], { DATA_DIR: dataDir })
       const line = await first.ready()
-      const [, url] = /^Tabulum serves the agent API on (http:\/\/127\.0\.0\.1:\d+) .*\bembedded\b/.exec(line) ?? []
+      const [, url] =
+        /^Tabulum serves the agent API on (http:\/\/127\.0\.0\.1:\d+) .*\bembedded\b/.exec(line) ??
+        []
       expect(line).toContain(dataDir)
       if (url === undefined) throw new Error(`no URL in ${line}`)
       expect((await new Client(url).request('GET', '/v1/health')).status).toBe(200)
@@ -203,13 +222,16 @@ describe('serve', () => {
       const agent = await new Client(url).registerAgent()
       await agent.write('kept', 'over a restart')
       const stopped = await first.end('SIGTERM')
-      const watching = /^and whoever watches on http:\/\/127\.0\.0\.1:\d+ \(reference at \/observe\/docs\)\n$/
+      const watching =
+        /^and whoever watches on http:\/\/127\.0\.0\.1:\d+ \(reference at \/observe\/docs\)\n$/
       expect(stopped).toMatchObject({ code: 0, err: '' })
       expect(stopped.out.replace(`${line}\n`, '')).toMatch(watching)
 
       const again = start(['serve'], { DATA_DIR: dataDir })
       const [secondUrl = ''] = /http:\/\/[\d.:]+/.exec(await again.ready()) ?? []
-      const answer = await new Client(secondUrl).request('GET', '/v1/state/kept', { token: agent.token })
+      const answer = await new Client(secondUrl).request('GET', '/v1/state/kept', {
+        token: agent.token,
+      })
       expect(answer.json).toMatchObject({ value: 'over a restart' })
       expect((await again.end('SIGINT')).code).toBe(0)
     },
@@ -272,7 +294,9 @@ async function appearance(path: string, ended: Promise<unknown>): Promise<void> 
   while (!isOver && !existsSync(path)) await new Promise((resolve) => setTimeout(resolve, 2))
 }
 
-/** The kernel, begun by something that stands between it and its user: a program and its arguments. */
+/**
+ * The kernel, begun by something that stands between it and its user: a program and its arguments.
+ */
 function startThrough(command: string, args: string[], dataDir: string) {
   const child = spawn(command, args, {
     cwd: ROOT,
@@ -330,7 +354,11 @@ it('a signal that comes again and again in a moment, as from a terminal and from
     const running = startThrough(process.execPath, ['src/main.ts', 'serve'], dataDir)
     await running.printed('Tabulum serves')
     const { child } = running
-    for (const begun = performance.now(); performance.now() - begun < SAME_MOMENT_MS; await setImmediate())
+    for (
+      const begun = performance.now();
+      performance.now() - begun < SAME_MOMENT_MS;
+      await setImmediate()
+    )
       if (child.exitCode === null && child.signalCode === null) child.kill('SIGINT')
     // One that comes when all is done, and Node listens to nothing any more, may be what ends it.
     await running.ended
@@ -403,15 +431,24 @@ it(
     const kernel = await (maintained as Promise<Kernel>)
     const done = async () => {
       const metrics = await (await fetch(`${kernel.internalUrl}/metrics`)).text()
-      return Number(/^tabulum_maintenance_runs_total\{task="challenges",outcome="done"\} (\d+)$/m.exec(metrics)?.[1])
+      return Number(
+        /^tabulum_maintenance_runs_total\{task="challenges",outcome="done"\} (\d+)$/m.exec(
+          metrics,
+        )?.[1],
+      )
     }
-    await vi.waitFor(async () => expect(await done()).toBeGreaterThan(0), { timeout: 120_000, interval: 200 })
+    await vi.waitFor(async () => expect(await done()).toBeGreaterThan(0), {
+      timeout: 120_000,
+      interval: 200,
+    })
     const settings = { DATA_DIR: kernel.dataDir }
     for (const isRunning of [true, false]) {
       if (!isRunning) expect(await kernel.stop()).toBe(0)
       const { code, out, err } = await run(['maintain', 'idempotency', 'challenges'], settings)
       expect({ code, err }).toEqual({ code: 0, err: '' })
-      expect(out).toMatch(/^challenges: done \(0 rows, [\d.]+ s\)\nidempotency: done \(0 rows, [\d.]+ s\)\n$/)
+      expect(out).toMatch(
+        /^challenges: done \(0 rows, [\d.]+ s\)\nidempotency: done \(0 rows, [\d.]+ s\)\n$/,
+      )
     }
   },
   TIMEOUT_MS,

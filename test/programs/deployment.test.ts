@@ -1,4 +1,7 @@
-/** The files that deploy the kernel, checked without an engine: schemas, and that they agree with the program and each other. */
+/**
+ * The files that deploy the kernel, checked without an engine: schemas, and that they agree with
+ * the program and each other.
+ */
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, statSync, symlinkSync } from 'node:fs'
@@ -28,7 +31,11 @@ const packageJson = z.object({ version: z.string(), engines: z.object({ node: z.
 const { version, engines } = packageJson.parse(JSON.parse(read('package.json')))
 
 const environmentFile = (text: string) =>
-  Object.fromEntries(text.split('\n').flatMap((line) => (/^\w+=/.test(line) ? [line.split(/=(.*)/s).slice(0, 2)] : [])))
+  Object.fromEntries(
+    text
+      .split('\n')
+      .flatMap((line) => (/^\w+=/.test(line) ? [line.split(/=(.*)/s).slice(0, 2)] : [])),
+  )
 
 const strings = z.record(z.string(), z.string())
 const service = z.looseObject({
@@ -47,7 +54,10 @@ const service = z.looseObject({
   depends_on: z.record(z.string(), z.object({ condition: z.string() })).default({}),
   healthcheck: z.looseObject({ test: z.array(z.string()).optional() }).optional(),
   deploy: z
-    .looseObject({ replicas: z.string().optional(), resources: z.looseObject({ limits: z.looseObject({}) }) })
+    .looseObject({
+      replicas: z.string().optional(),
+      resources: z.looseObject({ limits: z.looseObject({}) }),
+    })
     .optional(),
   stop_grace_period: z.string().optional(),
   memswap_limit: z.string().optional(),
@@ -76,7 +86,9 @@ const CHECK = 'check-environment-see-its-log'
 const isKernel = (image: string) => image.startsWith('tabulum-kernel:')
 const kernelServices = services.filter(([, { image }]) => isKernel(image))
 
-/** As Compose fills in `${NAME}`, `${NAME:-default}`, `${NAME:?message}` and `${NAME:+,${NAME}}`. */
+/**
+ * As Compose fills in `${NAME}`, `${NAME:-default}`, `${NAME:?message}` and `${NAME:+,${NAME}}`.
+ */
 function filledIn(text: string, environment: Readonly<Record<string, string>>): string {
   const added = text.replace(/\$\{(\w+):\+([^{}]*\$\{\w+\})\}/g, (_, name: string, more: string) =>
     environment[name] ? more : '',
@@ -98,7 +110,9 @@ describe('Dockerfile', () => {
     expect(images[0]).toMatch(/^node:\d+\.\d+\.\d+-\w+-slim$/)
     expect(`>=${/^node:(\d+)/.exec(images[0] ?? '')?.[1]}`).toBe(engines.node)
     // The one that the tests run on.
-    const lock = z.object({ packages: z.record(z.string(), z.looseObject({ version: z.string().optional() })) })
+    const lock = z.object({
+      packages: z.record(z.string(), z.looseObject({ version: z.string().optional() })),
+    })
     const { packages } = lock.parse(JSON.parse(read('package-lock.json')))
     expect(images[0]).toContain(`:${packages['node_modules/node']?.version}-`)
   })
@@ -140,7 +154,9 @@ describe('Dockerfile', () => {
   })
 
   test('copies only what exists and is let through to it', () => {
-    const copied = [...dockerfile.matchAll(/^COPY (?!--from)(.+) \S+$/gm)].flatMap(([, names = '']) => names.split(' '))
+    const copied = [...dockerfile.matchAll(/^COPY (?!--from)(.+) \S+$/gm)].flatMap(
+      ([, names = '']) => names.split(' '),
+    )
     const letThrough = read('.dockerignore')
       .split('\n')
       .flatMap((line) => (line.startsWith('!') ? [line.slice(1)] : []))
@@ -156,7 +172,9 @@ describe('docker-compose.yml', () => {
     const validate = ajv.compile(JSON.parse(read('test/support/compose-spec.json')) as object)
     expect(validate(composed), JSON.stringify(validate.errors)).toBe(true)
     expect(validate({ ...composed, services: { api: { imag: 'x' } } })).toBe(false)
-    expect(validate(parse(read('load-tests/compose.yml'))), JSON.stringify(validate.errors)).toBe(true)
+    expect(validate(parse(read('load-tests/compose.yml'))), JSON.stringify(validate.errors)).toBe(
+      true,
+    )
   })
 
   test('takes the receiver of the load tests beside it', () => {
@@ -164,11 +182,18 @@ describe('docker-compose.yml', () => {
       services: z.object({
         receiver: service,
         api: z.object({ environment: strings, networks: z.array(z.string()) }),
-        worker: z.object({ environment: strings, networks: z.array(z.string()), volumes: z.array(z.string()) }),
+        worker: z.object({
+          environment: strings,
+          networks: z.array(z.string()),
+          volumes: z.array(z.string()),
+        }),
       }),
-      // A network of docker-compose.yml that changes would have to be made anew on the way there and back.
+      // A network of docker-compose.yml that changes would have to be made anew on the way there
+      // and back.
       networks: z.strictObject({
-        receiver: z.object({ ipam: z.object({ config: z.array(z.object({ subnet: z.string() })) }) }),
+        receiver: z.object({
+          ipam: z.object({ config: z.array(z.object({ subnet: z.string() })) }),
+        }),
       }),
     })
     const { services: added, networks } = beside.parse(parse(read('load-tests/compose.yml')))
@@ -183,7 +208,9 @@ describe('docker-compose.yml', () => {
       for (const setting of Object.keys(environment)) expect(EXPECTED_SETTINGS).toContain(setting)
       expect(environment.WEBHOOK_ALLOW_CIDRS).toBe(networks.receiver.ipam.config[0]?.subnet)
     }
-    expect(worker.volumes).toEqual([`./load-tests/receiver.pem:${worker.environment.WEBHOOK_CA_FILE}:ro`])
+    expect(worker.volumes).toEqual([
+      `./load-tests/receiver.pem:${worker.environment.WEBHOOK_CA_FILE}:ro`,
+    ])
   })
 
   test.each(services)('runs %s with nothing that it does not need', (name, definition) => {
@@ -197,14 +224,17 @@ describe('docker-compose.yml', () => {
     const endsByItself = ['migrate', 'nats-volumes', 'nats-tool', CHECK].includes(name)
     // `up` waits for what ends by itself, and says so when it fails: not after many tries.
     expect(definition.restart).toBe(endsByItself ? 'no' : 'unless-stopped')
-    if (!endsByItself) expect(definition.healthcheck?.test ?? isKernel(definition.image)).toBeTruthy()
+    if (!endsByItself)
+      expect(definition.healthcheck?.test ?? isKernel(definition.image)).toBeTruthy()
     if (definition.network_mode !== 'none')
       expect(definition.deploy?.resources.limits).toHaveProperty('memory', definition.memswap_limit)
     // What is mounted from here is there, and cannot be written.
     for (const volume of definition.volumes.filter((text) => text.startsWith('./'))) {
       const [source = '', , mode] = volume.split(':')
       expect(mode).toBe('ro')
-      expect(() => readdirSync(join(ROOT, source, source.includes('.', 2) ? '..' : ''))).not.toThrow()
+      expect(() =>
+        readdirSync(join(ROOT, source, source.includes('.', 2) ? '..' : '')),
+      ).not.toThrow()
     }
   })
 
@@ -212,7 +242,9 @@ describe('docker-compose.yml', () => {
     const published = services.filter(([, { ports }]) => ports.length > 0)
     expect(published.map(([name]) => name)).toEqual(['haproxy', 'prometheus'])
     expect(compose.services.prometheus?.ports[0]).toMatch(/^127\.0\.0\.1:/)
-    const outward = Object.entries(compose.networks).flatMap(([name, { internal }]) => (internal ? [] : [name]))
+    const outward = Object.entries(compose.networks).flatMap(([name, { internal }]) =>
+      internal ? [] : [name],
+    )
     expect(outward).toEqual(['published', 'outbound'])
     const members = (network: string) =>
       services.flatMap(([name, { networks }]) => (networks.includes(network) ? [name] : []))
@@ -221,19 +253,34 @@ describe('docker-compose.yml', () => {
     expect(members('entry')).toEqual(['haproxy', 'api'])
     expect(members('observers')).toEqual(['haproxy', 'observe'])
     expect(members('monitoring')).toEqual(['api', 'worker', 'observe', 'prometheus'])
-    // The name `api` must lead HAProxy to where its own address is one that nodes trust, whichever network is asked first; `observe` alike.
+    // The name `api` must lead HAProxy to where its own address is one that nodes trust, whichever
+    // network is asked first; `observe` alike.
     const { haproxy, api, observe } = compose.services
-    expect(haproxy?.networks.filter((network) => api?.networks.includes(network))).toEqual(['entry'])
-    expect(haproxy?.networks.filter((network) => observe?.networks.includes(network))).toEqual(['observers'])
+    expect(haproxy?.networks.filter((network) => api?.networks.includes(network))).toEqual([
+      'entry',
+    ])
+    expect(haproxy?.networks.filter((network) => observe?.networks.includes(network))).toEqual([
+      'observers',
+    ])
     // A server reaches those who use it and no other server.
     expect(members('database')).toEqual(['api', 'worker', 'observe', 'migrate', 'postgres'])
     expect(members('queues')).toEqual(['api', 'worker', 'redis'])
-    expect(members('log')).toEqual(['api', 'worker', 'observe', 'nats-1', 'nats-2', 'nats-3', 'nats-tool'])
+    expect(members('log')).toEqual([
+      'api',
+      'worker',
+      'observe',
+      'nats-1',
+      'nats-2',
+      'nats-3',
+      'nats-tool',
+    ])
     for (const [name, { internal, driver_opts }] of Object.entries(compose.networks)) {
       const noGateway = { 'com.docker.network.bridge.gateway_mode_ipv4': 'isolated' }
       if (internal) expect(driver_opts, name).toEqual(noGateway)
     }
-    expect(compose.networks.outbound?.driver_opts).toEqual({ 'com.docker.network.bridge.enable_icc': 'false' })
+    expect(compose.networks.outbound?.driver_opts).toEqual({
+      'com.docker.network.bridge.enable_icc': 'false',
+    })
   })
 
   test('has ranges that settings say, outside those that Docker gives to others', () => {
@@ -255,12 +302,16 @@ describe('docker-compose.yml', () => {
       const trusted = (environment: Record<string, string>) =>
         filledIn(compose.services[service]?.environment.TRUSTED_PROXIES ?? '', environment)
       expect(trusted({})).toBe(example[setting])
-      expect(trusted({ [setting]: '10.1.2.0/24', TRUSTED_PROXIES: '10.1.3.1/32' })).toBe('10.1.2.0/24,10.1.3.1/32')
+      expect(trusted({ [setting]: '10.1.2.0/24', TRUSTED_PROXIES: '10.1.3.1/32' })).toBe(
+        '10.1.2.0/24,10.1.3.1/32',
+      )
     }
   })
 
   test('builds the image once, and asks no registry for it', () => {
-    expect(kernelServices.filter(([, { build }]) => build !== undefined).map(([name]) => name)).toEqual(['migrate'])
+    expect(
+      kernelServices.filter(([, { build }]) => build !== undefined).map(([name]) => name),
+    ).toEqual(['migrate'])
     for (const [name, { pull_policy }] of kernelServices)
       if (name !== 'migrate') expect(pull_policy, name).toBe('never')
   })
@@ -275,7 +326,9 @@ describe('docker-compose.yml', () => {
   })
 
   test('is not read by Compose where a number is 0, as containers would go before the check says so', () => {
-    const numbers = Object.keys(environmentFile(read('.env.example'))).filter((name) => /REPLICAS$|PORT$/.test(name))
+    const numbers = Object.keys(environmentFile(read('.env.example'))).filter((name) =>
+      /REPLICAS$|PORT$/.test(name),
+    )
     expect(numbers).toHaveLength(6)
     const files = (settings: Readonly<Record<string, string>>) =>
       compose.services[CHECK]?.env_file.map(({ path }) => filledIn(path, settings)) ?? []
@@ -293,25 +346,39 @@ describe('docker-compose.yml', () => {
 
   test('starts nothing before the environment is checked and the schema is there', () => {
     const waitsFor = (name: string): string[] =>
-      Object.keys(compose.services[name]?.depends_on ?? {}).flatMap((other) => [other, ...waitsFor(other)])
+      Object.keys(compose.services[name]?.depends_on ?? {}).flatMap((other) => [
+        other,
+        ...waitsFor(other),
+      ])
     for (const [name] of services) {
-      if (![CHECK, 'nats-tool', 'prometheus'].includes(name)) expect(waitsFor(name), name).toContain(CHECK)
+      if (![CHECK, 'nats-tool', 'prometheus'].includes(name))
+        expect(waitsFor(name), name).toContain(CHECK)
     }
     for (const name of ['api', 'worker', 'observe'])
-      expect(compose.services[name]?.depends_on.migrate?.condition).toBe('service_completed_successfully')
+      expect(compose.services[name]?.depends_on.migrate?.condition).toBe(
+        'service_completed_successfully',
+      )
   })
 
   test('asks HAProxy whether it lives, and not for the nodes: `up` would end with them all replaced, and fail', () => {
     const { healthcheck, environment, depends_on } = compose.services.haproxy ?? {}
-    expect(healthcheck?.test?.at(-1)).toBe(`http://127.0.0.1:${environment?.HAPROXY_METRICS_PORT}/livez`)
+    expect(healthcheck?.test?.at(-1)).toBe(
+      `http://127.0.0.1:${environment?.HAPROXY_METRICS_PORT}/livez`,
+    )
     // It looks for nodes before they are healthy, and so has found them when `up` ends.
-    expect(depends_on).toEqual({ api: { condition: 'service_started' }, observe: { condition: 'service_started' } })
+    expect(depends_on).toEqual({
+      api: { condition: 'service_started' },
+      observe: { condition: 'service_started' },
+    })
   })
 
   test('gives the kernel settings that it accepts, and just these', () => {
     const example = environmentFile(read('.env.example'))
     expect(kernelServices.map(([name]) => name)).toEqual(['api', 'worker', 'observe', 'migrate'])
-    for (const [name, { environment, image, command, stop_grace_period: grace = '' }] of kernelServices) {
+    for (const [
+      name,
+      { environment, image, command, stop_grace_period: grace = '' },
+    ] of kernelServices) {
       expect(image).toBe(`tabulum-kernel:${version}`)
       expect(command).toEqual([name])
       for (const setting of Object.keys(environment)) expect(EXPECTED_SETTINGS).toContain(setting)
@@ -325,7 +392,9 @@ describe('docker-compose.yml', () => {
       if (name === 'observe') {
         // It has no password but its own, and no key.
         const secrets = Object.keys(example).filter((setting) => /PASSWORD|KEY/.test(setting))
-        const has = secrets.filter((setting) => JSON.stringify(values).includes(example[setting] ?? ''))
+        const has = secrets.filter((setting) =>
+          JSON.stringify(values).includes(example[setting] ?? ''),
+        )
         expect(has).toEqual(['TABULUM_OBSERVER_PASSWORD', 'NATS_OBSERVER_PASSWORD'])
         continue
       }
@@ -338,7 +407,8 @@ describe('docker-compose.yml', () => {
     const variables = new Set(
       [...read('deploy/nats/common.conf').matchAll(/\$(NATS_\w+)/g)].map(([, name]) => name ?? ''),
     )
-    for (const name of [...read('deploy/nats/jetstream.conf').matchAll(/\$(NATS_\w+)/g)]) variables.add(name[1] ?? '')
+    for (const name of [...read('deploy/nats/jetstream.conf').matchAll(/\$(NATS_\w+)/g)])
+      variables.add(name[1] ?? '')
     for (const name of ['nats-1', 'nats-2', 'nats-3']) {
       const { environment = {} } = compose.services[name] ?? {}
       expect(Object.keys(environment).toSorted()).toEqual([...variables].toSorted())
@@ -349,7 +419,10 @@ describe('docker-compose.yml', () => {
         `presetenv ${name} `,
       )
     }
-    const [targets, file] = [read('deploy/prometheus/prometheus.yml'), parse(read('deploy/prometheus/prometheus.yml'))]
+    const [targets, file] = [
+      read('deploy/prometheus/prometheus.yml'),
+      parse(read('deploy/prometheus/prometheus.yml')),
+    ]
     expect(file.scrape_configs).toHaveLength(5)
     for (const name of ['api', 'worker', 'observe'])
       expect(targets).toContain(`names: [${name}], type: A, port: ${loadConfig({}).INTERNAL_PORT}`)
@@ -360,7 +433,11 @@ describe('docker-compose.yml', () => {
 })
 
 describe('what is watched', () => {
-  const alert = z.object({ alert: z.string(), expr: z.string(), labels: z.object({ severity: z.string() }) })
+  const alert = z.object({
+    alert: z.string(),
+    expr: z.string(),
+    labels: z.object({ severity: z.string() }),
+  })
   const rules = z
     .object({ groups: z.array(z.object({ rules: z.array(alert) })) })
     .parse(parse(read('deploy/prometheus/rules.yml')))
@@ -391,9 +468,13 @@ describe('what is watched', () => {
   test('has the limits that docker-compose.yml sets', () => {
     const expression = (name: string) => rules.find((rule) => rule.alert === name)?.expr
     const [, gigabytes] = /NATS_MAX_FILE_STORE:-(\d+)GB/.exec(read('docker-compose.yml')) ?? []
-    expect(expression('LogFillsItsDisk')).toBe(`max(tabulum_log_bytes) > 0.8 * ${gigabytes} * 1024 ^ 3`)
+    expect(expression('LogFillsItsDisk')).toBe(
+      `max(tabulum_log_bytes) > 0.8 * ${gigabytes} * 1024 ^ 3`,
+    )
     const [, streams] = /OBSERVE_MAX_STREAMS:-(\d+)/.exec(read('docker-compose.yml')) ?? []
-    expect(expression('StreamsInUse')).toBe(`max by (instance) (tabulum_observe_watchers) > 0.9 * ${streams}`)
+    expect(expression('StreamsInUse')).toBe(
+      `max by (instance) (tabulum_observe_watchers) > 0.9 * ${streams}`,
+    )
     expect(Number(streams)).toBe(loadConfig({}).OBSERVE_MAX_STREAMS)
     expect(expression('PushSlotsInUse')).toContain(`0.9 * ${loadConfig({}).WEBHOOK_CONCURRENCY}`)
   })
@@ -437,7 +518,9 @@ describe('the environment of docker-compose.yml', () => {
   })
 
   test('is complete, in the example and when made', async () => {
-    const used = new Set([...read('docker-compose.yml').matchAll(/\$\{(\w+)(?!\w|:-)/g)].map(([, name]) => name ?? ''))
+    const used = new Set(
+      [...read('docker-compose.yml').matchAll(/\$\{(\w+)(?!\w|:-)/g)].map(([, name]) => name ?? ''),
+    )
     for (const name of used) expect(Object.keys(example)).toContain(name)
     expect(Object.keys(await made())).toEqual(Object.keys(example))
     // Ranges Docker checks, and says what is wrong with them.
@@ -453,7 +536,8 @@ describe('the environment of docker-compose.yml', () => {
     expect(others.length).toBeGreaterThan(10)
     const both = [example, await made()]
     for (const [, name = '', value] of others)
-      for (const settings of both) if (name !== 'ENVIRONMENT') expect(settings[name], name).toBe(value)
+      for (const settings of both)
+        if (name !== 'ENVIRONMENT') expect(settings[name], name).toBe(value)
   })
 
   test.each([
@@ -472,16 +556,22 @@ describe('the environment of docker-compose.yml', () => {
     ],
     ['LOG_LEVEL', ['loud', 'INFO'], ['debug']],
     ['TERMS_URL', ['terms', 'ftp://example.com'], ['', 'https://example.com/terms']],
-    ['WEBHOOK_SECRET_KEY', ['z'.repeat(64), 'a'.repeat(63)], ['a'.repeat(64), `${'a'.repeat(64)},${'b'.repeat(64)}`]],
+    [
+      'WEBHOOK_SECRET_KEY',
+      ['z'.repeat(64), 'a'.repeat(63)],
+      ['a'.repeat(64), `${'a'.repeat(64)},${'b'.repeat(64)}`],
+    ],
   ])(
     'is refused where %s would not give what is meant, or containers that start again and again',
     async (name, wrong, right) => {
       const good = await made()
-      for (const value of wrong) expect(await attempt({ ...good, [name]: value }), value).toMatch(`${name} must be`)
+      for (const value of wrong)
+        expect(await attempt({ ...good, [name]: value }), value).toMatch(`${name} must be`)
       for (const value of right) {
         expect(await attempt({ ...good, [name]: value }), value).toBe('accepted')
         // The kernel is of the same opinion.
-        if (settingNames.includes(name)) expect(() => loadConfig({ [name]: value }), value).not.toThrow()
+        if (settingNames.includes(name))
+          expect(() => loadConfig({ [name]: value }), value).not.toThrow()
       }
     },
   )
@@ -495,7 +585,9 @@ describe('the environment of docker-compose.yml', () => {
 
   test('is accepted as in the example for development on the machine itself, and nowhere else', async () => {
     expect(await attempt(example)).toBe('accepted')
-    expect(await attempt({ ...example, PUBLISH_ADDRESS: '0.0.0.0' })).toMatch(/^PUBLISH_ADDRESS must be 127.0.0.1/)
+    expect(await attempt({ ...example, PUBLISH_ADDRESS: '0.0.0.0' })).toMatch(
+      /^PUBLISH_ADDRESS must be 127.0.0.1/,
+    )
     expect(await attempt({ ...example, ENVIRONMENT: 'production' })).toMatch(
       /POSTGRES_PASSWORD has the value of .env.example/,
     )
@@ -505,9 +597,13 @@ describe('the environment of docker-compose.yml', () => {
     'is refused with the example, no or a weak %s',
     async (name) => {
       const good = await made()
-      expect(await attempt({ ...good, [name]: example[name] ?? '' })).toContain(`${name} has the value of .env.example`)
+      expect(await attempt({ ...good, [name]: example[name] ?? '' })).toContain(
+        `${name} has the value of .env.example`,
+      )
       expect(await attempt({ ...good, [name]: '' })).toContain(`${name} is not set`)
-      expect(await attempt({ ...good, [name]: 'short' })).toContain(`${name} must have at least 16 characters`)
+      expect(await attempt({ ...good, [name]: 'short' })).toContain(
+        `${name} must have at least 16 characters`,
+      )
       if (name.endsWith('PASSWORD'))
         for (const value of ['1234567890abcdefgh', 'password:with@url/signs'])
           expect(await attempt({ ...good, [name]: value })).toContain(`${name} must be letters`)
@@ -524,13 +620,14 @@ const object = z.looseObject({
   stringData: strings.optional(),
 })
 type KubernetesObject = z.infer<typeof object>
-const objectsIn = (text: string) => parseAllDocuments(text).map((document) => object.parse(document.toJS()))
+const objectsIn = (text: string) =>
+  parseAllDocuments(text).map((document) => object.parse(document.toJS()))
 
 type Validate = ((data: unknown) => boolean) & { errors?: unknown }
 
 /**
- * What is wrong with an object. The schemas let fields through that they do not know, which a cluster drops: so what the validation did
- * not look at is wrong too.
+ * What is wrong with an object. The schemas let fields through that they do not know, which a
+ * cluster drops: so what the validation did not look at is wrong too.
  */
 async function problems(candidate: KubernetesObject): Promise<string[]> {
   const [group = '', apiGroupVersion = ''] = candidate.apiVersion.includes('/')
@@ -538,10 +635,14 @@ async function problems(candidate: KubernetesObject): Promise<string[]> {
     : ['core', candidate.apiVersion]
   const capitalised = (word: string) => word.charAt(0).toUpperCase() + word.slice(1)
   const schema = `IoK8sApi${capitalised(group.split('.')[0] ?? '')}${capitalised(apiGroupVersion)}${candidate.kind}`
-  const { validate } = (await import(`kubernetes-models/_schemas/${schema}`)) as { validate: Validate }
+  const { validate } = (await import(`kubernetes-models/_schemas/${schema}`)) as {
+    validate: Validate
+  }
   const unread = new Set<string>()
   if (!validate(watched(candidate, '', unread))) return [JSON.stringify(validate.errors)]
-  return [...unread].map((path) => `${candidate.kind} ${candidate.metadata.name} has an unknown field ${path}`)
+  return [...unread].map(
+    (path) => `${candidate.kind} ${candidate.metadata.name} has an unknown field ${path}`,
+  )
 }
 
 /** The same value, with the paths of all that nobody has read yet in `unread`. */
@@ -555,7 +656,8 @@ function watched(value: unknown, path: string, unread: Set<string>): unknown {
   )
   return new Proxy(value, {
     get(target, key, receiver) {
-      if (typeof key !== 'string' || !Object.hasOwn(children, key)) return Reflect.get(target, key, receiver)
+      if (typeof key !== 'string' || !Object.hasOwn(children, key))
+        return Reflect.get(target, key, receiver)
       unread.delete(`${path}/${key}`)
       return children[key]
     },
@@ -568,12 +670,16 @@ const container = z.looseObject({
   command: z.array(z.string()).default([]),
   args: z.array(z.string()).default([]),
   env: z.array(z.looseObject({ name: z.string(), value: z.string().optional() })).default([]),
-  envFrom: z.array(z.looseObject({ secretRef: z.object({ name: z.string() }).optional() })).default([]),
+  envFrom: z
+    .array(z.looseObject({ secretRef: z.object({ name: z.string() }).optional() }))
+    .default([]),
   ports: z.array(z.object({ name: z.string(), containerPort: z.number() })).default([]),
   resources: z.object({ requests: strings, limits: strings }),
   securityContext: z.looseObject({}),
   volumeMounts: z.array(z.looseObject({ mountPath: z.string() })).default([]),
-  startupProbe: z.looseObject({ periodSeconds: z.number(), failureThreshold: z.number() }).optional(),
+  startupProbe: z
+    .looseObject({ periodSeconds: z.number(), failureThreshold: z.number() })
+    .optional(),
 })
 const pod = z.looseObject({
   automountServiceAccountToken: z.boolean(),
@@ -584,17 +690,25 @@ const pod = z.looseObject({
 const workload = z.looseObject({
   kind: z.string(),
   metadata: z.looseObject({ name: z.string() }),
-  spec: z.looseObject({ template: z.looseObject({ metadata: z.looseObject({ labels: strings }), spec: pod }) }),
+  spec: z.looseObject({
+    template: z.looseObject({ metadata: z.looseObject({ labels: strings }), spec: pod }),
+  }),
 })
 
 describe.each(['small', 'production'])('k8s/%s', (overlay) => {
-  const build = async () => objectsIn((await run(kubectl, ['kustomize', join(ROOT, 'k8s', overlay)])).stdout)
+  const build = async () =>
+    objectsIn((await run(kubectl, ['kustomize', join(ROOT, 'k8s', overlay)])).stdout)
   const built = build()
   const workloads = async () =>
-    (await built).filter(({ spec }) => spec !== undefined && 'template' in spec).map((found) => workload.parse(found))
-  const secrets = async () => objectsIn((await run('sh', [join(ROOT, 'k8s/small/make-secrets.sh')])).stdout)
+    (await built)
+      .filter(({ spec }) => spec !== undefined && 'template' in spec)
+      .map((found) => workload.parse(found))
+  const secrets = async () =>
+    objectsIn((await run('sh', [join(ROOT, 'k8s/small/make-secrets.sh')])).stdout)
   const configuration = async () =>
-    (await built).find(({ kind, metadata }) => kind === 'ConfigMap' && metadata.name.startsWith('kernel-'))?.data ?? {}
+    (await built).find(
+      ({ kind, metadata }) => kind === 'ConfigMap' && metadata.name.startsWith('kernel-'),
+    )?.data ?? {}
 
   test('has objects that a cluster knows, in every field', async () => {
     const found = await Promise.all((await built).map(problems))
@@ -617,8 +731,9 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
   test('would notice a field that is misspelt or of the wrong type', async () => {
     const api = (await built).find(({ kind }) => kind === 'Deployment') as KubernetesObject
     const misspelt = structuredClone(api)
-    const { containers } = (misspelt.spec as { template: { spec: { containers: Record<string, unknown>[] } } }).template
-      .spec
+    const { containers } = (
+      misspelt.spec as { template: { spec: { containers: Record<string, unknown>[] } } }
+    ).template.spec
     Object.assign(containers[0] ?? {}, { readinesProbe: {} })
     expect(await problems(misspelt)).toEqual([
       expect.stringContaining('/spec/template/spec/containers/0/readinesProbe'),
@@ -633,7 +748,10 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
       const { securityContext, automountServiceAccountToken, containers } = spec.template.spec
       const where = metadata.name
       expect(automountServiceAccountToken, where).toBe(false)
-      expect(securityContext, where).toMatchObject({ runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } })
+      expect(securityContext, where).toMatchObject({
+        runAsNonRoot: true,
+        seccompProfile: { type: 'RuntimeDefault' },
+      })
       expect(securityContext.runAsUser, where).toBeGreaterThan(0)
       expect(containers[0].securityContext, where).toEqual({
         allowPrivilegeEscalation: false,
@@ -661,26 +779,31 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
   test('gives the kernel settings that it accepts', async () => {
     const settings = await configuration()
     for (const name of Object.keys(settings)) expect(EXPECTED_SETTINGS).toContain(name)
-    const secret = (await secrets()).find(({ metadata }) => metadata.name === 'kernel')?.stringData ?? {}
+    const secret =
+      (await secrets()).find(({ metadata }) => metadata.name === 'kernel')?.stringData ?? {}
     for (const name of Object.keys(secret)) expect(EXPECTED_SETTINGS).toContain(name)
     const config = loadConfig({ ...settings, ...secret })
     expect(config.cluster?.natsUrls).toHaveLength(config.EVENTS_REPLICAS)
     expect(createSecretBox(Buffer.from(secret.WEBHOOK_SECRET_KEY ?? '', 'hex'))).toBeDefined()
     // The observation service has no setting of theirs that it could do harm with.
-    const own = (await secrets()).find(({ metadata }) => metadata.name === 'observe')?.stringData ?? {}
+    const own =
+      (await secrets()).find(({ metadata }) => metadata.name === 'observe')?.stringData ?? {}
     expect(Object.keys(own)).toEqual(['DATABASE_URL', 'NATS_URL'])
     const ofObservers = loadConfig({ ...settings, ...own }, { partOfCluster: true })
     expect(ofObservers.NATS_URL).toHaveLength(config.EVENTS_REPLICAS)
-    expect([ofObservers.DATABASE_URL, ...ofObservers.NATS_URL].map((url) => URL.parse(url ?? '')?.username)).toEqual([
-      'tabulum_observer',
-      ...ofObservers.NATS_URL.map(() => 'observer'),
-    ])
+    expect(
+      [ofObservers.DATABASE_URL, ...ofObservers.NATS_URL].map(
+        (url) => URL.parse(url ?? '')?.username,
+      ),
+    ).toEqual(['tabulum_observer', ...ofObservers.NATS_URL.map(() => 'observer')])
     expect(ofObservers.internalHost).toBe(config.internalHost)
     for (const { metadata, spec } of (await workloads()).filter(({ metadata: { name } }) =>
       ['api', 'worker', 'observe'].includes(name),
     )) {
       const { containers, terminationGracePeriodSeconds: grace = 0 } = spec.template.spec
-      const ports = Object.fromEntries(containers[0].ports.map(({ name, containerPort }) => [name, containerPort]))
+      const ports = Object.fromEntries(
+        containers[0].ports.map(({ name, containerPort }) => [name, containerPort]),
+      )
       expect(ports.internal).toBe(config.INTERNAL_PORT)
       const asked = containers[0].envFrom.flatMap(({ secretRef }) => secretRef?.name ?? [])
       expect(asked).toEqual([metadata.name === 'observe' ? 'observe' : 'kernel'])
@@ -698,18 +821,24 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
         periodSeconds: 0,
         failureThreshold: 0,
       }
-      expect(periodSeconds * failureThreshold * 1_000).toBeGreaterThan(config.STARTUP_TIMEOUT + 30_000)
+      expect(periodSeconds * failureThreshold * 1_000).toBeGreaterThan(
+        config.STARTUP_TIMEOUT + 30_000,
+      )
       expect(config.STARTUP_TIMEOUT).toBeGreaterThanOrEqual(120_000)
     }
   })
 
   test('believes pods of the ingress controller, and not every private address', async () => {
-    const ranges = ((await configuration()).TRUSTED_PROXIES ?? '').split(',').map((range) => ipaddr.parseCIDR(range))
+    const ranges = ((await configuration()).TRUSTED_PROXIES ?? '')
+      .split(',')
+      .map((range) => ipaddr.parseCIDR(range))
     for (const [, bits] of ranges) expect(bits).toBeGreaterThanOrEqual(16)
   })
 
   test('takes bodies of 7 MB, once', async () => {
-    const ingress = (await built).find(({ kind, metadata }) => kind === 'Ingress' && metadata.name === 'api')
+    const ingress = (await built).find(
+      ({ kind, metadata }) => kind === 'Ingress' && metadata.name === 'api',
+    )
     expect(ingress?.metadata.annotations).toMatchObject({
       'nginx.ingress.kubernetes.io/proxy-body-size': '8m',
       'nginx.ingress.kubernetes.io/proxy-next-upstream': 'off',
@@ -725,18 +854,30 @@ describe.each(['small', 'production'])('k8s/%s', (overlay) => {
     })
     const text = JSON.stringify(ingress?.spec)
     // In `small` agents have the same host: there the page is the root alone.
-    const paths = [...text.matchAll(/"path":"([^"]+)","pathType":"(\w+)"/g)].map(([, path, kind]) => `${kind} ${path}`)
-    expect(paths).toEqual(overlay === 'small' ? ['Prefix /observe', 'Prefix /assets', 'Exact /'] : ['Prefix /'])
-    expect(text.split('{"service":{"name":"observe","port":{"name":"http"}}}')).toHaveLength(paths.length + 1)
-    expect((await built).find(named('Service'))?.spec).toMatchObject({ sessionAffinity: 'ClientIP' })
-    expect((await built).find(named('PodDisruptionBudget'))?.spec).toMatchObject({ maxUnavailable: 1 })
+    const paths = [...text.matchAll(/"path":"([^"]+)","pathType":"(\w+)"/g)].map(
+      ([, path, kind]) => `${kind} ${path}`,
+    )
+    expect(paths).toEqual(
+      overlay === 'small' ? ['Prefix /observe', 'Prefix /assets', 'Exact /'] : ['Prefix /'],
+    )
+    expect(text.split('{"service":{"name":"observe","port":{"name":"http"}}}')).toHaveLength(
+      paths.length + 1,
+    )
+    expect((await built).find(named('Service'))?.spec).toMatchObject({
+      sessionAffinity: 'ClientIP',
+    })
+    expect((await built).find(named('PodDisruptionBudget'))?.spec).toMatchObject({
+      maxUnavailable: 1,
+    })
   })
 
   test('allows the arrows of the design and nothing else', async () => {
     const policies = (await built).filter(({ kind }) => kind === 'NetworkPolicy')
     const denied = policies.find(({ metadata }) => metadata.name === 'deny-all')
     expect(denied?.spec).toEqual({ podSelector: {}, policyTypes: ['Ingress', 'Egress'] })
-    const { entering, leaving } = arrowsOf(policies.filter(({ metadata }) => metadata.name !== 'deny-all'))
+    const { entering, leaving } = arrowsOf(
+      policies.filter(({ metadata }) => metadata.name !== 'deny-all'),
+    )
     const kernel = ['api', 'worker']
     const outside = [
       'tabulum/ingress > api:8080',
@@ -789,9 +930,15 @@ const policy = z.object({
 })
 
 /** Who may reach whom, as each end says it: `api > redis:6379`. */
-function arrowsOf(policies: readonly KubernetesObject[]): { entering: string[]; leaving: string[] } {
+function arrowsOf(policies: readonly KubernetesObject[]): {
+  entering: string[]
+  leaving: string[]
+} {
   const apps = ({ matchLabels, matchExpressions }: z.infer<typeof selector>) => {
-    const named = [...Object.values(matchLabels), ...matchExpressions.flatMap(({ values }) => values)]
+    const named = [
+      ...Object.values(matchLabels),
+      ...matchExpressions.flatMap(({ values }) => values),
+    ]
     return named.length > 0 ? named : ['*']
   }
   const named = ({ podSelector, namespaceSelector, ipBlock }: z.infer<typeof peer>) => {
@@ -800,19 +947,24 @@ function arrowsOf(policies: readonly KubernetesObject[]): { entering: string[]; 
     const labels = Object.entries(namespaceSelector?.matchLabels ?? {})
     return labels.map(([key, value]) => (value === 'allowed' ? key : value))
   }
-  const others = (peers: readonly z.infer<typeof peer>[]) => (peers.length > 0 ? peers.flatMap(named) : ['anybody'])
+  const others = (peers: readonly z.infer<typeof peer>[]) =>
+    peers.length > 0 ? peers.flatMap(named) : ['anybody']
   const entering: string[] = []
   const leaving: string[] = []
   for (const { spec } of policies.map((found) => policy.parse(found))) {
     const here = apps(spec.podSelector)
     const ports = (one: z.infer<typeof rule>) =>
-      one.ports.length > 0 ? one.ports.map(({ protocol, port }) => `:${port}${protocol === 'UDP' ? '/udp' : ''}`) : ['']
+      one.ports.length > 0
+        ? one.ports.map(({ protocol, port }) => `:${port}${protocol === 'UDP' ? '/udp' : ''}`)
+        : ['']
     for (const one of spec.ingress)
       for (const port of ports(one))
-        for (const other of others(one.from)) for (const app of here) entering.push(`${other} > ${app}${port}`)
+        for (const other of others(one.from))
+          for (const app of here) entering.push(`${other} > ${app}${port}`)
     for (const one of spec.egress)
       for (const port of ports(one))
-        for (const other of others(one.to)) for (const app of here) leaving.push(`${app} > ${other}${port}`)
+        for (const other of others(one.to))
+          for (const app of here) leaving.push(`${app} > ${other}${port}`)
   }
   return { entering: entering.toSorted(), leaving: leaving.toSorted() }
 }
@@ -823,15 +975,25 @@ describe('k8s/small', () => {
     const secrets = objectsIn(stdout)
     expect((await Promise.all(secrets.map(problems))).flat()).toEqual([])
     const built = objectsIn((await run(kubectl, ['kustomize', join(ROOT, 'k8s/small')])).stdout)
-    const containers = built.flatMap((found) => workload.safeParse(found).data?.spec.template.spec.containers ?? [])
+    const containers = built.flatMap(
+      (found) => workload.safeParse(found).data?.spec.template.spec.containers ?? [],
+    )
     const asked = new Set(
-      containers.flatMap(({ envFrom }) => envFrom.flatMap(({ secretRef }) => secretRef?.name ?? [])),
+      containers.flatMap(({ envFrom }) =>
+        envFrom.flatMap(({ secretRef }) => secretRef?.name ?? []),
+      ),
     )
     expect(secrets.map(({ metadata }) => metadata.name).toSorted()).toEqual([...asked].toSorted())
-    for (const { name, env } of containers.filter(({ image }) => !image.startsWith('tabulum-kernel:'))) {
-      const secret = Object.keys(secrets.find(({ metadata }) => metadata.name === name)?.stringData ?? {})
+    for (const { name, env } of containers.filter(
+      ({ image }) => !image.startsWith('tabulum-kernel:'),
+    )) {
+      const secret = Object.keys(
+        secrets.find(({ metadata }) => metadata.name === name)?.stringData ?? {},
+      )
       const given = [...secret, ...env.map((variable) => variable.name)]
-      const same = Object.keys(compose.services[name === 'nats' ? 'nats-1' : name]?.environment ?? {})
+      const same = Object.keys(
+        compose.services[name === 'nats' ? 'nats-1' : name]?.environment ?? {},
+      )
       expect(given.toSorted()).toEqual(same.toSorted())
     }
   })

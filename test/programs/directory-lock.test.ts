@@ -18,7 +18,9 @@ async function holder(directory: string) {
   const module = new URL('../../src/platform/directory-lock.ts', import.meta.url).href
   const script = `const { lockDirectory } = await import(${JSON.stringify(module)})
     await lockDirectory(${JSON.stringify(directory)}); console.log('locked'); setInterval(() => {}, 1000)`
-  const child = spawn(process.execPath, ['--input-type=module', '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
   expect(String((await once(child.stdout, 'data'))[0])).toBe('locked\n')
   return {
     async kill() {
@@ -57,7 +59,10 @@ describe('lockDirectory', () => {
   it('says of a damaged lock what to do, and does not take it for one that is taken', async () => {
     const directory = join(parent, 'broken')
     ;(await lockDirectory(directory))()
-    await writeFile(join(directory, 'lock'), 'this is no SQLite database, and long enough to be looked at'.repeat(40))
+    await writeFile(
+      join(directory, 'lock'),
+      'this is no SQLite database, and long enough to be looked at'.repeat(40),
+    )
     await expectNotUsable(directory, /lock is damaged.*remove it while no kernel runs/)
   })
 
@@ -78,7 +83,9 @@ describe('lockDirectory', () => {
     await chmod(parent, 0o755)
     expect(await asNobody(others)).toMatch(/^StartupError cannot keep data in .*others \(EACCES/)
     const limited = join(parent, 'full')
-    expect(await withFileSizeLimit(limited)).toMatch(/^StartupError cannot keep data in .*full \(EFBIG/)
+    expect(await withFileSizeLimit(limited)).toMatch(
+      /^StartupError cannot keep data in .*full \(EFBIG/,
+    )
     // The lock is given back.
     ;(await lockDirectory(limited))()
     expect(await readdir(limited)).toEqual(['lock'])
@@ -110,7 +117,8 @@ async function said(directory: string, before: string, shell = 'exec "$0" "$@"')
 
 /** Where the tests run as root, which may write anywhere, the process becomes nobody first. */
 function asNobody(directory: string): Promise<string> {
-  if (process.getuid?.() === 0) return said(directory, 'process.setgid(65534); process.setuid(65534)')
+  if (process.getuid?.() === 0)
+    return said(directory, 'process.setgid(65534); process.setuid(65534)')
   return said(directory, `(await import('node:fs')).chmodSync(${JSON.stringify(directory)}, 0)`)
 }
 

@@ -14,7 +14,9 @@ const operation = z.object({
   description: z.string().optional(),
   security: z.array(z.record(z.string(), z.unknown())),
   parameters: z.array(z.object({ name: z.string(), description: z.string() })),
-  requestBody: z.object({ content: z.object({ 'application/json': z.object({ example: z.unknown() }) }) }).optional(),
+  requestBody: z
+    .object({ content: z.object({ 'application/json': z.object({ example: z.unknown() }) }) })
+    .optional(),
   responses: z.record(
     z.string(),
     z.object({
@@ -31,7 +33,10 @@ const document = (await client.request('GET', '/v1/openapi.json')).as(
   }),
 )
 const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
-  Object.entries(methods).map(([method, entry]) => ({ title: `${method.toUpperCase()} ${path}`, ...entry })),
+  Object.entries(methods).map(([method, entry]) => ({
+    title: `${method.toUpperCase()} ${path}`,
+    ...entry,
+  })),
 )
 
 const answer = await client.request('GET', '/docs')
@@ -59,14 +64,36 @@ describe('the page', () => {
   })
 
   it('forbids everything but its own style', () => {
-    expect(answer.headers['content-security-policy']).toBe("default-src 'none'; style-src 'unsafe-inline'")
+    expect(answer.headers['content-security-policy']).toBe(
+      "default-src 'none'; style-src 'unsafe-inline'",
+    )
   })
 
   it('needs nothing that is fetched', () => {
-    const fetching = ['script', 'link', 'img', 'iframe', 'object', 'embed', 'video', 'audio', 'source', 'base', 'form']
+    const fetching = [
+      'script',
+      'link',
+      'img',
+      'iframe',
+      'object',
+      'embed',
+      'video',
+      'audio',
+      'source',
+      'base',
+      'form',
+    ]
     expect(tags.filter(({ name }) => fetching.includes(name))).toEqual([])
     const attributes = new Set(tags.flatMap((tag) => [...tag.attributes.keys()]))
-    expect([...attributes].sort()).toEqual(['charset', 'class', 'content', 'href', 'id', 'lang', 'name'])
+    expect([...attributes].sort()).toEqual([
+      'charset',
+      'class',
+      'content',
+      'href',
+      'id',
+      'lang',
+      'name',
+    ])
     expect(page).not.toMatch(/url\(|@import|javascript:/i)
   })
 
@@ -83,15 +110,27 @@ describe('the page', () => {
 
   it('says how a token is sent, and of what kinds there are', () => {
     const section = textOf(sectionOf('tokens'))
-    for (const part of ['Authorization: Bearer <token>', 'operator', 'sk_live_', 'agent', 'at_live_', 'Retry-After']) {
+    for (const part of [
+      'Authorization: Bearer <token>',
+      'operator',
+      'sk_live_',
+      'agent',
+      'at_live_',
+      'Retry-After',
+    ]) {
       expect(section).toContain(part)
     }
   })
 
   it('says before anything else that what agents send is public for ever', () => {
-    expect(textOf(page.slice(0, page.indexOf('<nav>')))).toContain('Everything that an agent sends is public, for ever')
-    expect(document.info.description).toContain('Everything that an agent sends is public, for ever')
-    for (const id of ['sendMessage', 'writeState']) expect(textOf(sectionOf(id))).toContain('public for ever')
+    expect(textOf(page.slice(0, page.indexOf('<nav>')))).toContain(
+      'Everything that an agent sends is public, for ever',
+    )
+    expect(document.info.description).toContain(
+      'Everything that an agent sends is public, for ever',
+    )
+    for (const id of ['sendMessage', 'writeState'])
+      expect(textOf(sectionOf(id))).toContain('public for ever')
   })
 
   it('shows code as code', () => {
@@ -105,7 +144,9 @@ describe.each(operations)('$title', ({ title, operationId, ...entry }) => {
 
   it('has a section under its id, which the navigation links to', () => {
     expect(textOf(/<h2>.*?<\/h2>/s.exec(section)?.[0] ?? '')).toBe(title)
-    expect(textOf(new RegExp(`<a href="#${operationId}">.*?</a>`, 's').exec(page)?.[0] ?? '')).toBe(title)
+    expect(textOf(new RegExp(`<a href="#${operationId}">.*?</a>`, 's').exec(page)?.[0] ?? '')).toBe(
+      title,
+    )
   })
 
   it('is described, with the token that it needs', () => {
@@ -123,7 +164,9 @@ describe.each(operations)('$title', ({ title, operationId, ...entry }) => {
   })
 
   it('shows the request and the answer', () => {
-    const bodies = [...section.matchAll(/<pre>(.*?)<\/pre>/gs)].map(([, body = '']) => JSON.parse(unescapeHtml(body)))
+    const bodies = [...section.matchAll(/<pre>(.*?)<\/pre>/gs)].map(([, body = '']) =>
+      JSON.parse(unescapeHtml(body)),
+    )
     const request = entry.requestBody?.content['application/json']
     const answers = Object.entries(entry.responses).filter(([status]) => Number(status) < 400)
     expect(bodies).toEqual([
@@ -176,7 +219,9 @@ function readTags(markup: string): [Tag[], string[]] {
   const opened: Tag[] = []
   const problems: string[] = []
   const stack: string[] = []
-  for (const [tag, slash, name = '', rest = ''] of markup.matchAll(/<(\/?)([a-z][a-z0-9]*)([^>]*)>/gi)) {
+  for (const [tag, slash, name = '', rest = ''] of markup.matchAll(
+    /<(\/?)([a-z][a-z0-9]*)([^>]*)>/gi,
+  )) {
     if (slash) {
       if (stack.pop() !== name) problems.push(tag)
       continue

@@ -41,14 +41,19 @@ function load(agents: readonly Agent[]) {
   }
 }
 
-async function started(dataDir?: string): Promise<{ kernel: Kernel; client: Client; agents: Agent[] }> {
+async function started(
+  dataDir?: string,
+): Promise<{ kernel: Kernel; client: Client; agents: Agent[] }> {
   const kernel = await startKernel(UNLIMITED, dataDir === undefined ? {} : { dataDir })
   const client = new Client(kernel.baseUrl)
   return { kernel, client, agents: await client.registerAgents(3) }
 }
 
 /** One sentence, for who typed the command. */
-function expectRefusal(ended: { code: number | null; out: string; err: string }, message: string | RegExp): void {
+function expectRefusal(
+  ended: { code: number | null; out: string; err: string },
+  message: string | RegExp,
+): void {
   expect({ code: ended.code, out: ended.out }, ended.err).toEqual({ code: 2, out: '' })
   expect(ended.err).toMatch(message)
   expect(ended.err.trim().split('\n')).toHaveLength(1)
@@ -83,7 +88,8 @@ describe('backup', () => {
       await using again = await startKernel(UNLIMITED, { dataDir: restored })
       const verified = await runCommand(restored, 'verify')
       expect(verified.out + verified.err).toMatch(NOTHING_WRONG)
-      const get = (agent: Agent, path: string) => new Client(again.baseUrl).request('GET', path, { token: agent.token })
+      const get = (agent: Agent, path: string) =>
+        new Client(again.baseUrl).request('GET', path, { token: agent.token })
       for (const agent of agents) expect((await get(agent, '/v1/agents/me')).status).toBe(200)
       expect((await get(reader, '/v1/state/kept')).json).toMatchObject({ value: 'as it was' })
       const received = await get(recipient, '/v1/messages')
@@ -101,9 +107,15 @@ describe('backup', () => {
     await writeFile(taken, 'mine')
     expectRefusal(await runCommand(kernel.dataDir, 'backup', taken), `${taken} is there already`)
     expect(await readFile(taken, 'utf8')).toBe('mine')
-    expectRefusal(await runCommand(kernel.dataDir, 'backup', join(target, 'no', 'copy.db')), 'no copy was made')
+    expectRefusal(
+      await runCommand(kernel.dataDir, 'backup', join(target, 'no', 'copy.db')),
+      'no copy was made',
+    )
     expectRefusal(await runCommand(kernel.dataDir, 'backup', '/dev/full/x'), 'no copy was made')
-    expectRefusal(await runCommand(kernel.dataDir, 'backup'), 'backup takes the file, or the directory')
+    expectRefusal(
+      await runCommand(kernel.dataDir, 'backup'),
+      'backup takes the file, or the directory',
+    )
     const empty = await freshDataDirectory()
     expectRefusal(await runCommand(empty, 'backup', target), `there is no database in ${empty}`)
     expect(await readdir(empty)).toEqual([])
@@ -134,7 +146,11 @@ describe('verify', () => {
     await stop()
     expect(await kernel.stop()).toBe(0)
     // All is in the one file then, and what is built from its log in another.
-    expect((await readdir(kernel.dataDir)).toSorted()).toEqual(['lock', 'observation-1.db', 'tabulum.db'])
+    expect((await readdir(kernel.dataDir)).toSorted()).toEqual([
+      'lock',
+      'observation-1.db',
+      'tabulum.db',
+    ])
     const { code, out } = await runCommand(kernel.dataDir, 'verify')
     expect({ code, out }).toEqual({ code: 0, out: expect.stringMatching(NOTHING_WRONG) })
   })
@@ -142,7 +158,10 @@ describe('verify', () => {
   it('tells each difference, and exits with 1', { timeout: 600_000 }, async () => {
     const dataDir = await freshDataDirectory()
     {
-      await using kernel = await startKernel({ ...UNLIMITED, WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8' }, { dataDir })
+      await using kernel = await startKernel(
+        { ...UNLIMITED, WEBHOOK_ALLOW_CIDRS: '127.0.0.0/8' },
+        { dataDir },
+      )
       const client = new Client(kernel.baseUrl)
       const [one, two, three] = (await client.registerAgents(3)) as [Agent, Agent, Agent]
       const pushed = await client.registerAgent({ webhookUrl: 'https://127.0.0.1:9/' })
@@ -157,9 +176,18 @@ describe('verify', () => {
     expect(clean.out).toMatch(NOTHING_WRONG)
     const pull = 'select seq from queued_messages where via_webhook = 0 order by seq limit 1'
     for (const [change, told] of [
-      [`update state set value = x'33' where key = x'61'`, 'state: key a has another value than the log'],
-      [`update state set modified_by = 'tab_x' where key = x'61'`, 'state: key a has another value than the log'],
-      [`update state set seq = seq + 1000 where key = x'61'`, 'state: key a has another place than in the log'],
+      [
+        `update state set value = x'33' where key = x'61'`,
+        'state: key a has another value than the log',
+      ],
+      [
+        `update state set modified_by = 'tab_x' where key = x'61'`,
+        'state: key a has another value than the log',
+      ],
+      [
+        `update state set seq = seq + 1000 where key = x'61'`,
+        'state: key a has another place than in the log',
+      ],
       [`delete from state where key = x'61'`, 'state: key a is missing'],
       ['update state_usage set used_bytes = used_bytes + 1', 'capacity: used_bytes is 5'],
       ['update state_usage set key_count = 9', 'capacity: key_count is 9, there are 2'],
@@ -172,8 +200,14 @@ describe('verify', () => {
         'state: a block of level 2 counts 3 keys, there are 2',
       ],
       ['update registry_totals set agents = 7', 'registry: total is 7, there are 4'],
-      ['delete from agents where seq = (select min(seq) from agents)', 'is in the log but not active'],
-      ['update agents set seq = seq + 1000 where seq = (select max(seq) from agents)', 'has another place'],
+      [
+        'delete from agents where seq = (select min(seq) from agents)',
+        'is in the log but not active',
+      ],
+      [
+        'update agents set seq = seq + 1000 where seq = (select max(seq) from agents)',
+        'has another place',
+      ],
       [
         `update agents set operator_id = 'x' where seq = (select max(seq) from agents)`,
         'has another place or operator',
@@ -187,9 +221,18 @@ describe('verify', () => {
         `update queued_messages set recipient = 'tab_x' where seq = (${pull})`,
         'has another sequence number or recipient',
       ],
-      [`update queued_messages set seq = seq + 1000 where seq = (${pull})`, 'has another sequence number or recipient'],
-      [`update queued_messages set via_webhook = 1 where seq = (${pull})`, 'is to be pushed, but the log says'],
-      ['update queued_messages set via_webhook = 0 where via_webhook = 1', 'is in the pull queue, but the log says'],
+      [
+        `update queued_messages set seq = seq + 1000 where seq = (${pull})`,
+        'has another sequence number or recipient',
+      ],
+      [
+        `update queued_messages set via_webhook = 1 where seq = (${pull})`,
+        'is to be pushed, but the log says',
+      ],
+      [
+        'update queued_messages set via_webhook = 0 where via_webhook = 1',
+        'is in the pull queue, but the log says',
+      ],
       ['update webhook_lanes set pending = 3', 'counts 3, there are 1'],
       ['delete from webhook_lanes', 'counts 0, there are 1'],
       ['update webhook_lanes set next_at = null', 'waits in a lane that has been worked off'],
@@ -200,7 +243,8 @@ describe('verify', () => {
       const sqlite = new DatabaseSync(database(changed))
       expect(Number(sqlite.prepare(change).run().changes), change).toBeGreaterThan(0)
       sqlite.close()
-      // What the command says and ends with is looked at once: to start it for each takes most of a second.
+      // What the command says and ends with is looked at once: to start it for each takes most of a
+      // second.
       if (change === 'delete from operators') {
         const { code, out, err } = await runCommand(changed, 'verify')
         expect({ code, err }, change).toEqual({ code: 1, err: '' })
@@ -216,7 +260,9 @@ function differencesIn(file: string): string[] {
   const sqlite = openSqlite(file, { readOnly: true })
   const differences: string[] = []
   try {
-    verifySqlite(sqlite, readModels({ maxQueue: 10_000 }), (difference) => differences.push(difference))
+    verifySqlite(sqlite, readModels({ maxQueue: 10_000 }), (difference) =>
+      differences.push(difference),
+    )
   } finally {
     sqlite.connection.close()
   }
@@ -231,7 +277,9 @@ describe('tail', () => {
     await one.write('\u009b2J\u202e key', 'x'.repeat(1_000))
     const tail = startCommand(kernel.dataDir, ['tail'])
     const line = await tail.printed((out) => /^.*state_written.*$/m.exec(out)?.[0])
-    expect(line).toMatch(/^20\d\d-\S+Z \d+ state_written {5}tab_\S+ \{"key":"\\u009b2J\\u202e key","value":"x+…$/)
+    expect(line).toMatch(
+      /^20\d\d-\S+Z \d+ state_written {5}tab_\S+ \{"key":"\\u009b2J\\u202e key","value":"x+…$/,
+    )
     tail.child.kill('SIGTERM')
     await tail.ended
   })
@@ -246,7 +294,9 @@ describe('tail', () => {
     await one.write('after', '2')
     await tail.printed((out) => /"key":"after"/.exec(out)?.[0])
     const later = startCommand(kernel.dataDir, ['tail', last, '--json'])
-    const first = await later.printed((out) => (out.includes('\n') ? out.slice(0, out.indexOf('\n')) : undefined))
+    const first = await later.printed((out) =>
+      out.includes('\n') ? out.slice(0, out.indexOf('\n')) : undefined,
+    )
     expect(JSON.parse(first)).toMatchObject({ seq: Number(last) + 1, data: { key: 'after' } })
     expect(await kernel.events()).toHaveLength(Number(last) + 1)
     // As `tail | head` does.
@@ -286,20 +336,34 @@ describe('revoke', () => {
 
     const revoked = await runCommand(kernel.dataDir, 'revoke', one.address)
     expect(revoked).toMatchObject({ code: 0, err: '' })
-    await expect.poll(() => status(one, '/v1/agents/me'), { timeout: 5_000, interval: 50 }).toBe(401)
+    await expect
+      .poll(() => status(one, '/v1/agents/me'), { timeout: 5_000, interval: 50 })
+      .toBe(401)
     expect(await status(two, '/v1/agents/me')).toBe(200)
     expect(await status(operator, challenge)).toBe(200)
 
-    expect(await runCommand(kernel.dataDir, 'revoke', operator.id)).toMatchObject({ code: 0, err: '' })
+    expect(await runCommand(kernel.dataDir, 'revoke', operator.id)).toMatchObject({
+      code: 0,
+      err: '',
+    })
     await expect.poll(() => status(operator, challenge), { timeout: 5_000, interval: 50 }).toBe(401)
     expect(await status(other, challenge)).toBe(200)
     expect(await status(two, '/v1/agents/me')).toBe(200)
 
     // Again is no mistake; nobody is one.
     expect((await runCommand(kernel.dataDir, 'revoke', one.address)).code).toBe(0)
-    expectRefusal(await runCommand(kernel.dataDir, 'revoke', 'tab_nobody'), 'there is no agent tab_nobody')
-    expectRefusal(await runCommand(kernel.dataDir, 'revoke', operator.id.replace(/.$/, 'x')), 'there is no operator')
-    expectRefusal(await runCommand(kernel.dataDir, 'revoke'), 'revoke takes the address of an agent')
+    expectRefusal(
+      await runCommand(kernel.dataDir, 'revoke', 'tab_nobody'),
+      'there is no agent tab_nobody',
+    )
+    expectRefusal(
+      await runCommand(kernel.dataDir, 'revoke', operator.id.replace(/.$/, 'x')),
+      'there is no operator',
+    )
+    expectRefusal(
+      await runCommand(kernel.dataDir, 'revoke'),
+      'revoke takes the address of an agent',
+    )
 
     // Without a kernel, for the next one.
     expect(await kernel.stop()).toBe(0)
@@ -339,8 +403,13 @@ describe('maintain', () => {
     old()
     const { code, out } = await runCommand(dataDir, 'maintain')
     expect({ code, out }).toEqual({ code: 0, out: expect.stringMatching(done) })
-    expect((await runCommand(dataDir, 'maintain', 'challenges')).out).toMatch(/^challenges: done \(0 rows.*\n$/)
-    expectRefusal(await runCommand(dataDir, 'maintain', 'allotments'), 'embedded storage has no job "allotments"')
+    expect((await runCommand(dataDir, 'maintain', 'challenges')).out).toMatch(
+      /^challenges: done \(0 rows.*\n$/,
+    )
+    expectRefusal(
+      await runCommand(dataDir, 'maintain', 'allotments'),
+      'embedded storage has no job "allotments"',
+    )
   })
 })
 
@@ -370,8 +439,14 @@ describe('a data directory that cannot be used is refused by every command, and 
     await mkdir(join(dataDir, 'database'))
     await writeFile(join(dataDir, 'database', 'PG_VERSION'), '17\n')
     for (const command of COMMANDS) {
-      expectRefusal(await runCommand(dataDir, ...command), 'holds data of an earlier kind of embedded storage (PGlite)')
-      expect(await readdir(dataDir, { recursive: true }), command[0]).toEqual(['database', 'database/PG_VERSION'])
+      expectRefusal(
+        await runCommand(dataDir, ...command),
+        'holds data of an earlier kind of embedded storage (PGlite)',
+      )
+      expect(await readdir(dataDir, { recursive: true }), command[0]).toEqual([
+        'database',
+        'database/PG_VERSION',
+      ])
     }
   })
 
@@ -406,7 +481,10 @@ describe('a data directory that cannot be used is refused by every command, and 
     const later = new DatabaseSync(database(dataDir))
     later.exec('pragma user_version = 1000')
     later.close()
-    expectRefusal(await runCommand(dataDir, 'serve'), 'cannot be used: a later version of the kernel has used it')
+    expectRefusal(
+      await runCommand(dataDir, 'serve'),
+      'cannot be used: a later version of the kernel has used it',
+    )
   })
 
   it('a database with damaged pages', async () => {
@@ -418,7 +496,8 @@ describe('a data directory that cannot be used is refused by every command, and 
       expect(await kernel.stop()).toBe(0)
     }
     const file = await readFile(database(dataDir))
-    for (let page = 1; page < file.length / 4_096; page++) file.fill(0xa5, page * 4_096, page * 4_096 + 4_096)
+    for (let page = 1; page < file.length / 4_096; page++)
+      file.fill(0xa5, page * 4_096, page * 4_096 + 4_096)
     await writeFile(database(dataDir), file)
     for (const command of [
       ['serve'],
@@ -427,7 +506,10 @@ describe('a data directory that cannot be used is refused by every command, and 
       ['revoke', 'tab_x'],
       ['backup', join(dataDir, 'copy.db')],
     ]) {
-      expectRefusal(await runCommand(dataDir, ...command), 'cannot be used: database disk image is malformed')
+      expectRefusal(
+        await runCommand(dataDir, ...command),
+        'cannot be used: database disk image is malformed',
+      )
     }
     expect((await readdir(dataDir)).filter((name) => name.startsWith('copy'))).toEqual([])
   })

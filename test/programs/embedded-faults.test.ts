@@ -1,6 +1,17 @@
-/** Embedded storage on a disk that is full, and over files that are damaged or gone, while the kernel runs. */
+/**
+ * Embedded storage on a disk that is full, and over files that are damaged or gone, while the
+ * kernel runs.
+ */
 import { execFileSync } from 'node:child_process'
-import { copyFileSync, openSync, renameSync, rmSync, statSync, truncateSync, writeSync } from 'node:fs'
+import {
+  copyFileSync,
+  openSync,
+  renameSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeSync,
+} from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
@@ -29,7 +40,9 @@ function limitFiles(kernel: Kernel, bytes: number | 'unlimited'): void {
   execFileSync('prlimit', ['--pid', String(kernel.pid), `--fsize=${bytes}:unlimited`])
 }
 
-async function readiness(kernel: Kernel): Promise<{ status: string; parts: Record<string, string> }> {
+async function readiness(
+  kernel: Kernel,
+): Promise<{ status: string; parts: Record<string, string> }> {
   const answer = await fetch(`${kernel.internalUrl}/readyz`)
   return (await answer.json()) as { status: string; parts: Record<string, string> }
 }
@@ -75,7 +88,9 @@ describe('a full disk', () => {
     expectOutage(await one.trySend(three.address, 'secret-content'))
     expectOutage(await one.tryRemove('kept'))
     expectOutage(
-      await client.request('POST', '/v1/operators', { json: { contact_hash: 'secret-contact', accept_terms: true } }),
+      await client.request('POST', '/v1/operators', {
+        json: { contact_hash: 'secret-contact', accept_terms: true },
+      }),
     )
     expectOutage(await operator.request('GET', '/v1/agents/verification-challenge'))
     await expect
@@ -102,7 +117,11 @@ describe('a full disk', () => {
     for (const [key, value] of written) expect((await one.read(key)).value).toContain(`${value} `)
     expect(await two.receive()).toMatchObject({ messages: [], remaining: 0 })
     await expect
-      .poll(async () => (await kernel.events()).filter(({ type }) => type === 'message_delivered').length, WAIT)
+      .poll(
+        async () =>
+          (await kernel.events()).filter(({ type }) => type === 'message_delivered').length,
+        WAIT,
+      )
       .toBe(1)
 
     // A line for each reason, which are few, and one when it is over, of however many answers.
@@ -213,7 +232,11 @@ describe('the thread that writes', () => {
     ['ends', 'process.exit()', 'the thread that writes has ended'],
   ])('is missed where it %s', async (_what, body, reason) => {
     const ruin = Promise.withResolvers<Error>()
-    const writer = await SqliteWriter.open({ thread: thread(body), data: undefined, onRuin: ruin.resolve })
+    const writer = await SqliteWriter.open({
+      thread: thread(body),
+      data: undefined,
+      onRuin: ruin.resolve,
+    })
     await expect(writer.run('x', undefined as never)).rejects.toThrow(SqliteUnavailable)
     expect((await ruin.promise).message).toContain(reason)
     expect(writer.outage).toContain(reason)
@@ -221,11 +244,14 @@ describe('the thread that writes', () => {
   })
 
   it('that does not answer is an outage until it does', async () => {
-    const silent = 'if (!globalThis.asked) { globalThis.asked = true; setTimeout(answer, 3_000) } else answer(calls)'
+    const silent =
+      'if (!globalThis.asked) { globalThis.asked = true; setTimeout(answer, 3_000) } else answer(calls)'
     const body = `const answer = () => parentPort.postMessage({ outcomes: calls.map(() => ({ value: 1 })) }); ${silent}`
     const options = { thread: thread(body), data: undefined, onRuin: () => {}, deadlineMs: 1_000 }
     const writer = await SqliteWriter.open(options)
-    await expect(writer.run('x', undefined as never)).rejects.toThrow('the disk did not answer within 1 s')
+    await expect(writer.run('x', undefined as never)).rejects.toThrow(
+      'the disk did not answer within 1 s',
+    )
     expect(writer.outage).toContain('the disk did not answer within 1 s')
     await expect(writer.run('x', undefined as never)).rejects.toThrow(SqliteUnavailable)
     await expect.poll(() => writer.outage, WAIT).toBeUndefined()
@@ -267,8 +293,10 @@ describe('bounds', () => {
     const answers = await Promise.all(
       Array.from({ length: 60 }, (_, index) => (index % 2 ? one : two).tryWrite(`${index}`, value)),
     )
-    // 360 MB take more than the 30 s that a request may on a machine that is busy with other things.
-    for (const answer of answers) if (answer.status !== 200 && answer.status !== 408) expectOutage(answer)
+    // 360 MB take more than the 30 s that a request may on a machine that is busy with other
+    // things.
+    for (const answer of answers)
+      if (answer.status !== 200 && answer.status !== 408) expectOutage(answer)
     const written = answers.filter(({ status }) => status === 200).length
     expect(written).toBeGreaterThan(0)
     const peak = await peakMiB(kernel)
@@ -298,7 +326,9 @@ it('what was acknowledged under load before SIGTERM is there afterwards', async 
       }
     }),
   )
-  await expect.poll(() => [...written.values()].every((round) => Number(round) > 3) && written.size, WAIT).toBe(24)
+  await expect
+    .poll(() => [...written.values()].every((round) => Number(round) > 3) && written.size, WAIT)
+    .toBe(24)
   isStopping = true
   expect(await kernel.stop()).toBe(0)
   await Promise.all(working)
@@ -307,7 +337,10 @@ it('what was acknowledged under load before SIGTERM is there afterwards', async 
   for (const [key, value] of written) {
     const answer = await client.request('GET', keyPath(key), { token: agents[0].token })
     // One more may have been done whose answer did not come.
-    expect(Number((answer.json as { value: string }).value)).toBeOneOf([Number(value), Number(value) + 1])
+    expect(Number((answer.json as { value: string }).value)).toBeOneOf([
+      Number(value),
+      Number(value) + 1,
+    ])
   }
   expect((await runCommand(kernel.dataDir, 'verify')).out).toContain('no differences')
 })
@@ -317,12 +350,16 @@ it('pages of the log under load: each event once, in order, whatever the limit',
   await using _ = kernel
   let isOver = false
   const working = agents.map(async (agent) => {
-    for (let round = 0; !isOver; round++) await agent.write(`${agent.address}/${round % 10}`, 'x'.repeat(20_000))
+    for (let round = 0; !isOver; round++)
+      await agent.write(`${agent.address}/${round % 10}`, 'x'.repeat(20_000))
   })
   const page = async (query: string) => {
     const answer = await fetch(`${kernel.internalUrl}/events${query}`)
     const text = await answer.text()
-    return { status: answer.status, seqs: text.split('\n').flatMap((line) => (line ? JSON.parse(line).seq : [])) }
+    return {
+      status: answer.status,
+      seqs: text.split('\n').flatMap((line) => (line ? JSON.parse(line).seq : [])),
+    }
   }
   await expect.poll(async () => (await kernel.events()).length, WAIT).toBeGreaterThan(60)
   for (const limit of [1, 7, 1_000]) {
@@ -338,7 +375,13 @@ it('pages of the log under load: each event once, in order, whatever the limit',
   }
   expect(await page('?limit=0')).toEqual({ status: 200, seqs: [] })
   expect(await page('?since=999999999999999')).toEqual({ status: 200, seqs: [] })
-  for (const query of ['?since=-1', '?since=x', '?limit=1.5', '?limit=', `?since=${'9'.repeat(16)}`]) {
+  for (const query of [
+    '?since=-1',
+    '?since=x',
+    '?limit=1.5',
+    '?limit=',
+    `?since=${'9'.repeat(16)}`,
+  ]) {
     const answer = await fetch(`${kernel.internalUrl}/events${query}`)
     expect(answer.status, query).toBe(400)
   }
@@ -362,7 +405,9 @@ it('a queue holds its newest messages, and the log all', async () => {
   expect(first.remaining).toBe(199)
   const held = [...first.messages, ...(await two.receiveAll())].map(({ message_id }) => message_id)
   expect(held).toHaveLength(200)
-  const log = (await kernel.events()).filter(({ type }) => type === 'message_sent').map(({ data }) => data.message_id)
+  const log = (await kernel.events())
+    .filter(({ type }) => type === 'message_sent')
+    .map(({ data }) => data.message_id)
   expect(log.toSorted()).toEqual(ids.toSorted())
   expect(held).toEqual(log.slice(SENT - 200))
   expect((await client.request('GET', '/v1/health')).status).toBe(200)

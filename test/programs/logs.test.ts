@@ -26,19 +26,32 @@ it('logs hold no token, no content, no key and no answer, whatever agents do; bu
   }
 
   const json = (body: unknown, token?: string) => ({ json: body, token })
-  const operator = await request('POST', '/v1/operators', json({ contact_hash: hidden('contact'), accept_terms: true }))
+  const operator = await request(
+    'POST',
+    '/v1/operators',
+    json({ contact_hash: hidden('contact'), accept_terms: true }),
+  )
   const { api_key: operatorToken } = operator.json as { api_key: string }
-  await request('POST', '/v1/operators', json({ contact_hash: hidden('contact'), accept_terms: hidden('terms') }))
+  await request(
+    'POST',
+    '/v1/operators',
+    json({ contact_hash: hidden('contact'), accept_terms: hidden('terms') }),
+  )
 
   const registration = new Client(kernel.baseUrl)
   const [one, two] = await registration.registerAgents(2)
   if (!one || !two) throw new Error('nobody registered')
   secrets.push(operatorToken, one.token, two.token)
-  const challenge = await request('GET', '/v1/agents/verification-challenge', { token: operatorToken })
+  const challenge = await request('GET', '/v1/agents/verification-challenge', {
+    token: operatorToken,
+  })
   const { challenge_id } = challenge.json as { challenge_id: string }
   const verification = { verification_response: { challenge_id, response: hidden('response') } }
   await request('POST', '/v1/agents', json(verification, operatorToken))
-  const webhook = { ...verification, webhook_url: `https://user:${hidden('password')}@10.0.0.1/${hidden('path')}` }
+  const webhook = {
+    ...verification,
+    webhook_url: `https://user:${hidden('password')}@10.0.0.1/${hidden('path')}`,
+  }
   await request('POST', '/v1/agents', json(webhook, operatorToken))
   await request(
     'POST',
@@ -47,18 +60,30 @@ it('logs hold no token, no content, no key and no answer, whatever agents do; bu
   )
 
   const { token } = one
-  await request('POST', '/v1/messages', json({ to: two.address, content: hidden('content') }, token))
+  await request(
+    'POST',
+    '/v1/messages',
+    json({ to: two.address, content: hidden('content') }, token),
+  )
   await request('POST', '/v1/messages', {
     ...json({ to: two.address, content: hidden('content') }, token),
     headers: { 'Idempotency-Key': hidden('idempotency') },
   })
-  await request('POST', '/v1/messages', json({ to: hidden('recipient'), content: hidden('content') }, token))
+  await request(
+    'POST',
+    '/v1/messages',
+    json({ to: hidden('recipient'), content: hidden('content') }, token),
+  )
   await request(
     'POST',
     '/v1/messages',
     json({ to: two.address, content: { [hidden('field')]: hidden('value') } }, token),
   )
-  await request('POST', '/v1/messages', json({ to: two.address, content: hidden('long').repeat(2_000) }, token))
+  await request(
+    'POST',
+    '/v1/messages',
+    json({ to: two.address, content: hidden('long').repeat(2_000) }, token),
+  )
   await request('GET', '/v1/messages', { token: two.token })
 
   const key = hidden('key')
@@ -66,8 +91,16 @@ it('logs hold no token, no content, no key and no answer, whatever agents do; bu
   await request('GET', keyPath(key), { token })
   await request('PUT', keyPath(hidden('key')), json({ value: hidden('full').repeat(100) }, token))
   await request('PUT', keyPath(hidden('key').repeat(30)), json({ value: '' }, token))
-  await request('PUT', keyPath(hidden('key')), json({ value: hidden('large').repeat(30_000) }, token))
-  await request('GET', `/v1/state?prefix=${percentEncode(key.slice(0, 30))}&cursor=${hidden('cursor')}`, { token })
+  await request(
+    'PUT',
+    keyPath(hidden('key')),
+    json({ value: hidden('large').repeat(30_000) }, token),
+  )
+  await request(
+    'GET',
+    `/v1/state?prefix=${percentEncode(key.slice(0, 30))}&cursor=${hidden('cursor')}`,
+    { token },
+  )
   await request('GET', '/v1/state/_capacity', { token })
   await request('DELETE', keyPath(key), { token })
   await request('DELETE', keyPath(hidden('key')), { token })
@@ -75,7 +108,10 @@ it('logs hold no token, no content, no key and no answer, whatever agents do; bu
 
   // Secrets where they do not belong.
   const body = { headers: { 'Content-Type': 'application/json' }, token }
-  await request('PUT', keyPath('malformed'), { ...body, body: `{"value": "${hidden('value')}", ${token}` })
+  await request('PUT', keyPath('malformed'), {
+    ...body,
+    body: `{"value": "${hidden('value')}", ${token}`,
+  })
   await request('PUT', keyPath('not utf8'), {
     ...body,
     body: Buffer.concat([Buffer.from(hidden('value')), Buffer.of(0xff)]),
@@ -87,12 +123,20 @@ it('logs hold no token, no content, no key and no answer, whatever agents do; bu
   })
   await request('GET', `/v1/${hidden('route')}?token=${token}`, { token })
   await request('GET', `/v1/state/${token}%zz`, { token })
-  await request('GET', '/v1/agents/me', { headers: { Authorization: `Basic ${hidden('credentials')}` } })
+  await request('GET', '/v1/agents/me', {
+    headers: { Authorization: `Basic ${hidden('credentials')}` },
+  })
   await request('GET', '/v1/agents/me', { token: `${token.slice(0, -1)}x` })
   await request('GET', '/v1/agents/me', { token: operatorToken })
-  await request('GET', '/v1/agents/me', { token: `at_live_${'0'.repeat(64)}`, headers: { Cookie: hidden('cookie') } })
+  await request('GET', '/v1/agents/me', {
+    token: `at_live_${'0'.repeat(64)}`,
+    headers: { Cookie: hidden('cookie') },
+  })
   await request('PATCH', keyPath(hidden('key')), { token })
-  await request('OPTIONS', '/v1/messages', { token, headers: { 'X-Forwarded-For': hidden('forwarded') } })
+  await request('OPTIONS', '/v1/messages', {
+    token,
+    headers: { 'X-Forwarded-For': hidden('forwarded') },
+  })
   for (let index = 0; index < 5; index++) await request('GET', '/v1/agents/me', { token })
 
   expect(await kernel.stop()).toBe(0)
@@ -112,7 +156,8 @@ it('logs hold no token, no content, no key and no answer, whatever agents do; bu
     .split('\n')
     .flatMap((line) => (line.startsWith('{') ? [JSON.parse(line) as Record<string, unknown>] : []))
   const ours = lines.filter(({ msg }) => msg === 'request')
-  // The two agents took an operator's registration and two requests each; the start's health checks are lines as well.
+  // The two agents took an operator's registration and two requests each; the start's health checks
+  // are lines as well.
   const others = ours.filter(({ route }) => route === '/v1/health').length
   expect(ours).toHaveLength(requests + 5 + others)
   for (const line of ours) {
@@ -124,12 +169,26 @@ it('logs hold no token, no content, no key and no answer, whatever agents do; bu
     })
   }
   expect(ours).toContainEqual(
-    expect.objectContaining({ method: 'PUT', route: '/v1/state/{key}', status: 507, agent: one.address }),
+    expect.objectContaining({
+      method: 'PUT',
+      route: '/v1/state/{key}',
+      status: 507,
+      agent: one.address,
+    }),
   )
   expect(ours).toContainEqual(
-    expect.objectContaining({ method: 'GET', route: '/v1/messages', status: 200, agent: two.address }),
+    expect.objectContaining({
+      method: 'GET',
+      route: '/v1/messages',
+      status: 200,
+      agent: two.address,
+    }),
   )
-  expect(ours).toContainEqual(expect.objectContaining({ method: 'GET', route: 'unknown', status: 404 }))
+  expect(ours).toContainEqual(
+    expect.objectContaining({ method: 'GET', route: 'unknown', status: 404 }),
+  )
   expect(ours).toContainEqual(expect.objectContaining({ route: '/v1/agents/me', status: 401 }))
-  expect(ours).toContainEqual(expect.objectContaining({ route: '/v1/agents/me', status: 429, agent: one.address }))
+  expect(ours).toContainEqual(
+    expect.objectContaining({ route: '/v1/agents/me', status: 429, agent: one.address }),
+  )
 })

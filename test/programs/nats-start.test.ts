@@ -1,4 +1,7 @@
-/** `deploy/nats/start.sh` and `alive.sh` on a stand-in for the server: when it is ended, and when it is not. */
+/**
+ * `deploy/nats/start.sh` and `alive.sh` on a stand-in for the server: when it is ended, and when it
+ * is not.
+ */
 import { spawn } from 'node:child_process'
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
@@ -17,10 +20,14 @@ async function start(initially: { started?: boolean; jetStream?: boolean } = {})
   const directory = mkdtempSync(join(tmpdir(), 'nats-start-'))
   onTestFinished(() => rmSync(directory, { recursive: true }))
   const server = join(directory, 'nats-server')
-  writeFileSync(server, '#!/bin/sh\necho "runs $*"\ntrap "exit 7" TERM\nwhile :; do sleep 0.05; done\n')
+  writeFileSync(
+    server,
+    '#!/bin/sh\necho "runs $*"\ntrap "exit 7" TERM\nwhile :; do sleep 0.05; done\n',
+  )
   chmodSync(server, 0o755)
   installNc(directory)
-  // As nats-server answers: whether it takes clients, whether it has JetStream, and what else is wrong.
+  // As nats-server answers: whether it takes clients, whether it has JetStream, and what else is
+  // wrong.
   const health = { started: true, jetStream: true, error: '', asked: 0, ...initially }
   const monitor = createServer(({ url = '' }, response) => {
     health.asked++
@@ -59,7 +66,10 @@ async function start(initially: { started?: boolean; jetStream?: boolean } = {})
 }
 
 test('a server that is reading its log at the start is left alone; one whose JetStream went off is ended', async () => {
-  const { child, health, said, ended, askedAgain } = await start({ started: false, jetStream: false })
+  const { child, health, said, ended, askedAgain } = await start({
+    started: false,
+    jetStream: false,
+  })
   await askedAgain(2 * TIMES)
   expect(child.exitCode).toBeNull()
   expect(said.out).toBe('runs --config x.conf\n')

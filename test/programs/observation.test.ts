@@ -1,4 +1,7 @@
-/** The observation service of `serve`: what becomes of read models that are damaged, and what it shows of a key that was removed. */
+/**
+ * The observation service of `serve`: what becomes of read models that are damaged, and what it
+ * shows of a key that was removed.
+ */
 import { open, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { expect, it, vi } from 'vitest'
@@ -40,7 +43,9 @@ it('read models that are damaged are built anew, and agents notice nothing', asy
       const answer = await fetch(`${again.observeUrl}${path}`)
       expect(await answer.json()).toEqual(before)
     }, WAIT)
-    expect((await runCommand(dataDir, 'verify')).out).toMatch(/^Compared the observation, .*\n.*no differences/)
+    expect((await runCommand(dataDir, 'verify')).out).toMatch(
+      /^Compared the observation, .*\n.*no differences/,
+    )
     expect((await readdir(dataDir)).filter((name) => name.endsWith('.db')).sort()).toEqual([
       'observation-1.db',
       'tabulum.db',
@@ -54,7 +59,16 @@ it('of a key that was removed the redaction is shown at every place that it had 
   await using kernel = await startKernel()
   const agent = await new Client(kernel.baseUrl).registerAgent()
   await agent.write('bad', 'illegal')
-  const removed = await runCommand(kernel.dataDir, 'remove', 'state', '--key', 'bad', '--reason', 'court', '--yes')
+  const removed = await runCommand(
+    kernel.dataDir,
+    'remove',
+    'state',
+    '--key',
+    'bad',
+    '--reason',
+    'court',
+    '--yes',
+  )
   expect(removed.code, removed.err).toBe(0)
   const ask = async (query: string) => {
     const answer = await fetch(`${kernel.observeUrl}/observe/state/bad${query}`)
@@ -63,7 +77,12 @@ it('of a key that was removed the redaction is shown at every place that it had 
   const events = await kernel.events()
   const seqOf = (wanted: string) => events.find(({ type }) => type === wanted)?.seq as number
   const shown = { key: 'bad', value: REDACTED, redacted: true, reason: 'court' }
-  for (const query of ['', `?at=${seqOf('state_written')}`, `?at=${seqOf('state_key_removed')}`, '?at=999999']) {
+  for (const query of [
+    '',
+    `?at=${seqOf('state_written')}`,
+    `?at=${seqOf('state_key_removed')}`,
+    '?at=999999',
+  ]) {
     expect(await ask(query), query).toMatchObject({ status: 200, json: shown })
   }
   expect((await ask(`?at=${seqOf('state_written') - 1}`)).status).toBe(404)

@@ -1,4 +1,7 @@
-/** `observe --rebuild` on embedded storage, beside a kernel that serves observers: what they see does not go back. */
+/**
+ * `observe --rebuild` on embedded storage, beside a kernel that serves observers: what they see
+ * does not go back.
+ */
 import { readdir } from 'node:fs/promises'
 import { expect, it, vi } from 'vitest'
 import { type Agent, Client } from '../../lab/client.ts'
@@ -35,7 +38,9 @@ it('the service goes on with those that were built, as far as it was, and they a
     expect(rebuilt.code, rebuilt.err).toBe(0)
     // Those before are removed by whoever goes on with the new ones.
     await vi.waitFor(async () => {
-      const files = (await readdir(kernel.dataDir)).filter((name) => /^observation-\d+\.db$/.test(name))
+      const files = (await readdir(kernel.dataDir)).filter((name) =>
+        /^observation-\d+\.db$/.test(name),
+      )
       expect(files).toEqual([`observation-${times + 2}.db`])
     }, WAIT)
   }
@@ -49,7 +54,9 @@ it('the service goes on with those that were built, as far as it was, and they a
   await watcher.stop()
   expect(watcher.seen).toEqual(sent)
   const verified = await runCommand(kernel.dataDir, 'verify')
-  expect(verified.out).toMatch(/^Compared the observation, \d+ events, up to \d+\.\n.*: no differences\.\n$/)
+  expect(verified.out).toMatch(
+    /^Compared the observation, \d+ events, up to \d+\.\n.*: no differences\.\n$/,
+  )
   // Nothing is complained of.
   expect(kernel.output()).not.toContain('"level"')
 })

@@ -29,7 +29,9 @@ const client = new Client(kernel.baseUrl)
 /** JSON Schema 2020-12, as far as `z.fromJSONSchema` reads it. */
 const jsonSchema = z.record(z.string(), z.unknown())
 const header = z.strictObject({ description: z.string().min(1), schema: jsonSchema })
-const json = z.strictObject({ 'application/json': z.strictObject({ schema: jsonSchema, example: z.unknown() }) })
+const json = z.strictObject({
+  'application/json': z.strictObject({ schema: jsonSchema, example: z.unknown() }),
+})
 const response = z.strictObject({
   description: z.string().min(1),
   headers: z.record(z.string(), header).optional(),
@@ -62,12 +64,19 @@ const document = z.strictObject({
   }),
   paths: z.record(
     z.string().regex(/^\/v1\//),
-    z.partialRecord(z.enum(['get', 'put', 'post', 'delete', 'options', 'head', 'patch', 'trace']), operation),
+    z.partialRecord(
+      z.enum(['get', 'put', 'post', 'delete', 'options', 'head', 'patch', 'trace']),
+      operation,
+    ),
   ),
   components: z.strictObject({
     securitySchemes: z.record(
       z.string(),
-      z.strictObject({ type: z.literal('http'), scheme: z.literal('bearer'), description: z.string() }),
+      z.strictObject({
+        type: z.literal('http'),
+        scheme: z.literal('bearer'),
+        description: z.string(),
+      }),
     ),
   }),
 })
@@ -75,70 +84,93 @@ const document = z.strictObject({
 const answer = await client.request('GET', '/v1/openapi.json')
 const parsed = document.safeParse(answer.status === 200 ? answer.json : undefined)
 const operations = Object.entries(parsed.data?.paths ?? {}).flatMap(([path, methods]) =>
-  Object.entries(methods).map(([method, definition]) => ({ method: method.toUpperCase(), path, ...definition })),
+  Object.entries(methods).map(([method, definition]) => ({
+    method: method.toUpperCase(),
+    path,
+    ...definition,
+  })),
 )
 const byId = new Map(operations.map((entry) => [entry.operationId, entry]))
 
-/** What the contract says of each endpoint: its method and path, and the statuses that it may answer with. */
-const CONTRACT: Record<string, { endpoint: string; statuses: number[]; level?: 'operator' | 'agent'; limited?: true }> =
-  {
-    getHealth: { endpoint: 'GET /v1/health', statuses: [200] },
-    registerOperator: { endpoint: 'POST /v1/operators', statuses: [201, 400, 413, 415, 429, 500, 503], limited: true },
-    getChallenge: {
-      endpoint: 'GET /v1/agents/verification-challenge',
-      statuses: [200, 401, 500, 503],
-      level: 'operator',
-    },
-    registerAgent: {
-      endpoint: 'POST /v1/agents',
-      statuses: [201, 400, 401, 403, 413, 415, 500, 503],
-      level: 'operator',
-    },
-    getMe: { endpoint: 'GET /v1/agents/me', statuses: [200, 401, 429, 500, 503], level: 'agent', limited: true },
-    listAgents: {
-      endpoint: 'GET /v1/registry',
-      statuses: [200, 400, 401, 429, 500, 503],
-      level: 'agent',
-      limited: true,
-    },
-    sendMessage: {
-      endpoint: 'POST /v1/messages',
-      statuses: [202, 400, 401, 404, 413, 415, 429, 500, 503],
-      level: 'agent',
-      limited: true,
-    },
-    receiveMessages: {
-      endpoint: 'GET /v1/messages',
-      statuses: [200, 401, 429, 500, 503],
-      level: 'agent',
-      limited: true,
-    },
-    listKeys: { endpoint: 'GET /v1/state', statuses: [200, 400, 401, 429, 500, 503], level: 'agent', limited: true },
-    getCapacity: {
-      endpoint: 'GET /v1/state/_capacity',
-      statuses: [200, 401, 429, 500, 503],
-      level: 'agent',
-      limited: true,
-    },
-    readState: {
-      endpoint: 'GET /v1/state/{key}',
-      statuses: [200, 400, 401, 404, 429, 500, 503],
-      level: 'agent',
-      limited: true,
-    },
-    writeState: {
-      endpoint: 'PUT /v1/state/{key}',
-      statuses: [200, 400, 401, 413, 415, 429, 500, 503, 507],
-      level: 'agent',
-      limited: true,
-    },
-    deleteState: {
-      endpoint: 'DELETE /v1/state/{key}',
-      statuses: [200, 400, 401, 404, 429, 500, 503],
-      level: 'agent',
-      limited: true,
-    },
-  }
+/**
+ * What the contract says of each endpoint: its method and path, and the statuses that it may answer
+ * with.
+ */
+const CONTRACT: Record<
+  string,
+  { endpoint: string; statuses: number[]; level?: 'operator' | 'agent'; limited?: true }
+> = {
+  getHealth: { endpoint: 'GET /v1/health', statuses: [200] },
+  registerOperator: {
+    endpoint: 'POST /v1/operators',
+    statuses: [201, 400, 413, 415, 429, 500, 503],
+    limited: true,
+  },
+  getChallenge: {
+    endpoint: 'GET /v1/agents/verification-challenge',
+    statuses: [200, 401, 500, 503],
+    level: 'operator',
+  },
+  registerAgent: {
+    endpoint: 'POST /v1/agents',
+    statuses: [201, 400, 401, 403, 413, 415, 500, 503],
+    level: 'operator',
+  },
+  getMe: {
+    endpoint: 'GET /v1/agents/me',
+    statuses: [200, 401, 429, 500, 503],
+    level: 'agent',
+    limited: true,
+  },
+  listAgents: {
+    endpoint: 'GET /v1/registry',
+    statuses: [200, 400, 401, 429, 500, 503],
+    level: 'agent',
+    limited: true,
+  },
+  sendMessage: {
+    endpoint: 'POST /v1/messages',
+    statuses: [202, 400, 401, 404, 413, 415, 429, 500, 503],
+    level: 'agent',
+    limited: true,
+  },
+  receiveMessages: {
+    endpoint: 'GET /v1/messages',
+    statuses: [200, 401, 429, 500, 503],
+    level: 'agent',
+    limited: true,
+  },
+  listKeys: {
+    endpoint: 'GET /v1/state',
+    statuses: [200, 400, 401, 429, 500, 503],
+    level: 'agent',
+    limited: true,
+  },
+  getCapacity: {
+    endpoint: 'GET /v1/state/_capacity',
+    statuses: [200, 401, 429, 500, 503],
+    level: 'agent',
+    limited: true,
+  },
+  readState: {
+    endpoint: 'GET /v1/state/{key}',
+    statuses: [200, 400, 401, 404, 429, 500, 503],
+    level: 'agent',
+    limited: true,
+  },
+  writeState: {
+    endpoint: 'PUT /v1/state/{key}',
+    statuses: [200, 400, 401, 413, 415, 429, 500, 503, 507],
+    level: 'agent',
+    limited: true,
+  },
+  deleteState: {
+    endpoint: 'DELETE /v1/state/{key}',
+    statuses: [200, 400, 401, 404, 429, 500, 503],
+    level: 'agent',
+    limited: true,
+  },
+}
 const CODES: Record<number, string> = {
   400: 'bad_request',
   401: 'unauthorized',
@@ -171,13 +203,16 @@ describe('the document', () => {
 
   it('has just the endpoints of the contract, under ids of their own', () => {
     const expected = Object.entries(CONTRACT).map(([id, { endpoint }]) => `${id}: ${endpoint}`)
-    expect(operations.map(({ operationId, method, path }) => `${operationId}: ${method} ${path}`).sort()).toEqual(
-      expected.sort(),
-    )
+    expect(
+      operations.map(({ operationId, method, path }) => `${operationId}: ${method} ${path}`).sort(),
+    ).toEqual(expected.sort())
   })
 
   it('names the contract version that /v1/health names', async () => {
-    const health = (await client.request('GET', '/v1/health')).as(200, z.object({ version: z.string() }))
+    const health = (await client.request('GET', '/v1/health')).as(
+      200,
+      z.object({ version: z.string() }),
+    )
     expect(parsed.data?.info.version).toBe(health.version)
   })
 
@@ -185,7 +220,8 @@ describe('the document', () => {
     const defined = Object.keys(parsed.data?.components.securitySchemes ?? {})
     expect(defined.sort()).toEqual(['agent', 'operator'])
     for (const { security } of operations) {
-      for (const name of security.flatMap((requirement) => Object.keys(requirement))) expect(defined).toContain(name)
+      for (const name of security.flatMap((requirement) => Object.keys(requirement)))
+        expect(defined).toContain(name)
     }
   })
 })
@@ -225,9 +261,13 @@ describe.each(Object.entries(CONTRACT))('%s', (id, { statuses, level, limited })
   it('has rate-limit headers where it is limited, and Retry-After where one should wait', () => {
     for (const [status, { headers = {} }] of responses) {
       const names = Object.keys(headers)
-      if (!limited) expect(names, status).not.toEqual(expect.arrayContaining([expect.stringMatching(/^X-RateLimit/)]))
+      if (!limited)
+        expect(names, status).not.toEqual(
+          expect.arrayContaining([expect.stringMatching(/^X-RateLimit/)]),
+        )
       // Who is not known has no bucket.
-      else if (status !== '401') expect(names, status).toEqual(expect.arrayContaining(LIMIT_HEADERS))
+      else if (status !== '401')
+        expect(names, status).toEqual(expect.arrayContaining(LIMIT_HEADERS))
       expect(names.includes('Retry-After'), status).toBe(status === '429' || status === '503')
     }
   })
@@ -242,7 +282,9 @@ describe('a running kernel answers as the document says', () => {
   })
 
   /** One request, given an agent that has not done anything yet. */
-  type Probe = (agent: Agent) => Promise<[path: string, options: RequestOptions]> | [string, RequestOptions]
+  type Probe = (
+    agent: Agent,
+  ) => Promise<[path: string, options: RequestOptions]> | [string, RequestOptions]
 
   const asOperator = (path: string, options: RequestOptions = {}): Probe => {
     return () => [path, { token: operator.token, ...options }]
@@ -254,7 +296,10 @@ describe('a running kernel answers as the document says', () => {
     return async () => {
       const { challenge_id, challenge_data } = await operator.challenge()
       const verification = { challenge_id, response: response ?? solvePipeline(challenge_data) }
-      return ['/v1/agents', { token: operator.token, json: { verification_response: verification } }]
+      return [
+        '/v1/agents',
+        { token: operator.token, json: { verification_response: verification } },
+      ]
     }
   }
   const headers = { 'Content-Type': 'application/json' }
@@ -287,7 +332,10 @@ describe('a running kernel answers as the document says', () => {
       400: [
         asOperator('/v1/agents', { json: {} }),
         asOperator('/v1/agents', {
-          json: { verification_response: { challenge_id: 'x', response: 'x' }, webhook_url: 'http://127.0.0.1/' },
+          json: {
+            verification_response: { challenge_id: 'x', response: 'x' },
+            webhook_url: 'http://127.0.0.1/',
+          },
         }),
       ],
       401: [() => ['/v1/agents', { json: {} }]],
@@ -311,7 +359,11 @@ describe('a running kernel answers as the document says', () => {
         ({ token }) => ['/v1/messages', { token, json: { to: peer.address, content: 'hello' } }],
         ({ token }) => [
           '/v1/messages',
-          { token, json: { to: peer.address, content: 'hello' }, headers: { 'Idempotency-Key': 'one' } },
+          {
+            token,
+            json: { to: peer.address, content: 'hello' },
+            headers: { 'Idempotency-Key': 'one' },
+          },
         ],
       ],
       400: [asAgent('/v1/messages', { json: { to: 'x', content: '' } })],
@@ -357,9 +409,15 @@ describe('a running kernel answers as the document says', () => {
     },
     writeState: {
       200: [asAgent('/v1/state/written', { json: { value: '' } })],
-      400: [asAgent('/v1/state/written', { json: {} }), asAgent('/v1/state/_capacity', { json: { value: 'x' } })],
+      400: [
+        asAgent('/v1/state/written', { json: {} }),
+        asAgent('/v1/state/_capacity', { json: { value: 'x' } }),
+      ],
       401: [asAgent('/v1/state/written', { ...noToken, json: { value: 'x' } })],
-      413: [asAgent('/v1/state/written', { json: { value: 'x'.repeat(1_048_577) } }), asAgent('/v1/state/x', tooLarge)],
+      413: [
+        asAgent('/v1/state/written', { json: { value: 'x'.repeat(1_048_577) } }),
+        asAgent('/v1/state/x', tooLarge),
+      ],
       415: [asAgent('/v1/state/written', notJson)],
       429: [asAgent('/v1/state/written', { json: {} })],
       507: [asAgent('/v1/state/written', { json: { value: 'x'.repeat(CAPACITY + 1) } })],
@@ -388,7 +446,9 @@ describe('a running kernel answers as the document says', () => {
   })
 
   const cases = Object.entries(PROBES).flatMap(([id, probes]) =>
-    Object.entries(probes).flatMap(([status, list]) => list.map((probe) => ({ id, status: Number(status), probe }))),
+    Object.entries(probes).flatMap(([status, list]) =>
+      list.map((probe) => ({ id, status: Number(status), probe })),
+    ),
   )
   it.each(cases)('$id: $status', async ({ id, status, probe }) => {
     const entry = byId.get(id)

@@ -22,7 +22,8 @@ beforeAll(async () => {
   for (let index = 0; index < 7; index++) agents.push(await client.registerAgent())
   const [hub, ...others] = agents
   for (const [index, other] of others.slice(0, 5).entries()) {
-    for (let times = 0; times < 6 - index; times++) await hub?.send(other.address, `message ${times}`)
+    for (let times = 0; times < 6 - index; times++)
+      await hub?.send(other.address, `message ${times}`)
     await other.send(hub?.address ?? '', 'answer')
   }
   await others[1]?.send(others[2]?.address ?? '', 'past the hub')
@@ -145,7 +146,8 @@ it('is moved and zoomed by keys, buttons, wheel and mouse, and shown whole again
   await page.mouse.wheel(0, -200)
   await page.mouse.wheel(0, -200)
   await pointsAt({ x: place.x + 10, y: place.y + 50 }, addressOf(0))
-  for (const name of ['Nearer', 'Farther', 'Show all']) await page.getByRole('button', { name, exact: true }).click()
+  for (const name of ['Nearer', 'Farther', 'Show all'])
+    await page.getByRole('button', { name, exact: true }).click()
   await page.mouse.move(0, 0)
   await pointed('7 agents, 11 connections')
 })
@@ -206,7 +208,10 @@ it('draws ten thousand agents and fifty thousand pairs', async () => {
   const large = await browser.open()
   onTestFinished(() => large.close())
   await large.route('**/observe/network?**', (route) =>
-    route.fulfill({ contentType: 'application/json', body: JSON.stringify(largeNetwork(10_000, 50_000)) }),
+    route.fulfill({
+      contentType: 'application/json',
+      body: JSON.stringify(largeNetwork(10_000, 50_000)),
+    }),
   )
   await large.goto(`${kernel.observeUrl}/#/network`)
   await large.locator('.stage[data-drawn][data-agents="10000"]').waitFor()
@@ -219,16 +224,19 @@ it('draws ten thousand agents and fifty thousand pairs', async () => {
     .waitFor()
 })
 
-it.each(['light', 'dark'] as const)('keeps nobody out, %s, and fits a phone', async (colorScheme) => {
-  await page.emulateMedia({ colorScheme })
-  for (const parameters of ['', `?agent=${addressOf(0)}`]) {
-    await show(parameters)
-    expect(await violationsOn(page), parameters).toEqual([])
-    await page.setViewportSize({ width: 320, height: 640 })
-    expect(await overflowOf(page), parameters).toBe(0)
-    await page.setViewportSize({ width: 1280, height: 800 })
-  }
-})
+it.each(['light', 'dark'] as const)(
+  'keeps nobody out, %s, and fits a phone',
+  async (colorScheme) => {
+    await page.emulateMedia({ colorScheme })
+    for (const parameters of ['', `?agent=${addressOf(0)}`]) {
+      await show(parameters)
+      expect(await violationsOn(page), parameters).toEqual([])
+      await page.setViewportSize({ width: 320, height: 640 })
+      expect(await overflowOf(page), parameters).toBe(0)
+      await page.setViewportSize({ width: 1280, height: 800 })
+    }
+  },
+)
 
 it('asked for nothing that is not allowed', () => {
   expect(browser.complaints).toEqual([])
@@ -246,7 +254,8 @@ function largeNetwork(agents: number, pairs: number) {
   const found = new Map<string, { from: string; to: string; count: number }>()
   while (found.size < pairs) {
     const one = below(agents)
-    const other = random() < 0.9 ? Math.min(agents - 1, one - (one % 100) + below(100)) : below(agents)
+    const other =
+      random() < 0.9 ? Math.min(agents - 1, one - (one % 100) + below(100)) : below(agents)
     const [from = '', to = ''] = [nodes[one]?.address, nodes[other]?.address]
     if (one !== other) found.set(`${from} ${to}`, { from, to, count: 1 + below(20) })
   }

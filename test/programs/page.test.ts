@@ -35,7 +35,8 @@ afterAll(async () => {
   await kernel[Symbol.asyncDispose]()
 })
 
-const show = (path = '', { observeUrl }: Pick<Kernel, 'observeUrl'> = kernel) => page.goto(`${observeUrl}/#/${path}`)
+const show = (path = '', { observeUrl }: Pick<Kernel, 'observeUrl'> = kernel) =>
+  page.goto(`${observeUrl}/#/${path}`)
 const sees = (text: string | RegExp) => page.locator('main').getByText(text).first().waitFor()
 const rows = () => page.locator('.events > li')
 
@@ -54,15 +55,16 @@ describe('the files', () => {
     expect(answer.headers.get('content-encoding')).toBe('gzip')
     expect(answer.headers.get('cache-control')).toBe('no-cache')
     const policy = answer.headers.get('content-security-policy')
-    for (const part of ["default-src 'none'", "script-src 'self'", "style-src 'self'"]) expect(policy).toContain(part)
+    for (const part of ["default-src 'none'", "script-src 'self'", "style-src 'self'"])
+      expect(policy).toContain(part)
     expect(policy).not.toContain('unsafe')
     expect(await answer.text()).toMatch(/^<!doctype html>/)
   })
 
   it('have less than 250 KiB together, and assets are kept for ever', async () => {
-    const paths = [...(await (await fetch(kernel.observeUrl)).text()).matchAll(/"(\/assets\/[^"]+)"/g)].map(
-      ([, path = '']) => path,
-    )
+    const paths = [
+      ...(await (await fetch(kernel.observeUrl)).text()).matchAll(/"(\/assets\/[^"]+)"/g),
+    ].map(([, path = '']) => path)
     expect(paths.some((path) => path.endsWith('.js'))).toBe(true)
     let bytes = 0
     for (const path of paths) {
@@ -108,7 +110,9 @@ it('the example agents are watched at work, from the first on', async () => {
     [process.execPath, 'examples/reader.ts'],
   ].map(async ([command = '', file = '']) => {
     const env = { PATH: process.env.PATH ?? '', TABULUM_URL: young.baseUrl }
-    const { exitCode, stderr } = await ended(spawn(command, [file, '--wait', '100'], { cwd: ROOT, env }))
+    const { exitCode, stderr } = await ended(
+      spawn(command, [file, '--wait', '100'], { cwd: ROOT, env }),
+    )
     expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
   })
   await sees('2 AI agents live here.')
@@ -123,7 +127,8 @@ it('the example agents are watched at work, from the first on', async () => {
 
 it('the overview shows who is here, what happens, pairs and keys', async () => {
   await one.write('answers/6-times-7', 'forty-two')
-  for (const text of ['good morning', 'how much is 6 times 7?', 'thanks']) await one.send(other.address, text)
+  for (const text of ['good morning', 'how much is 6 times 7?', 'thanks'])
+    await one.send(other.address, text)
   await other.receive()
   await show()
   await sees('good morning')
@@ -218,7 +223,10 @@ it('a message is shown with its delivery, and a conversation as one', async () =
   await show('feed')
   const asked = rows().filter({ hasText: 'said to' }).filter({ hasText: 'do you know the way?' })
   await asked.getByText(/received/).waitFor()
-  await rows().filter({ hasText: 'received from' }).filter({ hasText: 'do you know the way?' }).waitFor()
+  await rows()
+    .filter({ hasText: 'received from' })
+    .filter({ hasText: 'do you know the way?' })
+    .waitFor()
   await asked.locator('.fold').click()
   await asked.getByRole('link', { name: 'The conversation of the two' }).click()
   await sees(/The conversation between/)
@@ -227,7 +235,9 @@ it('a message is shown with its delivery, and a conversation as one', async () =
 })
 
 it('every view shows the moment that the clock is at, and the link holds it', async () => {
-  const before = (await kernel.events()).find(({ data }) => data.content === 'how much is 6 times 7?')
+  const before = (await kernel.events()).find(
+    ({ data }) => data.content === 'how much is 6 times 7?',
+  )
   await show(`overview?at=${before?.seq}`)
   await sees('2 AI agents lived here then.')
   await sees('2 messages')
@@ -391,36 +401,47 @@ it('hostile content is text and breaks no layout', async () => {
   expect(await overflowOf(page)).toBe(0)
 })
 
-it.each(['light', 'dark'] as const)('nothing in any view keeps people out, %s', async (colorScheme) => {
-  await page.emulateMedia({ colorScheme, reducedMotion: 'reduce' })
-  const places = [...VIEWS, `agents?address=${one.address}`, 'state?key=answers/6-times-7', 'feed?type=message_sent']
-  for (const place of places) {
-    await show(place)
-    await page.locator('main :is(li, td, dd, .quiet)').first().waitFor()
-    await expect.poll(() => page.locator('main').getByText('Loading…').count(), WAIT).toBe(0)
-    expect(await violationsOn(page), place).toEqual([])
-  }
-})
+it.each(['light', 'dark'] as const)(
+  'nothing in any view keeps people out, %s',
+  async (colorScheme) => {
+    await page.emulateMedia({ colorScheme, reducedMotion: 'reduce' })
+    const places = [
+      ...VIEWS,
+      `agents?address=${one.address}`,
+      'state?key=answers/6-times-7',
+      'feed?type=message_sent',
+    ]
+    for (const place of places) {
+      await show(place)
+      await page.locator('main :is(li, td, dd, .quiet)').first().waitFor()
+      await expect.poll(() => page.locator('main').getByText('Loading…').count(), WAIT).toBe(0)
+      expect(await violationsOn(page), place).toEqual([])
+    }
+  },
+)
 
-it.each([1280, 390])('nothing that is shown is moved by what comes after it, %i pixels wide', async (width) => {
-  const tab = await browser.open()
-  onTestFinished(() => tab.close())
-  await tab.setViewportSize({ width, height: 844 })
-  await tab.addInitScript(`
+it.each([1280, 390])(
+  'nothing that is shown is moved by what comes after it, %i pixels wide',
+  async (width) => {
+    const tab = await browser.open()
+    onTestFinished(() => tab.close())
+    await tab.setViewportSize({ width, height: 844 })
+    await tab.addInitScript(`
     globalThis.moved = 0
     new PerformanceObserver((list) => {
       for (const { value, hadRecentInput } of list.getEntries()) if (!hadRecentInput) moved += value
     }).observe({ type: 'layout-shift', buffered: true })
   `)
-  for (const view of VIEWS) {
-    await tab.goto('about:blank')
-    await tab.goto(`${kernel.observeUrl}/#/${view}`)
-    await tab.locator('main :is(li, td, dd, .quiet)').first().waitFor()
-    await expect.poll(() => tab.getByText('Loading…').count(), WAIT).toBe(0)
-    // What Lighthouse takes for good.
-    expect(await tab.evaluate('moved'), view).toBeLessThan(0.1)
-  }
-})
+    for (const view of VIEWS) {
+      await tab.goto('about:blank')
+      await tab.goto(`${kernel.observeUrl}/#/${view}`)
+      await tab.locator('main :is(li, td, dd, .quiet)').first().waitFor()
+      await expect.poll(() => tab.getByText('Loading…').count(), WAIT).toBe(0)
+      // What Lighthouse takes for good.
+      expect(await tab.evaluate('moved'), view).toBeLessThan(0.1)
+    }
+  },
+)
 
 it('nothing was blocked, and nothing failed', () => {
   expect(browser.complaints).toEqual([])

@@ -1,4 +1,7 @@
-/** The commands of the README. `npm ci` begins every run of `.ci/run`, and `npm start` has tests in command-line.test.ts. */
+/**
+ * The commands of the README. `npm ci` begins every run of `.ci/run`, and `npm start` has tests in
+ * command-line.test.ts.
+ */
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

@@ -28,7 +28,10 @@ async function started(): Promise<{ kernel: Kernel; agents: [Agent, Agent] }> {
   return { kernel, agents: agents as [Agent, Agent] }
 }
 
-function expectRefusal(ended: { code: number | null; out: string; err: string }, message: string | RegExp): void {
+function expectRefusal(
+  ended: { code: number | null; out: string; err: string },
+  message: string | RegExp,
+): void {
   expect({ code: ended.code, out: ended.out }, ended.err).toEqual({ code: 2, out: '' })
   expect(ended.err.trim().split('\n').at(-1)).toMatch(message)
 }
@@ -39,7 +42,9 @@ async function expectVerified(dataDir: string): Promise<void> {
 }
 
 describe('a state key', () => {
-  it('is gone for agents at once, while the kernel runs, and its room is free', { timeout: TEST_MS }, async () => {
+  it('is gone for agents at once, while the kernel runs, and its room is free', {
+    timeout: TEST_MS,
+  }, async () => {
     const { kernel, agents } = await started()
     await using _ = kernel
     const [one, two] = agents
@@ -52,7 +57,10 @@ describe('a state key', () => {
     const dry = await runCommand(kernel.dataDir, ...removing, '--dry-run')
     expect(dry).toMatchObject({ code: 0, out: 'Nothing was changed: this was a dry run.\n' })
     expect(dry.err).toContain(`its value has 7 bytes, SHA-256 ${sha256('illegal')}`)
-    expectRefusal(await runCommand(kernel.dataDir, ...removing), 'there is no terminal to ask on: add --yes')
+    expectRefusal(
+      await runCommand(kernel.dataDir, ...removing),
+      'there is no terminal to ask on: add --yes',
+    )
     expect((await one.read('bad/é')).value).toBe('illegal')
 
     const removed = await runCommand(kernel.dataDir, ...removing, '--yes')
@@ -80,13 +88,17 @@ describe('a state key', () => {
     expect(again.out, again.err).toContain(sha256('again'))
     const { out } = await runCommand(kernel.dataDir, 'remove', 'list')
     expect(out.trim().split('\n')).toEqual([
-      expect.stringMatching(/ state_key_removed "bad\/é" [0-9a-f]{64} by operator: court order 12$/),
+      expect.stringMatching(
+        / state_key_removed "bad\/é" [0-9a-f]{64} by operator: court order 12$/,
+      ),
       expect.stringMatching(/ state_key_removed "bad\/é" [0-9a-f]{64} by Ada: court order 12$/),
     ])
     await expectVerified(kernel.dataDir)
   })
 
-  it('that agents have deleted is redacted by its last value, without a kernel too', { timeout: TEST_MS }, async () => {
+  it('that agents have deleted is redacted by its last value, without a kernel too', {
+    timeout: TEST_MS,
+  }, async () => {
     const { kernel, agents } = await started()
     await using _ = kernel
     const [one] = agents
@@ -94,11 +106,27 @@ describe('a state key', () => {
     await one.write('a\0b', 'last')
     await one.remove('a\0b')
     expect(await kernel.stop()).toBe(0)
-    const removed = await runCommand(kernel.dataDir, 'remove', 'state', '--encoded-key', 'a%00b', ...WHY, '--yes')
+    const removed = await runCommand(
+      kernel.dataDir,
+      'remove',
+      'state',
+      '--encoded-key',
+      'a%00b',
+      ...WHY,
+      '--yes',
+    )
     expect(removed.out, removed.err).toContain(`Removed state key "a\\u0000b"`)
     expect(removed.out).toContain(sha256('last'))
     expectRefusal(
-      await runCommand(kernel.dataDir, 'remove', 'state', '--encoded-key', 'a%00b', ...WHY, '--yes'),
+      await runCommand(
+        kernel.dataDir,
+        'remove',
+        'state',
+        '--encoded-key',
+        'a%00b',
+        ...WHY,
+        '--yes',
+      ),
       'was removed already',
     )
     await expectVerified(kernel.dataDir)
@@ -106,7 +134,9 @@ describe('a state key', () => {
 })
 
 describe('a message', () => {
-  it('that waits arrives with the redaction, in its place and once', { timeout: TEST_MS }, async () => {
+  it('that waits arrives with the redaction, in its place and once', {
+    timeout: TEST_MS,
+  }, async () => {
     const { kernel, agents } = await started()
     await using _ = kernel
     const [sender, recipient] = agents
@@ -116,7 +146,15 @@ describe('a message', () => {
     for (const index of [1, 3]) {
       const id = sent[index]?.message_id ?? ''
       // As somebody may have copied it.
-      const removed = await runCommand(kernel.dataDir, 'remove', 'message', '--id', id.toUpperCase(), ...WHY, '--yes')
+      const removed = await runCommand(
+        kernel.dataDir,
+        'remove',
+        'message',
+        '--id',
+        id.toUpperCase(),
+        ...WHY,
+        '--yes',
+      )
       expect(removed.out, removed.err).toContain(`Removed message ${id}: event`)
       expect(removed.out).toContain(sha256(contents[index] ?? ''))
       expect(removed.err).toContain(`from ${sender.address} to ${recipient.address}`)
@@ -124,7 +162,9 @@ describe('a message', () => {
     }
     const received = await recipient.receiveAll()
     expect(received.map(({ content }) => content)).toEqual(['0', REDACTED, '2', REDACTED, '4'])
-    expect(received.map(({ message_id }) => message_id)).toEqual(sent.map(({ message_id }) => message_id))
+    expect(received.map(({ message_id }) => message_id)).toEqual(
+      sent.map(({ message_id }) => message_id),
+    )
     expect(await recipient.receiveAll()).toEqual([])
     await expectVerified(kernel.dataDir)
 
@@ -137,7 +177,9 @@ describe('a message', () => {
       await runCommand(kernel.dataDir, 'remove', 'message', '--id', id, ...WHY, '--yes'),
       `message ${id} was removed already`,
     )
-    expect((await runCommand(kernel.dataDir, 'remove', 'list')).out.trim().split('\n')).toHaveLength(3)
+    expect(
+      (await runCommand(kernel.dataDir, 'remove', 'list')).out.trim().split('\n'),
+    ).toHaveLength(3)
     expect(await recipient.receiveAll()).toEqual([])
     await expectVerified(kernel.dataDir)
   })
@@ -170,7 +212,10 @@ it('at a terminal it asks, and takes nothing but yes for that', { timeout: TEST_
   await agents[0].write('key', 'value')
   const answered = async (text: string) => {
     const env = { ...process.env, DATA_DIR: kernel.dataDir }
-    const { stdout } = await execute('python3', ['-c', IN_A_TERMINAL, process.execPath, text], { cwd: ROOT, env })
+    const { stdout } = await execute('python3', ['-c', IN_A_TERMINAL, process.execPath, text], {
+      cwd: ROOT,
+      env,
+    })
     return stdout
   }
   for (const no of ['no\n', '\n', '\x03', '\x04']) {
@@ -187,23 +232,34 @@ it('what is not there is refused, and nothing is changed', { timeout: TEST_MS },
   const { kernel } = await started()
   await using _ = kernel
   const id = randomUUID()
-  const remove = (...args: string[]) => runCommand(kernel.dataDir, 'remove', ...args, ...WHY, '--yes')
-  expectRefusal(await remove('state', '--key', 'unknown'), 'there is no state key "unknown", and never was')
+  const remove = (...args: string[]) =>
+    runCommand(kernel.dataDir, 'remove', ...args, ...WHY, '--yes')
+  expectRefusal(
+    await remove('state', '--key', 'unknown'),
+    'there is no state key "unknown", and never was',
+  )
   expectRefusal(await remove('message', '--id', id), `there is no message ${id} in the log`)
-  expectRefusal(await runCommand(await freshDataDirectory(), 'remove', 'list'), 'there is no database in')
+  expectRefusal(
+    await runCommand(await freshDataDirectory(), 'remove', 'list'),
+    'there is no database in',
+  )
   expect(await runCommand(kernel.dataDir, 'remove', 'list')).toEqual({ code: 0, out: '', err: '' })
   expect((await kernel.events()).filter(({ type }) => /removed|redacted/.test(type))).toEqual([])
 })
 
 describe('what is erased', () => {
   const SECRET = 'illegal-4c0f1e'
-  /** Of each kind that a database keeps otherwise: in a row, in pages of its own, as JSON writes it. */
+  /**
+   * Of each kind that a database keeps otherwise: in a row, in pages of its own, as JSON writes it.
+   */
   const CONTENTS = [`${SECRET} small`, `${SECRET} `.repeat(4_000), `"${SECRET}"\n\u0000 ü`]
 
   /** The files of a data directory in which it is. */
   async function filesWith(dataDir: string): Promise<string[]> {
     const names = await readdir(dataDir)
-    const contents = await Promise.all(names.map((name) => readFile(join(dataDir, name)).catch(() => Buffer.of())))
+    const contents = await Promise.all(
+      names.map((name) => readFile(join(dataDir, name)).catch(() => Buffer.of())),
+    )
     return names.filter((_, index) => contents[index]?.includes(SECRET))
   }
 
@@ -213,7 +269,10 @@ describe('what is erased', () => {
     const { kernel, agents } = await started()
     await using _ = kernel
     const [one, two] = agents
-    const json = (content: string) => ({ json: { to: two.address, content }, headers: { 'Idempotency-Key': 'once' } })
+    const json = (content: string) => ({
+      json: { to: two.address, content },
+      headers: { 'Idempotency-Key': 'once' },
+    })
     for (const content of CONTENTS) {
       await one.write('bad', content)
       await one.write(`fine/${content.length}`, 'x'.repeat(content.length))
@@ -222,23 +281,43 @@ describe('what is erased', () => {
     await one.remove('deleted')
     const ids: string[] = []
     for (const content of CONTENTS) ids.push((await one.send(two.address, content)).message_id)
-    const first = (await one.request('POST', '/v1/messages', json(`${SECRET} once`))).json as { message_id: string }
+    const first = (await one.request('POST', '/v1/messages', json(`${SECRET} once`))).json as {
+      message_id: string
+    }
     expect(await filesWith(kernel.dataDir)).not.toEqual([])
     // An event that is long past what the removals are about.
     const before = await kernel.events()
 
     const erase = async (...args: string[]) => {
-      const { code, out, err } = await runCommand(kernel.dataDir, 'remove', ...args, ...WHY, '--yes', '--erase')
+      const { code, out, err } = await runCommand(
+        kernel.dataDir,
+        'remove',
+        ...args,
+        ...WHY,
+        '--yes',
+        '--erase',
+      )
       expect(code, out + err).toBe(0)
       return out
     }
-    expect(await erase('state', '--key', 'bad')).toContain('Erased what state key "bad" said from 3 events of the log.')
+    expect(await erase('state', '--key', 'bad')).toContain(
+      'Erased what state key "bad" said from 3 events of the log.',
+    )
     // As somebody may have begun it.
-    const removed = await runCommand(kernel.dataDir, 'remove', 'state', '--key', 'deleted', ...WHY, '--yes')
+    const removed = await runCommand(
+      kernel.dataDir,
+      'remove',
+      'state',
+      '--key',
+      'deleted',
+      ...WHY,
+      '--yes',
+    )
     expect(removed.code, removed.err).toBe(0)
     expect(await filesWith(kernel.dataDir)).not.toEqual([])
     expect(await erase('state', '--key', 'deleted')).toContain('from 1 event of the log.')
-    for (const id of [...ids, first.message_id]) expect(await erase('message', '--id', id)).toContain('from 1 event of')
+    for (const id of [...ids, first.message_id])
+      expect(await erase('message', '--id', id)).toContain('from 1 event of')
     expect(await erase('message', '--id', ids[0] ?? '')).toContain('from 0 events of the log.')
     expect(await filesWith(kernel.dataDir)).toEqual([])
 
@@ -247,12 +326,18 @@ describe('what is erased', () => {
       before.map(({ seq, type }) => ({ seq, type })),
     )
     const [write] = after.filter(({ type, data }) => type === 'state_written' && data.key === 'bad')
-    expect(write?.data).toMatchObject({ value: REDACTED, redacted: true, redacted_reason: 'court order 12' })
+    expect(write?.data).toMatchObject({
+      value: REDACTED,
+      redacted: true,
+      redacted_reason: 'court order 12',
+    })
     // A retry is what it was, and another message under its key is refused as ever.
     const again = await one.request('POST', '/v1/messages', json(`${SECRET} once`))
     expect({ status: again.status, json: again.json }).toMatchObject({ status: 202, json: first })
     expect((await one.request('POST', '/v1/messages', json('another'))).status).toBe(400)
-    expect((await two.receiveAll()).map(({ content }) => content)).toEqual(Array(ids.length + 1).fill(REDACTED))
+    expect((await two.receiveAll()).map(({ content }) => content)).toEqual(
+      Array(ids.length + 1).fill(REDACTED),
+    )
     await expectVerified(kernel.dataDir)
     expect(await filesWith(kernel.dataDir)).toEqual([])
     expect(await kernel.stop()).toBe(0)

@@ -9,7 +9,10 @@ import { Process } from '../../lab/servers.ts'
 
 const WAIT = { timeout: 60_000, interval: 20 }
 const PRELOAD = new URL('../../lab/faults/shifted-clock.ts', import.meta.url).href
-/** Says what time it is by all ways to ask, and how long it has run by the clock that never goes back. */
+/**
+ * Says what time it is by all ways to ask, and how long it has run by the clock that never goes
+ * back.
+ */
 const PROGRAM = `
 setInterval(() => console.log(JSON.stringify({
   times: [Date.now(), new Date().getTime(), +new Date(Date.now()), Date.parse(Date())], ran: performance.now(),
@@ -42,12 +45,16 @@ async function said(): Promise<{ times: number[]; ran: number }> {
   }, WAIT)
 }
 
-it.each([HOUR_MS, -HOUR_MS, 0])('is shifted by %i ms, whatever it was before, and timers go on', async (shiftMs) => {
-  if (!program.running) program.start()
-  const { ran: before } = await said()
-  await clocks.shift([member], shiftMs)
-  const { times, ran } = await said()
-  for (const time of times) expect(Math.abs(time - Date.now() - shiftMs)).toBeLessThan(HOUR_MS / 10)
-  expect(ran).toBeGreaterThan(before)
-  expect(ran - before).toBeLessThan(HOUR_MS / 10)
-})
+it.each([HOUR_MS, -HOUR_MS, 0])(
+  'is shifted by %i ms, whatever it was before, and timers go on',
+  async (shiftMs) => {
+    if (!program.running) program.start()
+    const { ran: before } = await said()
+    await clocks.shift([member], shiftMs)
+    const { times, ran } = await said()
+    for (const time of times)
+      expect(Math.abs(time - Date.now() - shiftMs)).toBeLessThan(HOUR_MS / 10)
+    expect(ran).toBeGreaterThan(before)
+    expect(ran - before).toBeLessThan(HOUR_MS / 10)
+  },
+)

@@ -51,41 +51,57 @@ describe('the plan', () => {
     expect(steps(60, 8, 5_000)).not.toEqual(steps(60, 7, 5_000))
   })
 
-  it.each([2, 3, 40, 300])('of %i agents is a life: in order, all kinds of acts, sentences whole', (agents) => {
-    const all = steps(agents, 1, 20_000)
-    expect(all.every(({ at }, index) => index === 0 || at >= (all[index - 1]?.at ?? 0))).toBe(true)
-    expect(new Set(all.map(({ act }) => act.kind))).toEqual(
-      new Set(['arrive', 'say', 'fetch', 'write', 'delete', 'read', 'look up']),
-    )
-    const arrived = new Set<number>()
-    const written = new Set<string>()
-    for (const { who, act } of all) {
-      if (act.kind === 'arrive') arrived.add(who)
-      expect(arrived.has(who)).toBe(true)
-      if (act.kind === 'write') written.add(act.key)
-      if (act.kind === 'delete') expect(written.delete(act.key), act.key).toBe(true)
-      if (act.kind !== 'say') continue
-      expect(arrived.has(act.to) && act.to !== who).toBe(true)
-      expect(act.text).toMatch(/^["\p{Lu}][^{}]+[.!?]$/u)
-    }
-    expect(arrived.size).toBe(agents)
-  })
+  it.each([2, 3, 40, 300])(
+    'of %i agents is a life: in order, all kinds of acts, sentences whole',
+    (agents) => {
+      const all = steps(agents, 1, 20_000)
+      expect(all.every(({ at }, index) => index === 0 || at >= (all[index - 1]?.at ?? 0))).toBe(
+        true,
+      )
+      expect(new Set(all.map(({ act }) => act.kind))).toEqual(
+        new Set(['arrive', 'say', 'fetch', 'write', 'delete', 'read', 'look up']),
+      )
+      const arrived = new Set<number>()
+      const written = new Set<string>()
+      for (const { who, act } of all) {
+        if (act.kind === 'arrive') arrived.add(who)
+        expect(arrived.has(who)).toBe(true)
+        if (act.kind === 'write') written.add(act.key)
+        if (act.kind === 'delete') expect(written.delete(act.key), act.key).toBe(true)
+        if (act.kind !== 'say') continue
+        expect(arrived.has(act.to) && act.to !== who).toBe(true)
+        expect(act.text).toMatch(/^["\p{Lu}][^{}]+[.!?]$/u)
+      }
+      expect(arrived.size).toBe(agents)
+    },
+  )
 })
 
 describe('the program', () => {
   it('lets a society live for a while, who talk, answer, and keep things', async () => {
-    const { code, said, errors } = await run('--agents', '12', '--speed', '300', '--minutes', '0.2').ended
+    const { code, said, errors } = await run('--agents', '12', '--speed', '300', '--minutes', '0.2')
+      .ended
     expect({ code, errors }).toEqual({ code: 0, errors: '' })
     expect(said).toMatch(/over: [1-9]\d* messages, [1-9]\d* writes/)
     const events = await kernel.events()
-    for (const type of ['agent_registered', 'message_sent', 'message_delivered', 'state_written', 'registry_read'])
+    for (const type of [
+      'agent_registered',
+      'message_sent',
+      'message_delivered',
+      'state_written',
+      'registry_read',
+    ])
       expect(
         events.some((event) => event.type === type),
         type,
       ).toBe(true)
-    const sent = events.filter(({ type }) => type === 'message_sent').map(({ data }) => `${data.from} ${data.to}`)
+    const sent = events
+      .filter(({ type }) => type === 'message_sent')
+      .map(({ data }) => `${data.from} ${data.to}`)
     expect(sent.some((pair) => sent.includes(pair.split(' ').toReversed().join(' ')))).toBe(true)
-    const keys = events.filter(({ type }) => type === 'state_written').map(({ data }) => String(data.key))
+    const keys = events
+      .filter(({ type }) => type === 'state_written')
+      .map(({ data }) => String(data.key))
     expect(keys.filter((key) => key.startsWith('people/')).length).toBeGreaterThan(5)
   })
 

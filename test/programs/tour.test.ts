@@ -4,7 +4,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { beforeAll, expect, it } from 'vitest'
 import { z } from 'zod'
-import { messageAccepted, messagesPage, registryPage, statePage, stateValue, stateWritten } from '../../lab/client.ts'
+import {
+  messageAccepted,
+  messagesPage,
+  registryPage,
+  statePage,
+  stateValue,
+  stateWritten,
+} from '../../lab/client.ts'
 import { type Event, startKernel } from '../../lab/kernel.ts'
 import { blocksOf, paste, readDocument } from '../support/document.ts'
 
@@ -59,7 +66,11 @@ it('shows the two agents in the registry, the messages, and the state', () => {
 })
 
 it('ends with what everybody may see: the event log, the network, the state', () => {
-  const [log, network, value] = answers.slice(8) as [{ events: unknown[] }, { edges: unknown[] }, object]
+  const [log, network, value] = answers.slice(8) as [
+    { events: unknown[] },
+    { edges: unknown[] },
+    object,
+  ]
   const shown = log.events
   expect(network.edges).toHaveLength(2)
   expect(value).toMatchObject({ key: 'answers/6-times-7', value: '42' })
@@ -77,6 +88,7 @@ it('ends with what everybody may see: the event log, the network, the state', ()
 /** The blocks of the tour, for a kernel that is elsewhere than it says. */
 function tourFor(baseUrl: string, observeUrl: string): string {
   const text = blocksOf(readDocument('docs/tour.md'), 'bash').join('')
-  for (const url of ['http://localhost:8080', 'http://localhost:8090']) expect(text.split(url)).toHaveLength(2)
+  for (const url of ['http://localhost:8080', 'http://localhost:8090'])
+    expect(text.split(url)).toHaveLength(2)
   return text.replace('http://localhost:8080', baseUrl).replace('http://localhost:8090', observeUrl)
 }

@@ -38,7 +38,10 @@ describe('the receiver of the examples', () => {
   let url: string
   beforeEach(async () => {
     onMessage.mockReset()
-    const server = createServer(await authority.issue(['127.0.0.1']), createWebhookReceiver({ secret, onMessage }))
+    const server = createServer(
+      await authority.issue(['127.0.0.1']),
+      createWebhookReceiver({ secret, onMessage }),
+    )
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
     url = `https://127.0.0.1:${(server.address() as AddressInfo).port}/`
     return () => {
@@ -90,7 +93,10 @@ describe('the receiver of the examples', () => {
     ['signed with another secret', () => post(signed(Date.now(), newWebhookSecret()))],
     ['signed for another body', () => post(signed(), `${body} `)],
     ['signed too long ago', () => post(signed(Date.now() - 600_000))],
-    ['signed with what is no signature', () => post({ ...signed(), 'webhook-signature': 'v1,x v1 v2,y' })],
+    [
+      'signed with what is no signature',
+      () => post({ ...signed(), 'webhook-signature': 'v1,x v1 v2,y' }),
+    ],
     ['signed for another message', () => post({ ...signed(), 'webhook-id': 'other' })],
   ])('refuses what is %s', async (_what, attempt) => {
     expect(await attempt()).toEqual({ kind: 'rejected', status: 401 })

@@ -1,4 +1,6 @@
-/** A way to a kernel on which requests are refused for now and answers get lost, for the examples. */
+/**
+ * A way to a kernel on which requests are refused for now and answers get lost, for the examples.
+ */
 import { once } from 'node:events'
 import { createServer, request as httpRequest, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
@@ -31,7 +33,10 @@ export interface BadProxy extends Listening {
   readonly impatience: readonly string[]
 }
 
-/** Every fourth request is refused for a second; of the others, the answer to the first try of every send gets lost. */
+/**
+ * Every fourth request is refused for a second; of the others, the answer to the first try of every
+ * send gets lost.
+ */
 export async function startBadProxy(target: string): Promise<BadProxy> {
   let requests = 0
   let refused = 0
@@ -50,21 +55,27 @@ export async function startBadProxy(target: string): Promise<BadProxy> {
       // A little less than was asked for: clocks of two processes.
       notBefore.set(from, performance.now() + 950)
       const status = refused % 2 === 0 ? 429 : 503
-      response.writeHead(status, { 'Retry-After': '1' }).end('{"error":"unavailable","message":"not now"}')
+      response
+        .writeHead(status, { 'Retry-After': '1' })
+        .end('{"error":"unavailable","message":"not now"}')
       return
     }
     const send = `${from} ${body}`
     const loses = name === 'POST /v1/messages' && !known.has(send)
     known.add(send)
-    const onward = httpRequest(target + request.url, { method: request.method, headers: request.headers }, (answer) => {
-      if (loses) {
-        lost += 1
-        answer.resume().once('end', () => response.destroy())
-        return
-      }
-      response.writeHead(answer.statusCode ?? 500, answer.headers)
-      answer.pipe(response)
-    })
+    const onward = httpRequest(
+      target + request.url,
+      { method: request.method, headers: request.headers },
+      (answer) => {
+        if (loses) {
+          lost += 1
+          answer.resume().once('end', () => response.destroy())
+          return
+        }
+        response.writeHead(answer.statusCode ?? 500, answer.headers)
+        answer.pipe(response)
+      },
+    )
     onward.once('error', () => response.destroy())
     onward.end(body)
   })

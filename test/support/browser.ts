@@ -27,7 +27,8 @@ export async function startBrowser(): Promise<TestBrowser> {
     async open() {
       const tab = await context.newPage()
       tab.on('console', (message) => {
-        if (message.type() === 'error' || message.type() === 'warning') complaints.push(message.text())
+        if (message.type() === 'error' || message.type() === 'warning')
+          complaints.push(message.text())
       })
       tab.on('pageerror', (error) => complaints.push(String(error)))
       return tab
@@ -50,4 +51,6 @@ export async function violationsOn(page: Page): Promise<string[]> {
 
 /** How far what is shown reaches beyond the window, sideways. */
 export const overflowOf = (page: Page) =>
-  page.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth') as Promise<number>
+  page.evaluate(
+    'document.documentElement.scrollWidth - document.documentElement.clientWidth',
+  ) as Promise<number>

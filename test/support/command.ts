@@ -36,11 +36,17 @@ export function startCommand(dataDir: string, args: readonly string[]) {
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     err += text
   })
-  const ended: Promise<Ended> = once(child, 'close').then(([code]) => ({ code: code as number | null, out, err }))
+  const ended: Promise<Ended> = once(child, 'close').then(([code]) => ({
+    code: code as number | null,
+    out,
+    err,
+  }))
   return {
     child,
     ended,
-    /** Resolves with what `find` finds in what was printed so far, as soon as that is not undefined. */
+    /**
+     * Resolves with what `find` finds in what was printed so far, as soon as that is not undefined.
+     */
     async printed<T>(find: (out: string) => T | undefined): Promise<T> {
       for (;;) {
         const found = find(out)

@@ -8,6 +8,8 @@ const dashboard = z.looseObject({ panels: z.array(panel) })
 
 /** What the dashboard for Grafana asks Prometheus. */
 export function dashboardQueries(): string[] {
-  const { panels } = dashboard.parse(JSON.parse(readFileSync(join(DEPLOY, 'grafana', 'tabulum.json'), 'utf8')))
+  const { panels } = dashboard.parse(
+    JSON.parse(readFileSync(join(DEPLOY, 'grafana', 'tabulum.json'), 'utf8')),
+  )
   return panels.flatMap(({ targets }) => targets.map(({ expr }) => expr))
 }

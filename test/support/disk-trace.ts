@@ -1,12 +1,15 @@
 /**
- * What a process did to files, as strace saw it, and the files as a power failure at some moment would have left them: what had been flushed
- * by then, and of the rest what chance wills.
+ * What a process did to files, as strace saw it, and the files as a power failure at some moment
+ * would have left them: what had been flushed by then, and of the rest what chance wills.
  */
 import { readdir, readFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-/** Arguments of strace: it runs beside the process, which gets the signals, and writes a file for each thread, with the contents of writes. */
+/**
+ * Arguments of strace: it runs beside the process, which gets the signals, and writes a file for
+ * each thread, with the contents of writes.
+ */
 export function straceArguments(prefix: string): string[] {
   const calls = 'pwrite64,fdatasync,fsync,ftruncate,unlink,unlinkat'
   return [
@@ -39,13 +42,20 @@ const TARGET = /^(?:AT_FDCWD(?:<[^>]*>)?, )?(?:"([^"]*)"|\d+<([^>]*)>)(.*)$/s
 const SECTOR = 512
 
 /**
- * What the process `pid` did to a directory and what is in it, in order, once it has ended. Times in ms since 1970; the directory's own path
- * is empty.
+ * What the process `pid` did to a directory and what is in it, in order, once it has ended. Times
+ * in ms since 1970; the directory's own path is empty.
  */
-export async function readTrace(prefix: string, pid: number, directory: string): Promise<Operation[]> {
+export async function readTrace(
+  prefix: string,
+  pid: number,
+  directory: string,
+): Promise<Operation[]> {
   // strace writes a little later.
-  for (const main = `${prefix}.${pid}`; !(await readFile(main, 'latin1')).includes('+++ exited'); ) await sleep(20)
-  const files = (await readdir(dirname(prefix))).filter((file) => file.startsWith(`${basename(prefix)}.`))
+  for (const main = `${prefix}.${pid}`; !(await readFile(main, 'latin1')).includes('+++ exited'); )
+    await sleep(20)
+  const files = (await readdir(dirname(prefix))).filter((file) =>
+    file.startsWith(`${basename(prefix)}.`),
+  )
   const operations: Operation[] = []
   for (const file of files) {
     for (const line of (await readFile(join(dirname(prefix), file), 'latin1')).split('\n')) {
@@ -62,11 +72,20 @@ function toOperation(line: string, directory: string): Operation | undefined {
   const path = unescaped(quoted ?? ofOpen ?? '').toString()
   if (!path.startsWith(directory) || Number(result) < 0) return undefined
   const begun = Number(time) * 1_000
-  const what = { path: path.slice(directory.length + 1), begun, ended: begun + Number(duration) * 1_000 }
+  const what = {
+    path: path.slice(directory.length + 1),
+    begun,
+    ended: begun + Number(duration) * 1_000,
+  }
   if (call === 'pwrite64') {
     const [, text = '', offset] = /^, "((?:\\x[0-9a-f]{2})*)", \d+, (\d+)$/.exec(rest) ?? []
     if (offset === undefined) throw new Error(`not understood: ${line.slice(0, 200)}`)
-    return { ...what, kind: 'write', offset: Number(offset), bytes: unescaped(text).subarray(0, Number(result)) }
+    return {
+      ...what,
+      kind: 'write',
+      offset: Number(offset),
+      bytes: unescaped(text).subarray(0, Number(result)),
+    }
   }
   if (call === 'ftruncate') return { ...what, kind: 'truncate', length: Number(rest.slice(2)) }
   return { ...what, kind: call?.startsWith('unlink') ? 'remove' : 'flush' }
@@ -78,8 +97,8 @@ function unescaped(text: string): Buffer {
 }
 
 /**
- * The files as the disk may have them after a power failure at `moment`: each sector that was not flushed is there or not, and so is each file
- * whose removal was not.
+ * The files as the disk may have them after a power failure at `moment`: each sector that was not
+ * flushed is there or not, and so is each file whose removal was not.
  */
 export function filesAfterPowerFailure(
   operations: readonly Operation[],
@@ -95,12 +114,15 @@ export function filesAfterPowerFailure(
   for (const [path, ours] of begun) {
     if (path === '') continue
     const ofContent = flushedAt(ours, moment)
-    const end = Math.max(...ours.map((operation) => (operation.kind === 'write' ? endOf(operation) : 0)))
+    const end = Math.max(
+      ...ours.map((operation) => (operation.kind === 'write' ? endOf(operation) : 0)),
+    )
     const space = Buffer.alloc(end)
     /** Undefined where there is no file. */
     let length: number | undefined
     for (const operation of ours) {
-      const happens = () => operation.ended <= (operation.kind === 'remove' ? ofDirectory : ofContent) || random() < 0.5
+      const happens = () =>
+        operation.ended <= (operation.kind === 'remove' ? ofDirectory : ofContent) || random() < 0.5
       if (operation.kind === 'write') {
         for (let from = 0; from < operation.bytes.length; from += SECTOR) {
           if (!happens()) continue

@@ -84,10 +84,13 @@ export interface PasteOptions {
 }
 
 /**
- * Gives bash the text line by line on its standard input, as pasting does: a command that reads its input would swallow
- * lines, and an exclamation mark would be expanded from the history.
+ * Gives bash the text line by line on its standard input, as pasting does: a command that reads its
+ * input would swallow lines, and an exclamation mark would be expanded from the history.
  */
-export async function paste(text: string, { home, cwd = ROOT, env = {} }: PasteOptions): Promise<Pasted> {
+export async function paste(
+  text: string,
+  { home, cwd = ROOT, env = {} }: PasteOptions,
+): Promise<Pasted> {
   const shell = spawn('bash', ['--norc', '--noprofile'], {
     cwd,
     env: { PATH: process.env.PATH ?? '', HOME: home, HISTFILE: '', ...env },

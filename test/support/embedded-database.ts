@@ -7,7 +7,9 @@ import { openSqlite, type Sqlite } from '../../src/platform/sqlite.ts'
 import { SqliteWriter } from '../../src/platform/sqlite-writer.ts'
 import type { EmbeddedWriterOptions, EmbeddedWrites } from '../../src/storage/embedded-writer.ts'
 
-const WRITER_THREAD = pathToFileURL(join(import.meta.dirname, '../../src/storage/embedded-writer.ts'))
+const WRITER_THREAD = pathToFileURL(
+  join(import.meta.dirname, '../../src/storage/embedded-writer.ts'),
+)
 
 export interface FreshSqlite extends AsyncDisposable {
   readonly file: string
@@ -16,13 +18,21 @@ export interface FreshSqlite extends AsyncDisposable {
   readonly writer: SqliteWriter<EmbeddedWrites>
 }
 
-/** Opens one with nothing in it, with the thread that writes to it in `serve`; it is gone when disposed of. */
+/**
+ * Opens one with nothing in it, with the thread that writes to it in `serve`; it is gone when
+ * disposed of.
+ */
 export async function openFreshSqlite(
   options: Partial<Omit<EmbeddedWriterOptions, 'file'>> = {},
 ): Promise<FreshSqlite> {
   const directory = await freshDataDirectory()
   const file = join(directory, 'tabulum.sqlite')
-  const data: EmbeddedWriterOptions = { capacityBytes: 1_000_000, maxQueue: 10_000, ...options, file }
+  const data: EmbeddedWriterOptions = {
+    capacityBytes: 1_000_000,
+    maxQueue: 10_000,
+    ...options,
+    file,
+  }
   // Each write says so from then on, which no test takes for a success.
   const onRuin = () => {}
   const writer = await SqliteWriter.open<EmbeddedWrites>({ thread: WRITER_THREAD, data, onRuin })

@@ -2,7 +2,10 @@
 import { register } from 'prom-client'
 import { afterEach, beforeEach, expect } from 'vitest'
 
-export async function metric(name: string, labels: Record<string, string> = {}): Promise<number | undefined> {
+export async function metric(
+  name: string,
+  labels: Record<string, string> = {},
+): Promise<number | undefined> {
   const values = (await register.getSingleMetric(name)?.get())?.values ?? []
   const matches = (value: Partial<Record<string, string | number>>) =>
     Object.entries(labels).every(([label, wanted]) => value[label] === wanted)

@@ -1,7 +1,8 @@
 /** A read model that the kernel does not have: who wrote last, and how often each has written. */
 import type { ReadModel } from '../../src/events/read-model.ts'
 
-export const TABLE = 'create table last_writes (writer text primary key, writes bigint not null, seq bigint not null)'
+export const TABLE =
+  'create table last_writes (writer text primary key, writes bigint not null, seq bigint not null)'
 
 /** As `migrate` would install it from a file. */
 export const FUNCTION = `

@@ -1,4 +1,7 @@
-/** A log in memory for the live streams: events come, contents are removed, and following or asking fails when a test says so. */
+/**
+ * A log in memory for the live streams: events come, contents are removed, and following or asking
+ * fails when a test says so.
+ */
 import type { LoggedEvent } from '../../src/events/event.ts'
 import { type EventFilter, type EventSource, passes } from '../../src/observe/live/source.ts'
 import { Unavailable } from '../../src/platform/unavailable.ts'
@@ -29,8 +32,13 @@ export class MemoryEventSource implements EventSource {
     return this.#last
   }
 
-  /** Appends messages from an agent, with numbers left out between them, and returns their places. */
-  send(count: number, { from = AGENT, content = 'hello' }: { from?: string; content?: string } = {}): number[] {
+  /**
+   * Appends messages from an agent, with numbers left out between them, and returns their places.
+   */
+  send(
+    count: number,
+    { from = AGENT, content = 'hello' }: { from?: string; content?: string } = {},
+  ): number[] {
     const seqs = Array.from({ length: count }, () => this.#append(messageOf(from, content)))
     this.#wake()
     return seqs
@@ -39,7 +47,12 @@ export class MemoryEventSource implements EventSource {
   /** Removes the content of the message at a place. */
   remove(seq: number): number {
     this.removed.add(String(seq))
-    const data = { message_id: String(seq), reason: 'illegal', performed_by: 'operator', content_hash: '00' }
+    const data = {
+      message_id: String(seq),
+      reason: 'illegal',
+      performed_by: 'operator',
+      content_hash: '00',
+    }
     const place = this.#append(() => ({ ts: TS, type: 'message_redacted', data }))
     this.#wake()
     return place

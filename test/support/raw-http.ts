@@ -1,7 +1,10 @@
 /** HTTP as bytes: requests that no client sends, and answers as they come over the wire. */
 import { connect } from 'node:net'
 
-/** Far above what an answer takes, on a machine that is busy: a server that waits 10 s for the rest of a head included. */
+/**
+ * Far above what an answer takes, on a machine that is busy: a server that waits 10 s for the rest
+ * of a head included.
+ */
 const ANSWER_DEADLINE_MS = 60_000
 
 export interface RawAnswer {
@@ -12,20 +15,26 @@ export interface RawAnswer {
 }
 
 /**
- * Sends bytes, given as text with a character for each byte, and returns the answers, interim ones left out: as many as are asked for, or
- * fewer if the server closes the connection before. `headless` is for answers that have a head only, as those to HEAD.
+ * Sends bytes, given as text with a character for each byte, and returns the answers, interim ones
+ * left out: as many as are asked for, or fewer if the server closes the connection before.
+ * `headless` is for answers that have a head only, as those to HEAD.
  */
 export async function sendRaw(
   port: number,
   bytes: string,
-  { answers: wanted = 1, headless = false }: { answers?: number; headless?: boolean | undefined } = {},
+  {
+    answers: wanted = 1,
+    headless = false,
+  }: { answers?: number; headless?: boolean | undefined } = {},
 ): Promise<RawAnswer[]> {
   const socket = connect(port, '127.0.0.1')
   const { promise, resolve, reject } = Promise.withResolvers<RawAnswer[]>()
   let received = ''
   const parsed = () => parseAnswers(received, headless)
   socket.setEncoding('latin1')
-  socket.setTimeout(ANSWER_DEADLINE_MS, () => reject(new Error(`no answer, but ${JSON.stringify(received)}`)))
+  socket.setTimeout(ANSWER_DEADLINE_MS, () =>
+    reject(new Error(`no answer, but ${JSON.stringify(received)}`)),
+  )
   socket.on('data', (text: string) => {
     received += text
     if (parsed().length >= wanted) resolve(parsed())
@@ -52,7 +61,8 @@ function parseAnswers(text: string, headless: boolean): RawAnswer[] {
     const headers = Object.fromEntries(fields.map(([name, value]) => [name.toLowerCase(), value]))
     const status = Number(/^HTTP\/1\.[01] (\d{3})/.exec(first)?.[1])
     // What ends with the connection is taken to be whole.
-    const length = headless || status < 200 ? 0 : Number(headers['content-length'] ?? rest.length - end - 4)
+    const length =
+      headless || status < 200 ? 0 : Number(headers['content-length'] ?? rest.length - end - 4)
     const body = rest.slice(end + 4, end + 4 + length)
     if (body.length < length) return answers
     rest = rest.slice(end + 4 + length)

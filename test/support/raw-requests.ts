@@ -1,9 +1,10 @@
 /**
- * Requests as bytes, and what every door answers: `serve`, an api node, and HAProxy in front of one, in each version. One list and one
- * column, so that no client can tell the doors apart.
+ * Requests as bytes, and what every door answers: `serve`, an api node, and HAProxy in front of
+ * one, in each version. One list and one column, so that no client can tell the doors apart.
  *
- * Left out is what HAProxy mends before it passes it on, as RFC 9112 lets a proxy do and no setting forbids it: bare line feeds and folded lines
- * in a head, a length or a Host that is given twice with the same value, a length beside a transfer coding. A node alone refuses them: `MENDED`.
+ * Left out is what HAProxy mends before it passes it on, as RFC 9112 lets a proxy do and no setting
+ * forbids it: bare line feeds and folded lines in a head, a length or a Host that is given twice
+ * with the same value, a length beside a transfer coding. A node alone refuses them: `MENDED`.
  */
 import { expect } from 'vitest'
 import { REFUSALS, type Refusal } from '../../src/platform/http-refusals.ts'
@@ -34,7 +35,11 @@ const post = (fields: readonly string[], body: string) =>
 const chunked = (body: string) => post(['Transfer-Encoding: chunked'], body)
 const fields = (count: number) => Array.from({ length: count }, (_, index) => `X-${index}: y`)
 
-const row = (what: string, bytes: string, ...expected: Expected[]): RawCase => ({ what, bytes, expected })
+const row = (what: string, bytes: string, ...expected: Expected[]): RawCase => ({
+  what,
+  bytes,
+  expected,
+})
 const headOf = (what: string, bytes: string, ...expected: Expected[]): RawCase => ({
   what,
   bytes,
@@ -46,7 +51,11 @@ export const RAW_CASES: readonly RawCase[] = [
   // What is served.
   row('a plain request', get('/v1/health'), served),
   row('HTTP/1.0 without a Host', head('GET /v1/health HTTP/1.0'), served),
-  row('HTTP/1.0 that keeps its connection', head('GET /v1/health HTTP/1.0', 'Connection: keep-alive'), served),
+  row(
+    'HTTP/1.0 that keeps its connection',
+    head('GET /v1/health HTTP/1.0', 'Connection: keep-alive'),
+    served,
+  ),
   row('an empty line in front', `\r\n${get('/v1/health')}`, served),
   row('a slash too many', get('//v1/health'), served),
   row('more slashes', get('///v1/health?x=//'), served),
@@ -62,7 +71,12 @@ export const RAW_CASES: readonly RawCase[] = [
   row('a body with a GET', `${get('/v1/health', 'Content-Length: 3')}abc`, served),
   row(
     'an upgrade to a WebSocket',
-    get('/v1/health', 'Connection: Upgrade', 'Upgrade: websocket', 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=='),
+    get(
+      '/v1/health',
+      'Connection: Upgrade',
+      'Upgrade: websocket',
+      'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==',
+    ),
     served,
   ),
   row('an Expect in HTTP/1.0', head('GET /v1/health HTTP/1.0', 'Expect: x'), served),
@@ -76,17 +90,30 @@ export const RAW_CASES: readonly RawCase[] = [
     error: 'bad_request',
   }),
   row('no body', head('POST /v1/operators HTTP/1.1', HOST), notJson),
-  row('a body in HTTP/1.0', `${head('POST /v1/operators HTTP/1.0', 'Content-Length: 2')}{}`, notJson),
-  row('two requests at once', get('/v1/health') + get('/v1/nothing'), served, { status: 404, error: 'not_found' }),
+  row(
+    'a body in HTTP/1.0',
+    `${head('POST /v1/operators HTTP/1.0', 'Content-Length: 2')}{}`,
+    notJson,
+  ),
+  row('two requests at once', get('/v1/health') + get('/v1/nothing'), served, {
+    status: 404,
+    error: 'not_found',
+  }),
   // Methods.
   headOf('HEAD', head('HEAD /v1/health HTTP/1.1', HOST), served),
   headOf('HEAD of a page', head('HEAD /docs HTTP/1.1', HOST), served),
   headOf('HEAD without a token', head('HEAD /v1/state HTTP/1.1', HOST), { status: 401 }),
   headOf('HEAD of messages', head('HEAD /v1/messages HTTP/1.1', HOST), { status: 405 }),
   headOf('HEAD of what takes POST', head('HEAD /v1/operators HTTP/1.1', HOST), { status: 405 }),
-  row('OPTIONS', head('OPTIONS /v1/health HTTP/1.1', HOST), { status: 405, error: 'method_not_allowed' }),
+  row('OPTIONS', head('OPTIONS /v1/health HTTP/1.1', HOST), {
+    status: 405,
+    error: 'method_not_allowed',
+  }),
   row('OPTIONS *', head('OPTIONS * HTTP/1.1', HOST), noResource),
-  row('TRACE', head('TRACE /v1/health HTTP/1.1', HOST), { status: 405, error: 'method_not_allowed' }),
+  row('TRACE', head('TRACE /v1/health HTTP/1.1', HOST), {
+    status: 405,
+    error: 'method_not_allowed',
+  }),
   row('CONNECT', head('CONNECT a:443 HTTP/1.1', 'Host: a:443'), noResource),
   row('CONNECT in HTTP/1.0', head('CONNECT a:443 HTTP/1.0'), noResource),
   row('CONNECT to a path', head('CONNECT /v1/health HTTP/1.1', HOST), invalid),
@@ -153,23 +180,55 @@ export const RAW_CASES: readonly RawCase[] = [
   row('an empty length', post(['Content-Length: '], ''), invalid),
   row('a length in hexadecimal', post(['Content-Length: 0x2'], '{}'), invalid),
   row('a length of two words', post(['Content-Length: 2 2'], '{}'), invalid),
-  row('a length beyond all numbers', post(['Content-Length: 99999999999999999999999'], '{}'), invalid),
+  row(
+    'a length beyond all numbers',
+    post(['Content-Length: 99999999999999999999999'], '{}'),
+    invalid,
+  ),
   row('a body too large by its length', post(['Content-Length: 99999999'], ''), {
     status: 413,
     error: 'value_too_large',
   }),
   row('another transfer coding', post(['Transfer-Encoding: gzip'], '0\r\n\r\n'), invalid),
-  row('another transfer coding before chunked', post(['Transfer-Encoding: gzip, chunked'], '0\r\n\r\n'), coding),
-  row('another transfer coding after chunked', post(['Transfer-Encoding: chunked, gzip'], '0\r\n\r\n'), invalid),
-  row('chunked twice', post(['Transfer-Encoding: chunked', 'Transfer-Encoding: chunked'], '0\r\n\r\n'), invalid),
-  row('a transfer coding that ends like chunked', post(['Transfer-Encoding: xchunked'], '0\r\n\r\n'), invalid),
-  row('the coding that was abolished', post(['Transfer-Encoding: identity', 'Content-Length: 2'], '{}'), invalid),
+  row(
+    'another transfer coding before chunked',
+    post(['Transfer-Encoding: gzip, chunked'], '0\r\n\r\n'),
+    coding,
+  ),
+  row(
+    'another transfer coding after chunked',
+    post(['Transfer-Encoding: chunked, gzip'], '0\r\n\r\n'),
+    invalid,
+  ),
+  row(
+    'chunked twice',
+    post(['Transfer-Encoding: chunked', 'Transfer-Encoding: chunked'], '0\r\n\r\n'),
+    invalid,
+  ),
+  row(
+    'a transfer coding that ends like chunked',
+    post(['Transfer-Encoding: xchunked'], '0\r\n\r\n'),
+    invalid,
+  ),
+  row(
+    'the coding that was abolished',
+    post(['Transfer-Encoding: identity', 'Content-Length: 2'], '{}'),
+    invalid,
+  ),
   row('an empty transfer coding', post(['Transfer-Encoding:'], '0\r\n\r\n'), invalid),
   row('a chunk whose length is none', chunked('zz\r\n{}\r\n0\r\n\r\n'), invalid),
   row('a chunk that is longer than it says', chunked('2\r\n{}xx0\r\n\r\n'), invalid),
-  row('a chunk whose length is beyond all numbers', chunked('fffffffffffffffff\r\n{}\r\n0\r\n\r\n'), invalid),
+  row(
+    'a chunk whose length is beyond all numbers',
+    chunked('fffffffffffffffff\r\n{}\r\n0\r\n\r\n'),
+    invalid,
+  ),
   row('a trailer without a colon', chunked('2\r\n{}\r\n0\r\nX y\r\n\r\n'), invalid),
-  row('a bad chunk with a GET', `${get('/v1/health', 'Transfer-Encoding: chunked')}zz\r\n`, invalid),
+  row(
+    'a bad chunk with a GET',
+    `${get('/v1/health', 'Transfer-Encoding: chunked')}zz\r\n`,
+    invalid,
+  ),
   row(
     'chunks with a GET of HTTP/1.0',
     `${head('GET /v1/health HTTP/1.0', 'Transfer-Encoding: chunked')}0\r\n\r\n`,
@@ -179,7 +238,13 @@ export const RAW_CASES: readonly RawCase[] = [
   row('what is no HTTP after a request', `${get('/v1/health')}\x01\x02no\r\n\r\n`, served, invalid),
   row('no Host after a request', get('/v1/health') + head(HEALTH), served, invalid),
   row('a bad chunk after a request', `${get('/v1/health')}${chunked('zz\r\n')}`, served, invalid),
-  row('what is no HTTP after two requests', `${get('/v1/health').repeat(2)}\x01\r\n\r\n`, served, served, invalid),
+  row(
+    'what is no HTTP after two requests',
+    `${get('/v1/health').repeat(2)}\x01\r\n\r\n`,
+    served,
+    served,
+    invalid,
+  ),
 ]
 
 /** What a node refuses alone, and HAProxy makes valid on its way. */
@@ -199,19 +264,30 @@ export const MENDED: readonly RawCase[] = [
   row('a bare line feed after the length of a chunk', chunked('2\n{}\n0\n\n'), invalid),
   // HAProxy 3.2 closes the connection without a word.
   row('two lengths', post(['Content-Length: 2', 'Content-Length: 3'], '{}'), invalid),
-  row('a body with a GET of HTTP/1.0', `${head('GET /v1/health HTTP/1.0', 'Content-Length: 3')}abc`, tooMuch),
+  row(
+    'a body with a GET of HTTP/1.0',
+    `${head('GET /v1/health HTTP/1.0', 'Content-Length: 3')}abc`,
+    tooMuch,
+  ),
   // HAProxy 2.6 calls it 400.
   row('a head of 40 KiB', get('/v1/health', `X: ${'x'.repeat(40_000)}`), largeHead),
 ]
 
 /**
- * Sends each and expects its answers: status, code and, where that is fixed, the message, in a body of the contract's form; `ownWords` lets
- * HAProxy say a status in its own words, which versions before 3.2 do when they cannot read a request.
+ * Sends each and expects its answers: status, code and, where that is fixed, the message, in a body
+ * of the contract's form; `ownWords` lets HAProxy say a status in its own words, which versions
+ * before 3.2 do when they cannot read a request.
  */
-export async function expectAnswers(port: number, { bytes, expected, headless }: RawCase, ownWords = false) {
+export async function expectAnswers(
+  port: number,
+  { bytes, expected, headless }: RawCase,
+  ownWords = false,
+) {
   const answers = await sendRaw(port, bytes, { answers: expected.length, headless })
   const wanted = expected.map((one, index) =>
-    ownWords && answers[index]?.body.startsWith(`<html><body><h1>${one.status} `) ? { status: one.status } : one,
+    ownWords && answers[index]?.body.startsWith(`<html><body><h1>${one.status} `)
+      ? { status: one.status }
+      : one,
   )
   expect(answers.map((answer, index) => shown(answer, wanted[index]))).toEqual(wanted)
 }

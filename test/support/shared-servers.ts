@@ -1,4 +1,6 @@
-/** Starts the servers that all tests of a run share, and says at its end which versions they were. */
+/**
+ * Starts the servers that all tests of a run share, and says at its end which versions they were.
+ */
 
 import { findAllPrograms, versionsOf } from '../../lab/servers/programs.ts'
 import { shareServers } from '../../lab/servers/shared.ts'

@@ -1,6 +1,6 @@
 /**
- * What the contract suite runs against: a kernel on embedded storage, or a cluster. Chosen by TABULUM_TEST_TARGET; the tests
- * cannot tell which.
+ * What the contract suite runs against: a kernel on embedded storage, or a cluster. Chosen by
+ * TABULUM_TEST_TARGET; the tests cannot tell which.
  */
 import { afterAll, afterEach } from 'vitest'
 import type { ClusterNode } from '../../lab/cluster.ts'
@@ -8,9 +8,15 @@ import { type Event, freshDataDirectory, type Kernel, startKernel } from '../../
 import { removeDirectory } from '../../lab/servers/directory.ts'
 
 export interface Target extends AsyncDisposable {
-  /** The agent API, without a path; for a cluster that of its load balancer. Stays the same over restarts. */
+  /**
+   * The agent API, without a path; for a cluster that of its load balancer. Stays the same over
+   * restarts.
+   */
   readonly baseUrl: string
-  /** The observation service, without a path. In a cluster one process of it is started for the first who asks. */
+  /**
+   * The observation service, without a path. In a cluster one process of it is started for the
+   * first who asks.
+   */
   observeUrl(): Promise<string>
   /** The event log after `since` (exclusive), in order. */
   events(since?: number): Promise<Event[]>
@@ -34,7 +40,9 @@ const LIFTED_LIMITS = {
   RATE_LIMIT_OBSERVE_PER_MIN: '1000000',
 }
 
-/** Of what the processes of a target have printed, so many characters are shown when a test fails. */
+/**
+ * Of what the processes of a target have printed, so many characters are shown when a test fails.
+ */
 const SHOWN_OUTPUT = 5_000
 
 /** Starts a target; `limits: 'default'` leaves the rate limits as the program has them. */
@@ -56,7 +64,10 @@ function isCluster(): boolean {
 
 let common: Promise<Target & { startNode?: StartNode }> | undefined
 
-/** A target with the defaults for all files that one process runs, one after the other: its log and its stores hold what others have done. It ends with the process. */
+/**
+ * A target with the defaults for all files that one process runs, one after the other: its log and
+ * its stores hold what others have done. It ends with the process.
+ */
 export async function sharedTarget(): Promise<Target> {
   common ??= startTarget()
   return shownOnFailure(await common)
@@ -70,10 +81,12 @@ export async function ownTarget(...options: Parameters<typeof startTarget>): Pro
 }
 
 /**
- * The agent API of a node with settings that change only how it answers itself. In a cluster it is one more node of the shared target, as that takes
- * a fraction of what another cluster would.
+ * The agent API of a node with settings that change only how it answers itself. In a cluster it is
+ * one more node of the shared target, as that takes a fraction of what another cluster would.
  */
-export async function ownNode(settings: Readonly<Record<string, string>>): Promise<{ readonly baseUrl: string }> {
+export async function ownNode(
+  settings: Readonly<Record<string, string>>,
+): Promise<{ readonly baseUrl: string }> {
   if (!isCluster()) return ownTarget(settings)
   await sharedTarget()
   const node = await (await common)?.startNode?.(settings)
@@ -110,7 +123,8 @@ async function startEmbeddedTarget(settings: Readonly<Record<string, string>>): 
     output: () => kernel.output(),
     async restart() {
       const code = await kernel.stop()
-      if (code !== 0) throw new Error(`The kernel ended with ${code}, not 0. It printed:\n${kernel.output()}`)
+      if (code !== 0)
+        throw new Error(`The kernel ended with ${code}, not 0. It printed:\n${kernel.output()}`)
       kernel = await startKernel({ ...settings, ...ports }, { dataDir })
     },
     async [Symbol.asyncDispose]() {
@@ -120,7 +134,10 @@ async function startEmbeddedTarget(settings: Readonly<Record<string, string>>): 
   }
 }
 
-/** The cluster as a target of the contract suite, which must not be able to tell it from a single process. */
+/**
+ * The cluster as a target of the contract suite, which must not be able to tell it from a single
+ * process.
+ */
 async function startClusterTarget(
   settings: Readonly<Record<string, string>>,
 ): Promise<Target & { startNode: StartNode }> {
@@ -146,7 +163,10 @@ async function startClusterTarget(
       await Promise.all(
         members.map(async (member) => {
           const code = await member.stop()
-          if (code !== 0) throw new Error(`${member.name} ended with ${code}, not 0. It printed:\n${member.output()}`)
+          if (code !== 0)
+            throw new Error(
+              `${member.name} ended with ${code}, not 0. It printed:\n${member.output()}`,
+            )
         }),
       )
       await Promise.all(members.map((member) => member.restart()))

@@ -15,7 +15,10 @@ class Hub {
       this.published.push(subject)
       for (const hear of this.#subscribers.get(subject) ?? []) hear(text)
     }
-    const subscribe = (subject: string, { callback }: { callback: (error: null, message: object) => void }) => {
+    const subscribe = (
+      subject: string,
+      { callback }: { callback: (error: null, message: object) => void },
+    ) => {
       const subscribers = this.#subscribers.get(subject) ?? new Set()
       this.#subscribers.set(subject, subscribers)
       subscribers.add((text) => callback(null, { json: () => JSON.parse(text) }))
@@ -25,7 +28,10 @@ class Hub {
 
   process(origin: string) {
     const heard: number[] = []
-    return { heard, announcements: new Announcements(this.connect(), origin, (applied) => heard.push(applied)) }
+    return {
+      heard,
+      announcements: new Announcements(this.connect(), origin, (applied) => heard.push(applied)),
+    }
   }
 }
 
@@ -44,7 +50,10 @@ const eventOf = (origin: string | undefined, seq = 1): LoggedEvent => ({
 it('tells those who appended what was applied, and nobody else', async () => {
   const [leader, one, other] = [hub.process('leader'), hub.process('one'), hub.process('other')]
   const waiting = one.announcements.progress.database.reached(7, 5_000)
-  leader.announcements.announce('database', { applied: 7 }, [eventOf('one', 6), eventOf('leader', 7)])
+  leader.announcements.announce('database', { applied: 7 }, [
+    eventOf('one', 6),
+    eventOf('leader', 7),
+  ])
   await waiting
   expect(hub.published).toEqual(['tabulum.projection.database.one'])
   expect([one.heard, other.heard]).toEqual([[7], []])

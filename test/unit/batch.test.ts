@@ -5,7 +5,11 @@ import { BatchQueueFull, batched } from '../../src/platform/batch.ts'
 
 /** A `run` that notes its batches and finishes each when told. */
 function controlled<Item>() {
-  const batches: { items: Item[]; finish: (results?: unknown[]) => void; fail: (error: Error) => void }[] = []
+  const batches: {
+    items: Item[]
+    finish: (results?: unknown[]) => void
+    fail: (error: Error) => void
+  }[] = []
   let arrived = Promise.withResolvers<void>()
   const run = (items: Item[]) => {
     const { promise, resolve, reject } = Promise.withResolvers<unknown[]>()
@@ -48,7 +52,10 @@ describe('batched', () => {
   })
 
   it('gives each call the result of its place', async () => {
-    const call = batched(async (items: number[]) => items.map((item) => item * 10), { maxItems: 3, maxWaiting: 100 })
+    const call = batched(async (items: number[]) => items.map((item) => item * 10), {
+      maxItems: 3,
+      maxWaiting: 100,
+    })
     expect(await Promise.all(Array.from({ length: 10 }, (_, index) => call(index)))).toEqual(
       Array.from({ length: 10 }, (_, index) => index * 10),
     )
@@ -61,7 +68,11 @@ describe('batched', () => {
     ;(await batch(0)).fail(new Error('out'))
     ;(await batch(1)).finish()
     const [a, b, c] = await calls
-    expect([a?.status, b?.status, c]).toEqual(['rejected', 'rejected', { status: 'fulfilled', value: 'c' }])
+    expect([a?.status, b?.status, c]).toEqual([
+      'rejected',
+      'rejected',
+      { status: 'fulfilled', value: 'c' },
+    ])
   })
 
   it('works on after a failure', async () => {
@@ -196,7 +207,8 @@ describe('batched', () => {
           expect(batches.flat()).toEqual(items)
           for (const batch of batches) {
             expect(batch.length).toBeLessThanOrEqual(maxItems)
-            if (batch.length > 1) expect(batch.reduce((sum, item) => sum + item, 0)).toBeLessThanOrEqual(maxSize)
+            if (batch.length > 1)
+              expect(batch.reduce((sum, item) => sum + item, 0)).toBeLessThanOrEqual(maxSize)
           }
         },
       ),

@@ -70,7 +70,12 @@ describe('a turnstile', () => {
     expect(begun).toEqual([0, 1])
     gates[1]?.reject(new Error('failed'))
     for (const gate of gates) gate.resolve()
-    expect((await results).map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled', 'fulfilled'])
+    expect((await results).map(({ status }) => status)).toEqual([
+      'fulfilled',
+      'rejected',
+      'fulfilled',
+      'fulfilled',
+    ])
     expect(begun).toEqual([0, 1, 2, 3])
   })
 })

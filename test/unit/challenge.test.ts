@@ -12,7 +12,9 @@ describe('a pipeline challenge', () => {
       expect(data.seed).toMatch(/^[0-9a-f]{32}$/)
       expect(data.operations).toHaveLength(8)
       for (const { op } of data.operations) {
-        expect(op).toMatch(/^(reverse|base64_(en|de)code|hex_encode|sha256|uppercase|lowercase|rot13|(pre|ap)pend:.+)$/)
+        expect(op).toMatch(
+          /^(reverse|base64_(en|de)code|hex_encode|sha256|uppercase|lowercase|rot13|(pre|ap)pend:.+)$/,
+        )
       }
     }
   })
@@ -23,13 +25,16 @@ describe('a pipeline challenge', () => {
       const { data, answer } = pipelineChallenge()
       // The solver throws where an operation has no answer.
       expect(solvePipeline(data)).toBe(answer)
-      if ('operations' in data) for (const { op } of data.operations) seen.add(op.split(':')[0] as string)
+      if ('operations' in data)
+        for (const { op } of data.operations) seen.add(op.split(':')[0] as string)
     }
     expect(seen.size).toBe(10)
   })
 
   it('is not the same twice', () => {
-    expect(new Set(Array.from({ length: 200 }, () => JSON.stringify(pipelineChallenge().data))).size).toBe(200)
+    expect(
+      new Set(Array.from({ length: 200 }, () => JSON.stringify(pipelineChallenge().data))).size,
+    ).toBe(200)
   })
 })
 

@@ -12,7 +12,8 @@ function from(peer: string | undefined, forwarded?: string): HttpBindings {
   return { incoming } as HttpBindings
 }
 
-const reader = (trustedProxies: string[], ipv6Prefix = 64) => clientAddressReader({ trustedProxies, ipv6Prefix })
+const reader = (trustedProxies: string[], ipv6Prefix = 64) =>
+  clientAddressReader({ trustedProxies, ipv6Prefix })
 
 describe('without trusted proxies', () => {
   const read = reader([])
@@ -66,22 +67,47 @@ describe('behind trusted proxies', () => {
     ['two proxies', '10.1.2.3', '198.51.100.1, 192.0.2.7', '198.51.100.1'],
     ['a client that made the header up', '10.1.2.3', '6.6.6.6, 198.51.100.1', '198.51.100.1'],
     ['a client that names a proxy', '10.1.2.3', '10.9.9.9, 198.51.100.1', '198.51.100.1'],
-    ['a client that names a proxy, behind two', '10.1.2.3', '10.9.9.9, 198.51.100.1, 10.2.2.2', '198.51.100.1'],
+    [
+      'a client that names a proxy, behind two',
+      '10.1.2.3',
+      '10.9.9.9, 198.51.100.1, 10.2.2.2',
+      '198.51.100.1',
+    ],
     ['an IPv4-mapped entry', '10.1.2.3', '::ffff:198.51.100.1', '198.51.100.1'],
-    ['an IPv4-mapped entry of a proxy', '10.1.2.3', '198.51.100.1, ::ffff:10.2.2.2', '198.51.100.1'],
+    [
+      'an IPv4-mapped entry of a proxy',
+      '10.1.2.3',
+      '198.51.100.1, ::ffff:10.2.2.2',
+      '198.51.100.1',
+    ],
     ['an IPv6 client', 'fd00::1', '2001:DB8::0001', '2001:db8::/64'],
     ['proxies alone: the farthest', '10.1.2.3', '10.4.4.4, 10.5.5.5', '10.4.4.4'],
     ['blanks and empty entries', '10.1.2.3', ' , 198.51.100.1 ,, ', '198.51.100.1'],
     ['a port', '10.1.2.3', '198.51.100.1:567', '198.51.100.1'],
     ['a port that is a word', '10.1.2.3', '198.51.100.1:_p-1', '198.51.100.1'],
-    ['a port behind a proxy with one', '10.1.2.3', '198.51.100.1:567, 192.0.2.7:8443', '198.51.100.1'],
+    [
+      'a port behind a proxy with one',
+      '10.1.2.3',
+      '198.51.100.1:567, 192.0.2.7:8443',
+      '198.51.100.1',
+    ],
     ['brackets and a port', '10.1.2.3', '[2001:db8::1]:443', '2001:db8::/64'],
     ['brackets', '10.1.2.3', '[2001:db8::1]', '2001:db8::/64'],
     ['quotes, brackets and a port', '10.1.2.3', '"[2001:db8::1]:443"', '2001:db8::/64'],
     ['quotes', '10.1.2.3', '"198.51.100.1"', '198.51.100.1'],
     ['a zone', '10.1.2.3', 'fe80::1%eth0', 'fe80::/64'],
-    ['brackets around an IPv4-mapped entry', '10.1.2.3', '[::ffff:198.51.100.1]:80', '198.51.100.1'],
-    ['a proxy in brackets, with a zone', '10.1.2.3', '198.51.100.1, [fd00::7%eth0]:1', '198.51.100.1'],
+    [
+      'brackets around an IPv4-mapped entry',
+      '10.1.2.3',
+      '[::ffff:198.51.100.1]:80',
+      '198.51.100.1',
+    ],
+    [
+      'a proxy in brackets, with a zone',
+      '10.1.2.3',
+      '198.51.100.1, [fd00::7%eth0]:1',
+      '198.51.100.1',
+    ],
   ])('%s', (_, peer, forwarded, expected) => {
     expect(read(from(peer, forwarded))).toBe(expected)
   })
@@ -106,7 +132,9 @@ describe('behind trusted proxies', () => {
   })
 
   it('whatever the entry that no proxy wrote, its bucket is not a proxy’s, and bounded', () => {
-    const inBrackets = fc.tuple(fc.ipV6(), fc.nat(65_535)).map(([address, port]) => `[${address}]:${port}`)
+    const inBrackets = fc
+      .tuple(fc.ipV6(), fc.nat(65_535))
+      .map(([address, port]) => `[${address}]:${port}`)
     const entry = fc.oneof(
       fc.string(),
       fc.ipV4(),
@@ -114,7 +142,9 @@ describe('behind trusted proxies', () => {
       inBrackets,
       fc.constantFrom('unknown', '""', '[]', '[', '"'),
     )
-    const word = entry.filter((text) => !text.includes(',') && !/(^|[^\d.])10\.|192\.0\.2\.7|fd/i.test(text))
+    const word = entry.filter(
+      (text) => !text.includes(',') && !/(^|[^\d.])10\.|192\.0\.2\.7|fd/i.test(text),
+    )
     fc.assert(
       fc.property(word, fc.array(entry), (last, before) => {
         fc.pre(last.trim() !== '')
@@ -150,11 +180,17 @@ describe('behind trusted proxies', () => {
 
 it('several headers are one list', async () => {
   const read = reader(['127.0.0.0/8'])
-  const server = createServer((incoming, outgoing) => outgoing.end(read({ incoming } as HttpBindings)))
+  const server = createServer((incoming, outgoing) =>
+    outgoing.end(read({ incoming } as HttpBindings)),
+  )
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   const { port } = server.address() as { port: number }
-  const asked = request({ port, host: '127.0.0.1', headers: { 'X-Forwarded-For': ['6.6.6.6', '198.51.100.1:80'] } })
+  const asked = request({
+    port,
+    host: '127.0.0.1',
+    headers: { 'X-Forwarded-For': ['6.6.6.6', '198.51.100.1:80'] },
+  })
   const [answer] = (await once(asked.end(), 'response')) as [IncomingMessage]
   expect(String((await once(answer, 'data'))[0])).toBe('198.51.100.1')
   server.close()

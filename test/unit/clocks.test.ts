@@ -1,4 +1,7 @@
-/** What one process remembers for a time: the calendar may be set to what it will, nothing is kept or refused for longer, or shorter. */
+/**
+ * What one process remembers for a time: the calendar may be set to what it will, nothing is kept
+ * or refused for longer, or shorter.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest'
@@ -25,7 +28,10 @@ it('sessions end in their time, and revocations are remembered for theirs', asyn
   }
   await fc.assert(
     fc.asyncProperty(
-      fc.array(fc.record({ passes: fc.integer({ min: 0, max: 20_000 }), jump: jumps }), { minLength: 1, maxLength: 6 }),
+      fc.array(fc.record({ passes: fc.integer({ min: 0, max: 20_000 }), jump: jumps }), {
+        minLength: 1,
+        maxLength: 6,
+      }),
       async (steps) => {
         let elapsed = 1_000
         let time = Date.now()
@@ -45,9 +51,12 @@ it('sessions end in their time, and revocations are remembered for theirs', asyn
           // The cache asks for the time once in a millisecond.
           await sleep(3)
           const age = elapsed - opened
-          if (age !== TTL_MS) expect((await admission.admit(token)) !== undefined).toBe(age < TTL_MS)
-          if (age < 60_000) expect(await admission.open(revoked, { identity: newAddress() })).toBeUndefined()
-          if (age > 60_000) expect(await admission.open(revoked, { identity: newAddress() })).toBeDefined()
+          if (age !== TTL_MS)
+            expect((await admission.admit(token)) !== undefined).toBe(age < TTL_MS)
+          if (age < 60_000)
+            expect(await admission.open(revoked, { identity: newAddress() })).toBeUndefined()
+          if (age > 60_000)
+            expect(await admission.open(revoked, { identity: newAddress() })).toBeDefined()
         }
       },
     ),
@@ -96,7 +105,9 @@ describe('idempotency keys of embedded storage', () => {
             while (tidyEventIds(sqlite, now(), 1) > 0);
             // What counts yet is still there for the next start.
             const ids = sql.all`select id from event_ids`.map((row) => row.id)
-            const counting = [...appended].filter(([, { at }]) => elapsed - at < DEDUPLICATION_WINDOW_MS)
+            const counting = [...appended].filter(
+              ([, { at }]) => elapsed - at < DEDUPLICATION_WINDOW_MS,
+            )
             expect(ids.toSorted()).toEqual(counting.map(([each]) => each).toSorted())
           }
           vi.restoreAllMocks()

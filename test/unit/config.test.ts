@@ -1,7 +1,13 @@
 import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { ConfigError, checkPorts, loadConfig, settingNames, unknownSettings } from '../../src/config.ts'
+import {
+  ConfigError,
+  checkPorts,
+  loadConfig,
+  settingNames,
+  unknownSettings,
+} from '../../src/config.ts'
 
 /** The settings and defaults that the documentation promises. */
 const DEFAULTS = {
@@ -49,21 +55,46 @@ const DEFAULTS = {
 /** Any text but the empty one will do for these, or is found wrong only when it is used. */
 const FREE_TEXT = ['HOST', 'INTERNAL_HOST', 'DATA_DIR', 'WEBHOOK_CA_FILE']
 
-const NOT_NUMBERS = ['x', '-1', '1.5', '1e3', '0x10', ' 5', '5 ', '99999999999999999', 'NaN', 'Infinity', '١']
+const NOT_NUMBERS = [
+  'x',
+  '-1',
+  '1.5',
+  '1e3',
+  '0x10',
+  ' 5',
+  '5 ',
+  '99999999999999999',
+  'NaN',
+  'Infinity',
+  '١',
+]
 const NOT_DURATIONS = ['5', '5 s', '5sec', '-5s', '1.5s', '1d', 's', '5S', '0s', '9999999999s']
-const port = { wrong: [...NOT_NUMBERS, '65536'], right: 'a whole number from 0 to 65535', good: ['0', '65535'] }
+const port = {
+  wrong: [...NOT_NUMBERS, '65536'],
+  right: 'a whole number from 0 to 65535',
+  good: ['0', '65535'],
+}
 const limit = {
   wrong: [...NOT_NUMBERS, '0', '1000000001'],
   right: 'a whole number from 1 to 1000000000',
   good: ['1', '1000000000'],
 }
 const cidrs = {
-  wrong: ['10.0.0.1', '10.0.0.0/33', '10.0.0.0/8;10.1.0.0/16', 'fe80::/129', 'localhost/8', '10.0.0.0/8,x'],
+  wrong: [
+    '10.0.0.1',
+    '10.0.0.0/33',
+    '10.0.0.0/8;10.1.0.0/16',
+    'fe80::/129',
+    'localhost/8',
+    '10.0.0.0/8,x',
+  ],
   right: 'comma-separated CIDR ranges',
   good: ['10.0.0.0/8', '10.0.0.0/8, fd00::/8,', '0.0.0.0/0'],
 }
 const between = (low: number, high: number) => ({
-  wrong: [...NOT_NUMBERS, String(low - 1), String(high + 1)].filter((text) => text !== '-1' || low > 0),
+  wrong: [...NOT_NUMBERS, String(low - 1), String(high + 1)].filter(
+    (text) => text !== '-1' || low > 0,
+  ),
   right: `a whole number from ${low} to ${high}`,
   good: [String(low), String(high)],
 })
@@ -121,9 +152,18 @@ const RULES: Record<string, { wrong: string[]; right: string; good: string[] }> 
   RATE_LIMIT_OBSERVE_PER_MIN: limit,
   OBSERVE_MAX_STREAMS: between(0, 5_000),
   RATE_LIMIT_IPV6_PREFIX: between(1, 128),
-  REQUESTS_MAX_BYTES: { ...between(56_623_104, Number.MAX_SAFE_INTEGER), wrong: [...NOT_NUMBERS, '56623103'] },
-  ANSWERS_MAX_BYTES: { ...between(56_623_104, Number.MAX_SAFE_INTEGER), wrong: [...NOT_NUMBERS, '56623103'] },
-  STATE_CAPACITY_BYTES: { ...between(1, Number.MAX_SAFE_INTEGER), wrong: [...NOT_NUMBERS, '0', '9007199254740993'] },
+  REQUESTS_MAX_BYTES: {
+    ...between(56_623_104, Number.MAX_SAFE_INTEGER),
+    wrong: [...NOT_NUMBERS, '56623103'],
+  },
+  ANSWERS_MAX_BYTES: {
+    ...between(56_623_104, Number.MAX_SAFE_INTEGER),
+    wrong: [...NOT_NUMBERS, '56623103'],
+  },
+  STATE_CAPACITY_BYTES: {
+    ...between(1, Number.MAX_SAFE_INTEGER),
+    wrong: [...NOT_NUMBERS, '0', '9007199254740993'],
+  },
   STATE_MAX_KEY_BYTES: between(1, 2_000),
   STATE_MAX_VALUE_BYTES: between(1, 1_048_576),
   MESSAGE_MAX_CONTENT_BYTES: between(1, 1_048_576),
@@ -198,7 +238,12 @@ describe('settings', () => {
   })
 
   it('of all sorts: every wrong one is named at once', () => {
-    const lines = messageOf({ PORT: 'x', LOG_LEVEL: 'loud', SESSION_TTL: '1h', TRUSTED_PROXIES: 'me' }).split('\n')
+    const lines = messageOf({
+      PORT: 'x',
+      LOG_LEVEL: 'loud',
+      SESSION_TTL: '1h',
+      TRUSTED_PROXIES: 'me',
+    }).split('\n')
     expect(lines.map((line) => line.split('=')[0]).toSorted()).toEqual([
       'LOG_LEVEL',
       'PORT',
@@ -208,11 +253,14 @@ describe('settings', () => {
   })
 
   it('that are empty count as unset', () => {
-    expect(loadConfig(Object.fromEntries(settingNames.map((name) => [name, ''])))).toEqual(loadConfig({}))
+    expect(loadConfig(Object.fromEntries(settingNames.map((name) => [name, ''])))).toEqual(
+      loadConfig({}),
+    )
   })
 
   it('take durations in their units', () => {
-    const of = (text: string) => loadConfig({ WEBHOOK_CIRCUIT_DURATION: text }).WEBHOOK_CIRCUIT_DURATION
+    const of = (text: string) =>
+      loadConfig({ WEBHOOK_CIRCUIT_DURATION: text }).WEBHOOK_CIRCUIT_DURATION
     expect([of('250ms'), of('90s'), of('2m'), of('3h')]).toEqual([250, 90_000, 120_000, 10_800_000])
   })
 
@@ -224,15 +272,21 @@ describe('settings', () => {
   })
 
   it('of others are none of their business', () => {
-    expect(() => loadConfig({ PATH: '/bin', PORTS: 'x', constructor: 'x', __proto__: 'x' })).not.toThrow()
+    expect(() =>
+      loadConfig({ PATH: '/bin', PORTS: 'x', constructor: 'x', __proto__: 'x' }),
+    ).not.toThrow()
   })
 
   it('whatever the text, are either taken or refused with a ConfigError', () => {
     fc.assert(
-      fc.property(fc.constantFrom(...settingNames), fc.string({ unit: 'binary' }), (name, value) => {
-        const message = messageOf({ [name]: value })
-        expect(message === '' || message.includes(name)).toBe(true)
-      }),
+      fc.property(
+        fc.constantFrom(...settingNames),
+        fc.string({ unit: 'binary' }),
+        (name, value) => {
+          const message = messageOf({ [name]: value })
+          expect(message === '' || message.includes(name)).toBe(true)
+        },
+      ),
       { numRuns: 2_000 },
     )
   })
@@ -261,7 +315,11 @@ it('WEBHOOK_SECRET_KEY is one key of 32 bytes, or several in their order', () =>
 })
 
 describe('combinations', () => {
-  const cluster = { DATABASE_URL: 'postgres://a/b', REDIS_URL: 'redis://c', NATS_URL: 'nats://d,tls://e' }
+  const cluster = {
+    DATABASE_URL: 'postgres://a/b',
+    REDIS_URL: 'redis://c',
+    NATS_URL: 'nats://d,tls://e',
+  }
 
   it('of all three servers make a cluster', () => {
     expect(loadConfig(cluster).cluster).toEqual({
@@ -286,7 +344,9 @@ describe('combinations', () => {
 
   it('of hmac without its key are refused', () => {
     expect(messageOf({ AUTH_VERIFIER: 'hmac' })).toContain('AUTH_HMAC_KEY is missing')
-    expect(loadConfig({ AUTH_VERIFIER: 'hmac', AUTH_HMAC_KEY: 'x'.repeat(32) }).AUTH_VERIFIER).toBe('hmac')
+    expect(loadConfig({ AUTH_VERIFIER: 'hmac', AUTH_HMAC_KEY: 'x'.repeat(32) }).AUTH_VERIFIER).toBe(
+      'hmac',
+    )
   })
 })
 
@@ -312,7 +372,9 @@ describe('the internal port', () => {
     { PORT: '1', INTERNAL_PORT: '1', HOST: '127.0.0.1' },
     { PORT: '1', INTERNAL_PORT: '1', HOST: '10.0.0.1', INTERNAL_HOST: '::' },
   ])('cannot be that of agents: %j', (environment) => {
-    expect(() => checkPorts(loadConfig(environment))).toThrow(/^PORT and INTERNAL_PORT are both \d+/)
+    expect(() => checkPorts(loadConfig(environment))).toThrow(
+      /^PORT and INTERNAL_PORT are both \d+/,
+    )
   })
 
   it.each([{ PORT: '0', INTERNAL_PORT: '0' }, { PORT: '9090', HOST: '10.0.0.1' }, {}])(
@@ -344,9 +406,37 @@ describe('settings that do not exist', () => {
 
   it('are not taken for ours where they are other programs’', () => {
     const others = [
-      ...['HOME', 'HOSTNAME', 'PATH', 'PWD', 'TERM', 'USER', 'SHELL', 'LANG', 'PS1', 'POSIX', 'HOSTTYPE', 'MAIL', 'TZ'],
-      ...['SESSION_MANAGER', 'STATE_DIRECTORY', 'NODE_ENV', 'NODE_COMPILE_CACHE', 'PGDATA', 'CI', 'http_proxy'],
-      ...['REDIS_SERVICE_HOST', 'REDIS_PORT', 'NATS_PORT_4222_TCP_ADDR', 'NATS_SERVER_BIN', 'REDIS_KERNEL_PASSWORD'],
+      ...[
+        'HOME',
+        'HOSTNAME',
+        'PATH',
+        'PWD',
+        'TERM',
+        'USER',
+        'SHELL',
+        'LANG',
+        'PS1',
+        'POSIX',
+        'HOSTTYPE',
+        'MAIL',
+        'TZ',
+      ],
+      ...[
+        'SESSION_MANAGER',
+        'STATE_DIRECTORY',
+        'NODE_ENV',
+        'NODE_COMPILE_CACHE',
+        'PGDATA',
+        'CI',
+        'http_proxy',
+      ],
+      ...[
+        'REDIS_SERVICE_HOST',
+        'REDIS_PORT',
+        'NATS_PORT_4222_TCP_ADDR',
+        'NATS_SERVER_BIN',
+        'REDIS_KERNEL_PASSWORD',
+      ],
     ]
     expect(unknownSettings(Object.fromEntries(others.map((name) => [name, 'x'])))).toEqual([])
   })
@@ -359,7 +449,9 @@ describe('settings that do not exist', () => {
       'deploy/redis/start.sh',
       'docs/deploying.md',
     ]
-    const names = files.flatMap((file) => readFileSync(file, 'utf8').match(/\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b/g) ?? [])
+    const names = files.flatMap(
+      (file) => readFileSync(file, 'utf8').match(/\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b/g) ?? [],
+    )
     expect(names.length).toBeGreaterThan(50)
     expect(unknownSettings(Object.fromEntries(names.map((name) => [name, 'x'])))).toEqual([])
   })
@@ -370,6 +462,11 @@ describe('settings that do not exist', () => {
   })
 
   it('whatever their names, are found without an error', () => {
-    fc.assert(fc.property(fc.dictionary(fc.string(), fc.string()), (environment) => void unknownSettings(environment)))
+    fc.assert(
+      fc.property(
+        fc.dictionary(fc.string(), fc.string()),
+        (environment) => void unknownSettings(environment),
+      ),
+    )
   })
 })

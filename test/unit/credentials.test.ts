@@ -10,7 +10,10 @@ const MAX_WAIT_MS = 1_000
 const PATIENT_MS = 300_000
 /** More than are checked in that time on dozens of processors, and fewer than may wait. */
 const MANY = 900
-/** A machine that stands still for a while may refuse all, or take long over it; not so often in a row. */
+/**
+ * A machine that stands still for a while may refuse all, or take long over it; not so often in a
+ * row.
+ */
 const TRIES = 5
 
 let credentials: Credentials
@@ -50,24 +53,33 @@ describe('many tokens at once', () => {
     await warmUp(costly)
     const stored = await hash(costly, 'other')
     const ended: string[] = []
-    const hashes = Array.from({ length: 90 }, () => hash(costly, 'greedy').then(() => ended.push('hash')))
+    const hashes = Array.from({ length: 90 }, () =>
+      hash(costly, 'greedy').then(() => ended.push('hash')),
+    )
     const checks = Array.from({ length: 20 + THREADS }, async () => {
       expect(await costly.verify('secret', stored, 'other')).toBe(true)
       ended.push('check')
     })
     await Promise.all([...hashes, ...checks])
-    // Until then checks were waiting, so that those hashes have ended that were at work already, and some that had their turn after eight checks.
-    // The last checks may be held up on their threads, while others go on to hashes.
+    // Until then checks were waiting, so that those hashes have ended that were at work already,
+    // and some that had their turn after eight checks. The last checks may be held up on their
+    // threads, while others go on to hashes.
     const twentieth = ended.flatMap((what, index) => (what === 'check' ? [index] : []))[19]
-    expect(ended.slice(0, twentieth).filter((what) => what === 'hash').length).toBeLessThan(3 * (THREADS + 1))
+    expect(ended.slice(0, twentieth).filter((what) => what === 'hash').length).toBeLessThan(
+      3 * (THREADS + 1),
+    )
   })
 
   it('of one operator so many are under way and no more, and others go on', async () => {
     const cheap = start(4)
-    const outcomes = await Promise.allSettled(Array.from({ length: 1_000 }, () => hash(cheap, 'greedy')))
+    const outcomes = await Promise.allSettled(
+      Array.from({ length: 1_000 }, () => hash(cheap, 'greedy')),
+    )
     const refused = outcomes.filter(({ status }) => status === 'rejected')
     expect(refused).toHaveLength(900)
-    expect(refused.every((outcome) => 'reason' in outcome && outcome.reason instanceof VerifierBusy)).toBe(true)
+    expect(
+      refused.every((outcome) => 'reason' in outcome && outcome.reason instanceof VerifierBusy),
+    ).toBe(true)
     // All have ended, so there is room again.
     const turns = Array.from({ length: 100 }, () => cheap.hashing('greedy'))
     expect(() => cheap.hashing('greedy')).toThrow(VerifierBusy)
@@ -94,7 +106,8 @@ describe('the queue of the threads', () => {
     queue.remove(gone)
     expect(queue.size).toBe(8)
     const order: unknown[] = []
-    for (let task = queue.shift(); task !== null; task = queue.shift()) order.push('name' in task && task.name)
+    for (let task = queue.shift(); task !== null; task = queue.shift())
+      order.push('name' in task && task.name)
     expect(order).toEqual(['A1', 'B1', 'A2', 'a1', 'b1', 'a2', 'b2', 'a3'])
     expect(queue.size).toBe(0)
   })

@@ -43,7 +43,11 @@ describe('a cursor', () => {
       for (let index = 0; index <= cursor.length; index++) {
         const [before, after] = [cursor.slice(0, index), cursor.slice(index)]
         for (const character of `${BASE64URL}=+/ .\0é`) {
-          const changed = [before + character + after.slice(1), before + character + after, before + after.slice(1)]
+          const changed = [
+            before + character + after.slice(1),
+            before + character + after,
+            before + after.slice(1),
+          ]
           for (const text of changed) {
             if (text !== cursor && opens(text)) accepted.push(text)
           }
@@ -55,7 +59,15 @@ describe('a cursor', () => {
 
   it('of another list is refused', () => {
     const cursor = seal.seal('state a', Buffer.from('a/1'))
-    for (const list of ['state ', 'state ab', 'state A', 'registry', '', 'state a\0', 'state a\0a']) {
+    for (const list of [
+      'state ',
+      'state ab',
+      'state A',
+      'registry',
+      '',
+      'state a\0',
+      'state a\0a',
+    ]) {
       expect(() => seal.open(list, cursor), list).toThrow(UnknownCursor)
     }
   })
@@ -63,13 +75,15 @@ describe('a cursor', () => {
   it('of a list whose name runs into the position is refused', () => {
     const cursor = seal.seal('state a', Buffer.from('b'))
     expect(() => seal.open('state ', cursor)).toThrow(UnknownCursor)
-    expect(() => seal.open('state a\0b', seal.seal('state a', Buffer.alloc(0)))).toThrow(UnknownCursor)
+    expect(() => seal.open('state a\0b', seal.seal('state a', Buffer.alloc(0)))).toThrow(
+      UnknownCursor,
+    )
   })
 
   it('of another key is refused', () => {
-    expect(() => new CursorSeal(randomBytes(32)).open('list', seal.seal('list', Buffer.from('1')))).toThrow(
-      UnknownCursor,
-    )
+    expect(() =>
+      new CursorSeal(randomBytes(32)).open('list', seal.seal('list', Buffer.from('1'))),
+    ).toThrow(UnknownCursor)
   })
 
   it('that is any text is refused', () => {

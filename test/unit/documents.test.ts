@@ -2,9 +2,19 @@
 import { existsSync, globSync, readdirSync } from 'node:fs'
 import { dirname, join, normalize } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { anchorsOf, blocksOf, linksOf, proseOf, ROOT, readDocument, tableRows } from '../support/document.ts'
+import {
+  anchorsOf,
+  blocksOf,
+  linksOf,
+  proseOf,
+  ROOT,
+  readDocument,
+  tableRows,
+} from '../support/document.ts'
 
-const DOCUMENTS = globSync(['*.md', 'docs/*.md', 'examples/*.md', 'k8s/*.md', 'load-tests/*.md'], { cwd: ROOT }).sort()
+const DOCUMENTS = globSync(['*.md', 'docs/*.md', 'examples/*.md', 'k8s/*.md', 'load-tests/*.md'], {
+  cwd: ROOT,
+}).sort()
 
 describe('links', () => {
   const links = DOCUMENTS.flatMap((from) =>
@@ -26,7 +36,8 @@ describe('links', () => {
 })
 
 /** Where the code is; what is elsewhere may be made when it runs. */
-const OURS = /^(?:src|test|lab|bench|faults|examples|deploy|migrations|k8s|load-tests|docs)\/[\w./-]*$/
+const OURS =
+  /^(?:src|test|lab|bench|faults|examples|deploy|migrations|k8s|load-tests|docs)\/[\w./-]*$/
 
 describe('files that are named', () => {
   const named = DOCUMENTS.flatMap((from) =>
@@ -41,8 +52,12 @@ describe('files that are named', () => {
 })
 
 describe('the table of folders', () => {
-  const rows = tableRows(readDocument('docs/contributing.md')).filter(([first = '']) => /^`[a-z].*\//.test(first))
-  const folders = rows.flatMap(([first = '']) => [...first.matchAll(/`([^`]+)`/g)].map(([, path = '']) => path))
+  const rows = tableRows(readDocument('docs/contributing.md')).filter(([first = '']) =>
+    /^`[a-z].*\//.test(first),
+  )
+  const folders = rows.flatMap(([first = '']) =>
+    [...first.matchAll(/`([^`]+)`/g)].map(([, path = '']) => path),
+  )
 
   it('has some', () => {
     expect(folders.length).toBeGreaterThan(10)
@@ -54,8 +69,12 @@ describe('the table of folders', () => {
 
   it('has every folder of sources', () => {
     const entries = readdirSync(join(ROOT, 'src'), { withFileTypes: true, recursive: true })
-    const sources = entries.filter((entry) => entry.isFile() && entry.parentPath !== join(ROOT, 'src'))
-    const used = new Set(sources.map(({ parentPath }) => parentPath.slice(ROOT.length + 1).split('/')[1]))
+    const sources = entries.filter(
+      (entry) => entry.isFile() && entry.parentPath !== join(ROOT, 'src'),
+    )
+    const used = new Set(
+      sources.map(({ parentPath }) => parentPath.slice(ROOT.length + 1).split('/')[1]),
+    )
     expect(folders).toEqual(expect.arrayContaining([...used].map((name) => `src/${name}/`)))
   })
 })
@@ -77,7 +96,9 @@ describe('the glossary', () => {
     const [, inCode = ''] = entry.split(/in\s+code:/i)
     return [...inCode.matchAll(/`([^`]+)`/g)].map(([, name = '']) => name)
   })
-  const code = globSync(['src/**/*.{ts,sql,lua}', 'migrations/**/*.sql'], { cwd: ROOT }).map(readDocument).join('\n')
+  const code = globSync(['src/**/*.{ts,sql,lua}', 'migrations/**/*.sql'], { cwd: ROOT })
+    .map(readDocument)
+    .join('\n')
 
   it('has names of the code', () => {
     expect(names.length).toBeGreaterThan(30)
@@ -110,4 +131,27 @@ describe('lines have at most 120 characters', () => {
         .filter((line) => line.length > WIDTH),
     ).toEqual([])
   })
+})
+
+/** Columns of a comment; of code the formatter takes care, but for strings and statements. */
+const COLUMNS = 100
+const SOURCE = globSync(
+  [
+    '{src,lab,bench,test,faults,examples,load-tests}/**/*.{ts,tsx,js,lua,sql}',
+    'migrations/**/*.sql',
+    '{deploy,k8s}/**/*.{yml,yaml,conf,cfg,sh}',
+    '*.{ts,yml}',
+  ],
+  { cwd: ROOT, exclude: (path) => /(^|\/)(dist|node_modules)(\/|$)/.test(path) },
+)
+
+it('comments have lines of at most 100 columns', () => {
+  expect(SOURCE.length).toBeGreaterThan(400)
+  const long = SOURCE.flatMap((path) =>
+    readDocument(path)
+      .split('\n')
+      .filter((line) => line.length > COLUMNS && /^\s*(\/\/|\/?\*+|--|#)( |$)/.test(line))
+      .map((line) => `${path}: ${line.trim()}`),
+  )
+  expect(long).toEqual([])
 })

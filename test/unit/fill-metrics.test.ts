@@ -4,7 +4,8 @@ import { measureFill } from '../../src/maintenance/fill-metrics.ts'
 
 test('what is stored is measured when asked for, and not at all while it cannot be', async () => {
   let isOut = false
-  const unless = <T>(value: T) => (isOut ? Promise.reject(new Error('out')) : Promise.resolve(value))
+  const unless = <T>(value: T) =>
+    isOut ? Promise.reject(new Error('out')) : Promise.resolve(value)
   measureFill({
     logBytes: () => unless(1_000),
     logReplicas: () => unless({ offline: 1, lagEvents: 30 }),

@@ -1,4 +1,7 @@
-/** What is refused before an application sees it: that it is answered whole, counted and logged, and takes no answer from anybody else. */
+/**
+ * What is refused before an application sees it: that it is answered whole, counted and logged, and
+ * takes no answer from anybody else.
+ */
 import { connect } from 'node:net'
 import { text } from 'node:stream/consumers'
 import { register } from 'prom-client'
@@ -40,7 +43,12 @@ beforeEach(() => {
 
 async function counted(status: number): Promise<number> {
   const metric = z.object({
-    values: z.array(z.object({ value: z.number(), labels: z.record(z.string(), z.union([z.string(), z.number()])) })),
+    values: z.array(
+      z.object({
+        value: z.number(),
+        labels: z.record(z.string(), z.union([z.string(), z.number()])),
+      }),
+    ),
   })
   const { values } = metric.parse(await register.getSingleMetric('tabulum_requests_total')?.get())
   const ours = values.filter(({ labels }) => labels.route === ROUTE && labels.status === status)
@@ -50,26 +58,36 @@ async function counted(status: number): Promise<number> {
 const REFUSED: [string, string, Refusal][] = [
   ['what the parser refuses', 'no\r\n\r\n', REFUSALS.invalid],
   ['what is parsed and yet no HTTP', 'GET / HTTP/1.1\r\n\r\n', REFUSALS.invalid],
-  ['a head that is too large', `GET / HTTP/1.1\r\nX: ${'x'.repeat(20_000)}\r\n\r\n`, REFUSALS.largeHead],
+  [
+    'a head that is too large',
+    `GET / HTTP/1.1\r\nX: ${'x'.repeat(20_000)}\r\n\r\n`,
+    REFUSALS.largeHead,
+  ],
   ['an expectation', 'GET / HTTP/1.1\r\nHost: a\r\nExpect: x\r\n\r\n', REFUSALS.expectation],
   ['CONNECT', 'CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n', REFUSALS.noResource],
 ]
 
 describe('a refusal', () => {
-  it.each(REFUSED)('of %s is whole, closes the connection, is counted and logged', async (_, bytes, refusal) => {
-    const before = await counted(refusal.status)
-    const [first] = await sendRaw(server.port, bytes)
-    expect(JSON.parse(first?.body ?? '')).toEqual({ error: refusal.error, message: refusal.message })
-    expect(first?.status).toBe(refusal.status)
-    expect(first?.headers).toMatchObject({
-      'content-type': 'application/json',
-      'content-length': String(Buffer.byteLength(first?.body ?? '')),
-      connection: 'close',
-    })
-    expect(await counted(refusal.status)).toBe(before + 1)
-    expect(logged).toEqual([expect.objectContaining({ route: ROUTE, status: refusal.status })])
-    expect(JSON.stringify(logged)).not.toContain('xxx')
-  })
+  it.each(REFUSED)(
+    'of %s is whole, closes the connection, is counted and logged',
+    async (_, bytes, refusal) => {
+      const before = await counted(refusal.status)
+      const [first] = await sendRaw(server.port, bytes)
+      expect(JSON.parse(first?.body ?? '')).toEqual({
+        error: refusal.error,
+        message: refusal.message,
+      })
+      expect(first?.status).toBe(refusal.status)
+      expect(first?.headers).toMatchObject({
+        'content-type': 'application/json',
+        'content-length': String(Buffer.byteLength(first?.body ?? '')),
+        connection: 'close',
+      })
+      expect(await counted(refusal.status)).toBe(before + 1)
+      expect(logged).toEqual([expect.objectContaining({ route: ROUTE, status: refusal.status })])
+      expect(JSON.stringify(logged)).not.toContain('xxx')
+    },
+  )
 
   it.each(REFUSED)('of %s ends the connection by itself', async (_, bytes, { status }) => {
     const socket = connect(server.port, '127.0.0.1')

@@ -5,7 +5,10 @@ import { expect, it } from 'vitest'
 
 const ROOT = join(import.meta.dirname, '..', '..')
 
-/** What tests, measurements and faults share is in `lab/`, so that each of the three can change without the others. */
+/**
+ * What tests, measurements and faults share is in `lab/`, so that each of the three can change
+ * without the others.
+ */
 const STANDS_ON: Readonly<Record<string, readonly string[]>> = {
   src: [],
   lab: ['src'],
@@ -15,14 +18,19 @@ const STANDS_ON: Readonly<Record<string, readonly string[]>> = {
   examples: [],
   'load-tests': [],
 }
-/** `import … from './x.ts'`, `export … from`, `import './x.ts'`, `import('./x.ts')`, and what `vi.mock` names. */
+/**
+ * `import … from './x.ts'`, `export … from`, `import './x.ts'`, `import('./x.ts')`, and what
+ * `vi.mock` names.
+ */
 const RELATIVE_IMPORT = /\b(?:from|import|import\(|mock\()\s*['"](\.[^'"]+)['"]/g
 
 const directoryOf = (path: string) => path.split('/')[0] ?? ''
 
 function importsOf(file: string): string[] {
   const text = readFileSync(join(ROOT, file), 'utf8')
-  return [...text.matchAll(RELATIVE_IMPORT)].map(([, to = '']) => relative(ROOT, join(ROOT, dirname(file), to)))
+  return [...text.matchAll(RELATIVE_IMPORT)].map(([, to = '']) =>
+    relative(ROOT, join(ROOT, dirname(file), to)),
+  )
 }
 
 it.each(Object.entries(STANDS_ON))('%s/ imports only from itself and [%s]', (directory, others) => {

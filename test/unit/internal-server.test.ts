@@ -26,7 +26,10 @@ describe('/events', () => {
       asked.push(query)
       return ['{"seq":1}', '{"seq":2}']
     }
-    expect(await events('?since=3&limit=7')).toEqual({ status: 200, text: '{"seq":1}\n{"seq":2}\n' })
+    expect(await events('?since=3&limit=7')).toEqual({
+      status: 200,
+      text: '{"seq":1}\n{"seq":2}\n',
+    })
     await events()
     await events('?limit=1000000')
     expect(asked).toEqual([
@@ -42,14 +45,20 @@ describe('/events', () => {
     }
     const { status, text } = await events()
     expect(status).toBe(503)
-    expect(JSON.parse(text)).toEqual({ error: 'unavailable', message: 'the event log did not answer in time' })
+    expect(JSON.parse(text)).toEqual({
+      error: 'unavailable',
+      message: 'the event log did not answer in time',
+    })
   })
 
-  it.each(['since=x', 'since=-1', 'limit=1.5', 'limit=', 'since=1e3'])('is 400 for %s', async (query) => {
-    const { status, text } = await events(`?${query}`)
-    expect(status).toBe(400)
-    expect(JSON.parse(text).message).toMatch(/whole numbers/)
-  })
+  it.each(['since=x', 'since=-1', 'limit=1.5', 'limit=', 'since=1e3'])(
+    'is 400 for %s',
+    async (query) => {
+      const { status, text } = await events(`?${query}`)
+      expect(status).toBe(400)
+      expect(JSON.parse(text).message).toMatch(/whole numbers/)
+    },
+  )
 
   it('reads four pages at once at most', async () => {
     let reading = 0
@@ -88,7 +97,8 @@ describe('/readyz', () => {
       const response = await fetch(`http://127.0.0.1:${node.port}/readyz`)
       return [response.status, ((await response.json()) as { status: string }).status]
     }
-    const becomes = (...wanted: [number, string]) => expect.poll(ready, { timeout: 30_000 }).toEqual(wanted)
+    const becomes = (...wanted: [number, string]) =>
+      expect.poll(ready, { timeout: 30_000 }).toEqual(wanted)
 
     expect(await ready()).toEqual([503, 'starting'])
     problems.postgres = undefined
@@ -108,7 +118,10 @@ describe('/readyz', () => {
   })
 
   it('names a server that has no room, beside which a process that starts is of use all the same', async () => {
-    const problems: Record<string, string | undefined> = { full: 'redis is full', projector: 'nobody' }
+    const problems: Record<string, string | undefined> = {
+      full: 'redis is full',
+      projector: 'nobody',
+    }
     const check = (part: string) => async () => problems[part]
     await using stack = new AsyncDisposableStack()
     const node = await startInternalServer({
@@ -167,7 +180,8 @@ describe('/readyz', () => {
     const status = async () => (await fetch(`http://127.0.0.1:${node.port}/readyz`)).status
     expect(await status()).toBe(200)
     hold = true
-    // A check is given up after a second, and begun again. Of some answers the quickest counts: the machine may be busy.
+    // A check is given up after a second, and begun again. Of some answers the quickest counts: the
+    // machine may be busy.
     let quickest = Number.POSITIVE_INFINITY
     for (let tries = 0; tries < 20 && quickest >= 900; tries++) {
       asked = Promise.withResolvers()

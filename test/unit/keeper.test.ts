@@ -1,4 +1,6 @@
-/** The keeper of maintenance: on one process at a time, whatever fails and whatever the clock does. */
+/**
+ * The keeper of maintenance: on one process at a time, whatever fails and whatever the clock does.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, it, onTestFinished, vi } from 'vitest'
 import type { Job } from '../../src/maintenance/job.ts'
@@ -13,7 +15,11 @@ const logger = createLogger('silent', 'test')
 const WAIT = { timeout: 60_000, interval: 20 }
 const HOUR_MS = 3_600_000
 
-const jobOf = (name: string, run: Job['run'], schedule = '* * * * * *'): Job => ({ name, schedule, run })
+const jobOf = (name: string, run: Job['run'], schedule = '* * * * * *'): Job => ({
+  name,
+  schedule,
+  run,
+})
 
 allowNoUnheardRejection()
 

@@ -1,7 +1,15 @@
-/** Who watches gets each event once and in order, however slow it is and whatever fails; and what that costs has bounds. */
+/**
+ * Who watches gets each event once and in order, however slow it is and whatever fails; and what
+ * that costs has bounds.
+ */
 import { afterEach, expect, it, vi } from 'vitest'
 import { type Encoding, encodeEvent, WRITE_BYTES } from '../../src/observe/live/encoding.ts'
-import { type Ending, LiveFeed, type LiveFeedOptions, TooManyWatchers } from '../../src/observe/live/live-feed.ts'
+import {
+  type Ending,
+  LiveFeed,
+  type LiveFeedOptions,
+  TooManyWatchers,
+} from '../../src/observe/live/live-feed.ts'
 import { Ring } from '../../src/observe/live/ring.ts'
 import { Unavailable } from '../../src/platform/unavailable.ts'
 import { AGENT, MemoryEventSource, OTHER, REDACTED } from '../support/memory-event-source.ts'
@@ -47,7 +55,12 @@ async function watch(
     filter = {},
     slow = false,
     encoding = countingEncoding(),
-  }: { since?: number; filter?: Parameters<LiveFeed['join']>[0]['filter']; slow?: boolean; encoding?: Encoding } = {},
+  }: {
+    since?: number
+    filter?: Parameters<LiveFeed['join']>[0]['filter']
+    slow?: boolean
+    encoding?: Encoding
+  } = {},
 ) {
   const watcher = await feed.join({ filter, since })
   const events: { seq: number; type: string; data: { content?: string } }[] = []
@@ -104,7 +117,9 @@ it('gets what passes its filter, of the history and live', async () => {
   const ofOther = others()
   const agent = await watch(feed, { since: 0, filter: { agent: OTHER } })
   const type = await watch(feed, { since: 0, filter: { types: new Set(['message_redacted']) } })
-  const both = await watch(feed, { filter: { agent: AGENT, types: new Set(['message_sent', 'state_read']) } })
+  const both = await watch(feed, {
+    filter: { agent: AGENT, types: new Set(['message_sent', 'state_read']) },
+  })
   const live = mine()
   ofOther.push(...others())
   const removals = [source.remove(live[0] ?? 0)]
@@ -143,7 +158,11 @@ it('exactly once and in order, for watchers of every speed and place, while foll
       const since = index % 3 === 0 ? source.last : (sent[(index * 17) % 500] ?? 0)
       const agent = index % 5 === 0 ? OTHER : undefined
       const slow = index % 2 === 0
-      return { ...(await watch(feed, { filter: agent ? { agent } : {}, slow, since })), since, agent }
+      return {
+        ...(await watch(feed, { filter: agent ? { agent } : {}, slow, since })),
+        since,
+        agent,
+      }
     }),
   )
   const agents = new Map<number, string>(sent.map((seq) => [seq, AGENT]))
@@ -160,7 +179,9 @@ it('exactly once and in order, for watchers of every speed and place, while foll
     for (const { take } of watchers) take()
     for (const watcher of watchers) {
       const { since, agent } = watcher
-      expect(watcher.seqs()).toEqual(seqs.filter((seq) => seq > since && (!agent || agents.get(seq) === agent)))
+      expect(watcher.seqs()).toEqual(
+        seqs.filter((seq) => seq > since && (!agent || agents.get(seq) === agent)),
+      )
     }
   }, WAIT)
   expect(source.followed).toBeGreaterThan(1)

@@ -4,13 +4,17 @@ import { ApiError } from '../../src/api/api-error.ts'
 import { readEventFilter, readSeq } from '../../src/observe/query.ts'
 
 const AGENT = `tab_${'a1'.repeat(10)}`
-const query = (text: string) => new Map(text.split('&').map((pair) => pair.split('=', 2) as [string, string]))
+const query = (text: string) =>
+  new Map(text.split('&').map((pair) => pair.split('=', 2) as [string, string]))
 
 it.each([
   ['', {}],
   ['type=&agent=', {}],
   ['type=state_read', { types: new Set(['state_read']) }],
-  ['type=state_read%2Cmessage_sent,message_sent', { types: new Set(['state_read', 'message_sent']) }],
+  [
+    'type=state_read%2Cmessage_sent,message_sent',
+    { types: new Set(['state_read', 'message_sent']) },
+  ],
   [`agent=${AGENT}&type=registry_read`, { agent: AGENT, types: new Set(['registry_read']) }],
 ])('%j is %j', (text, filter) => {
   expect(readEventFilter(query(text))).toEqual(filter)
@@ -36,6 +40,8 @@ it('a place is a whole number', () => {
   expect(readSeq(query('since='), 'since')).toBeUndefined()
   expect(readSeq(query('other=1'), 'since')).toBeUndefined()
   for (const text of ['-1', '1.5', '1e3', 'x', '%201', '9999999999999999']) {
-    expect(() => readSeq(query(`since=${text}`), 'since')).toThrow(/since must be the seq of an event/)
+    expect(() => readSeq(query(`since=${text}`), 'since')).toThrow(
+      /since must be the seq of an event/,
+    )
   }
 })

@@ -1,4 +1,7 @@
-/** Live streams over sockets: what a client sees of WebSockets and Server-Sent Events, and what becomes of one that is gone or reads nothing. */
+/**
+ * Live streams over sockets: what a client sees of WebSockets and Server-Sent Events, and what
+ * becomes of one that is gone or reads nothing.
+ */
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import { setFlagsFromString } from 'node:v8'
@@ -106,13 +109,21 @@ async function openEvents({ port }: HttpServer, query = '', headers: Record<stri
 const twice = (seqs: number[]) => seqs.map((seq) => [seq, seq])
 
 const handshake = (target: string, ...fields: string[]) =>
-  [`GET ${target} HTTP/1.1`, 'Host: a', 'Connection: Upgrade', 'Upgrade: websocket', ...fields, '\r\n'].join('\r\n')
+  [
+    `GET ${target} HTTP/1.1`,
+    'Host: a',
+    'Connection: Upgrade',
+    'Upgrade: websocket',
+    ...fields,
+    '\r\n',
+  ].join('\r\n')
 const KEY = 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=='
 const VERSION = 'Sec-WebSocket-Version: 13'
 
 /** Streams that have been ended as too slow. */
 async function dropped(): Promise<number> {
-  const { values = [] } = (await register.getSingleMetric('tabulum_observe_streams_ended_total')?.get()) ?? {}
+  const { values = [] } =
+    (await register.getSingleMetric('tabulum_observe_streams_ended_total')?.get()) ?? {}
   return values.find(({ labels }) => labels.reason === 'slow')?.value ?? 0
 }
 
@@ -204,7 +215,9 @@ describe('a WebSocket', () => {
       }
       // So that it takes some seconds in all.
       const early = begun + (12_000 * received) / length - performance.now()
-      await new Promise((resolve) => (early > 0 ? setTimeout(resolve, early) : setImmediate(resolve)))
+      await new Promise((resolve) =>
+        early > 0 ? setTimeout(resolve, early) : setImmediate(resolve),
+      )
     }
     await vi.waitFor(() => {
       const rest: Buffer | null = socket.read()
@@ -244,7 +257,10 @@ describe('a WebSocket', () => {
     // It hears of it when it reads again, after what was on its way.
     await vi.waitFor(async () => expect(await dropped()).toBe(droppedBefore + 1), WAIT)
     deaf.client.resume()
-    expect(await deaf.closed).toMatchObject({ code: 1013, reason: expect.stringContaining('nothing was read') })
+    expect(await deaf.closed).toMatchObject({
+      code: 1013,
+      reason: expect.stringContaining('nothing was read'),
+    })
     expect(deaf.seqs).toEqual(sent.slice(0, deaf.seqs.length))
     await vi.waitFor(() => expect(streams.size).toBe(1), WAIT)
   })
@@ -280,7 +296,10 @@ describe('a WebSocket', () => {
   it('is closed with 1000 when it has been open for long', async () => {
     const { streams, server } = await start({ times: { maxAgeMs: 50 } })
     const { closed } = await openWebSocket(server)
-    expect(await closed).toMatchObject({ code: 1000, reason: expect.stringContaining('connect again') })
+    expect(await closed).toMatchObject({
+      code: 1000,
+      reason: expect.stringContaining('connect again'),
+    })
     await vi.waitFor(() => expect(streams.size).toBe(0), WAIT)
   })
 
@@ -330,13 +349,21 @@ describe('a WebSocket', () => {
     ['no version', STREAM_PATH, [KEY], /WebSocket \(version 13\)/],
     ['no key', STREAM_PATH, [VERSION], /not valid HTTP/],
     ['a malformed key', STREAM_PATH, ['Sec-WebSocket-Key: x', VERSION], /WebSocket \(version 13\)/],
-    ['malformed protocols', STREAM_PATH, [KEY, VERSION, 'Sec-WebSocket-Protocol: a,,b'], /Sec-WebSocket-Protocol/],
+    [
+      'malformed protocols',
+      STREAM_PATH,
+      [KEY, VERSION, 'Sec-WebSocket-Protocol: a,,b'],
+      /Sec-WebSocket-Protocol/,
+    ],
   ])('with %s gets 400 as JSON', async (_, target, fields, message) => {
     const { streams, server } = await start()
     const [refused] = await sendRaw(server.port, handshake(target, ...fields))
     expect(refused?.status).toBe(400)
     expect(refused?.headers['content-type']).toContain('application/json')
-    expect(JSON.parse(refused?.body ?? '')).toEqual({ error: 'bad_request', message: expect.stringMatching(message) })
+    expect(JSON.parse(refused?.body ?? '')).toEqual({
+      error: 'bad_request',
+      message: expect.stringMatching(message),
+    })
     expect(streams.size).toBe(0)
   })
 
@@ -404,7 +431,9 @@ describe('Server-Sent Events', () => {
     const { source, server } = await start()
     const sent = source.send(20)
     const since = await openEvents(server, `?since=${sent[9]}`)
-    const last = await openEvents(server, `?since=${sent[2]}`, { 'Last-Event-ID': String(sent[14]) })
+    const last = await openEvents(server, `?since=${sent[2]}`, {
+      'Last-Event-ID': String(sent[14]),
+    })
     await vi.waitFor(() => expect(since.seqs()).toEqual(twice(sent.slice(10))), WAIT)
     await vi.waitFor(() => expect(last.seqs()).toEqual(twice(sent.slice(15))), WAIT)
     const refused = await openEvents(server, '', { 'Last-Event-ID': 'x' })
@@ -417,11 +446,18 @@ describe('Server-Sent Events', () => {
     const sent: number[] = []
     let last: string | undefined
     for (let times = 0; times < 15; times++) {
-      const stream = await openEvents(server, '', last === undefined ? {} : { 'Last-Event-ID': last })
+      const stream = await openEvents(
+        server,
+        '',
+        last === undefined ? {} : { 'Last-Event-ID': last },
+      )
       // The first is told its place before there is any event.
       await vi.waitFor(() => expect(stream.text()).toContain('id: '), WAIT)
       sent.push(...source.send(times === 0 ? 0 : 25))
-      await vi.waitFor(() => expect(got.length + stream.seqs().length).toBeGreaterThanOrEqual(sent.length - 20), WAIT)
+      await vi.waitFor(
+        () => expect(got.length + stream.seqs().length).toBeGreaterThanOrEqual(sent.length - 20),
+        WAIT,
+      )
       stream.close()
       await stream.ended
       const whole = stream.text().slice(0, stream.text().lastIndexOf('\n\n') + 2)

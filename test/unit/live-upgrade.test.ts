@@ -1,4 +1,7 @@
-/** Connections that are handed over: only those that the server says, and only when somebody takes them. */
+/**
+ * Connections that are handed over: only those that the server says, and only when somebody takes
+ * them.
+ */
 import { once } from 'node:events'
 import { connect } from 'node:net'
 import { text } from 'node:stream/consumers'
@@ -16,7 +19,8 @@ async function start(upgrades?: () => boolean) {
   const server = await startHttpServer({
     fetch: (request, { incoming }) => {
       const upgrade = upgradeOf(incoming)
-      if (!upgrade || request.url.endsWith('/refused')) return new Response(`upgrade: ${upgrade !== undefined}`)
+      if (!upgrade || request.url.endsWith('/refused'))
+        return new Response(`upgrade: ${upgrade !== undefined}`)
       const { socket, head } = upgrade
       upgrade.take()
       socket.write(`taken ${head}`)
@@ -68,5 +72,9 @@ it.each([
 ])('a server that %s answers it as any other', async (_, upgrades) => {
   const { port } = await start(upgrades)
   const [answer] = await sendRaw(port, asks('/', 'Host: a'))
-  expect(answer).toMatchObject({ status: 200, body: 'upgrade: false', headers: { connection: 'keep-alive' } })
+  expect(answer).toMatchObject({
+    status: 200,
+    body: 'upgrade: false',
+    headers: { connection: 'keep-alive' },
+  })
 })

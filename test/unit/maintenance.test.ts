@@ -1,11 +1,19 @@
-/** What runs maintenance: its jobs are bounded and counted, and run on one process at a time, whatever fails and whatever the clock does. */
+/**
+ * What runs maintenance: its jobs are bounded and counted, and run on one process at a time,
+ * whatever fails and whatever the clock does.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import { validate } from 'node-cron'
 import { describe, expect, it, vi } from 'vitest'
 import { ABANDONED_MS, CutOff, NotCaughtUp } from '../../src/maintenance/cut-off.ts'
 import { BATCH_ROWS, type Job, runJob } from '../../src/maintenance/job.ts'
-import { CLUSTER_JOBS, clusterJobs, EMBEDDED_JOBS, embeddedJobs } from '../../src/maintenance/jobs.ts'
+import {
+  CLUSTER_JOBS,
+  clusterJobs,
+  EMBEDDED_JOBS,
+  embeddedJobs,
+} from '../../src/maintenance/jobs.ts'
 import { DatabaseUnavailable } from '../../src/platform/database.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { allowNoUnheardRejection, metric } from '../support/job-test.ts'
@@ -15,7 +23,11 @@ const WAIT = { timeout: 60_000, interval: 20 }
 const HOUR_MS = 3_600_000
 const never = new AbortController().signal
 
-const jobOf = (name: string, run: Job['run'], schedule = '* * * * * *'): Job => ({ name, schedule, run })
+const jobOf = (name: string, run: Job['run'], schedule = '* * * * * *'): Job => ({
+  name,
+  schedule,
+  run,
+})
 
 const runsOf = async (task: string, outcome: string) =>
   (await metric('tabulum_maintenance_runs_total', { task, outcome })) ?? 0
@@ -32,7 +44,9 @@ describe('a run of a job', () => {
     expect(await runJob(job, { signal: never, logger })).toMatchObject({ outcome: 'done', rows: 7 })
     expect(await runsOf('counted', 'done')).toBe(1)
     expect(await metric('tabulum_maintenance_rows_total', { task: 'counted' })).toBe(7)
-    const success = await metric('tabulum_maintenance_last_success_timestamp_seconds', { task: 'counted' })
+    const success = await metric('tabulum_maintenance_last_success_timestamp_seconds', {
+      task: 'counted',
+    })
     expect(success).toBeGreaterThanOrEqual(before)
   })
 
@@ -51,8 +65,12 @@ describe('a run of a job', () => {
         reason: error.message,
       })
       expect(await runsOf(name, 'failed')).toBe(1)
-      expect(await metric('tabulum_background_failures_total', { task: `maintain_${name}`, reason })).toBe(1)
-      expect(await metric('tabulum_maintenance_last_success_timestamp_seconds', { task: name })).toBeUndefined()
+      expect(
+        await metric('tabulum_background_failures_total', { task: `maintain_${name}`, reason }),
+      ).toBe(1)
+      expect(
+        await metric('tabulum_maintenance_last_success_timestamp_seconds', { task: name }),
+      ).toBeUndefined()
     }
     const atOnce: Job = { ...jobOf('at once', () => expect.fail('at once')) }
     expect(await runJob(atOnce, { signal: never, logger })).toMatchObject({ outcome: 'failed' })
@@ -72,7 +90,9 @@ describe('a run of a job', () => {
         isClosed = true
       }
     })
-    expect(await runJob(endless, { signal: never, logger, runMs: 0 })).toMatchObject({ outcome: 'unfinished' })
+    expect(await runJob(endless, { signal: never, logger, runMs: 0 })).toMatchObject({
+      outcome: 'unfinished',
+    })
     expect(isClosed).toBe(true)
     const stop = new AbortController()
     const running = runJob(endless, { signal: stop.signal, logger })
@@ -128,9 +148,14 @@ describe('the jobs', () => {
       for (const { name, schedule } of all) {
         expect(validate(schedule), name).toBe(true)
         const batches = [BATCH_ROWS, BATCH_ROWS, 1]
-        const job = jobs(async () => batches.shift() ?? expect.fail('one too many')).find((one) => one.name === name)
+        const job = jobs(async () => batches.shift() ?? expect.fail('one too many')).find(
+          (one) => one.name === name,
+        )
         const rows = name === 'generations' ? BATCH_ROWS : 2 * BATCH_ROWS + 1
-        expect(await runJob(job as Job, { signal: never, logger }), name).toMatchObject({ outcome: 'done', rows })
+        expect(await runJob(job as Job, { signal: never, logger }), name).toMatchObject({
+          outcome: 'done',
+          rows,
+        })
       }
     },
   )
@@ -162,7 +187,10 @@ describe('what may be given up', () => {
     const behind = new CutOff({ standing, lastSeq: async () => 6 }, { waitMs: 200 })
     await expect(behind.find(never)).rejects.toThrow(NotCaughtUp)
     await expect(behind.find(never)).rejects.toThrow('the log goes to 6 and the projection is at 5')
-    const out = new CutOff({ standing, lastSeq: () => Promise.reject(new DatabaseUnavailable('out')) })
+    const out = new CutOff({
+      standing,
+      lastSeq: () => Promise.reject(new DatabaseUnavailable('out')),
+    })
     await expect(out.find(never)).rejects.toThrow('out')
     const stop = new AbortController()
     const waiting = new CutOff({ standing, lastSeq: async () => 6 }).find(stop.signal)
@@ -201,7 +229,8 @@ describe('what may be given up', () => {
               for (const { dated, at } of begun)
                 if (dated < before) expect(elapsed - at).toBeGreaterThanOrEqual(ABANDONED_MS)
             }
-            // Where the clock was left alone for two minutes all that is older goes, but for what it is dated ahead of.
+            // Where the clock was left alone for two minutes all that is older goes, but for what
+            // it is dated ahead of.
             await cutOff.find(never)
             elapsed += 2 * ABANDONED_MS
             time += 2 * ABANDONED_MS

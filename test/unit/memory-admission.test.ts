@@ -14,7 +14,8 @@ const admission = new MemoryAdmission({
     registry_read: allowance,
     operator_registration: allowance,
   },
-  // Stands still, so that nothing runs out and no bucket fills up however long it takes to make so many.
+  // Stands still, so that nothing runs out and no bucket fills up however long it takes to make so
+  // many.
   now: () => 0,
   elapsed: () => 0,
 })
@@ -38,7 +39,8 @@ describe('the memory that sessions and buckets take', () => {
   it('is bounded for addresses of clients, of which anybody has many', async () => {
     const before = memoryInUse()
     const clients = 700_000
-    for (let index = 0; index < clients; index++) await admission.admitClient(`2001:db8::${index.toString(16)}`)
+    for (let index = 0; index < clients; index++)
+      await admission.admitClient(`2001:db8::${index.toString(16)}`)
     const megabytes = (memoryInUse() - before) / 1_048_576
     expect(megabytes).toBeLessThan(200)
     // The first one has made room, and so is new again.

@@ -30,8 +30,14 @@ interface Message {
 type Step = { what: 'send' | 'push'; to: string } | { what: 'deliver' | 'move'; index: number }
 
 const step: fc.Arbitrary<Step> = fc.oneof(
-  fc.record({ what: fc.constantFrom('send' as const, 'push' as const), to: fc.constantFrom(...AGENTS) }),
-  fc.record({ what: fc.constantFrom('deliver' as const, 'move' as const), index: fc.nat({ max: 5 }) }),
+  fc.record({
+    what: fc.constantFrom('send' as const, 'push' as const),
+    to: fc.constantFrom(...AGENTS),
+  }),
+  fc.record({
+    what: fc.constantFrom('deliver' as const, 'move' as const),
+    index: fc.nat({ max: 5 }),
+  }),
 )
 
 const ts = '2026-01-01T00:00:00.000Z'
@@ -43,7 +49,12 @@ function sent(id: string, to: string): NewEvent {
 
 function ended(what: 'deliver' | 'move', { id, to }: Message): NewEvent {
   return what === 'deliver'
-    ? { ts, type: 'message_delivered', agent: to, data: { message_id: id, to, delivery_method: 'pull' } }
+    ? {
+        ts,
+        type: 'message_delivered',
+        agent: to,
+        data: { message_id: id, to, delivery_method: 'pull' },
+      }
     : { ts, type: 'push_failed', agent: to, data: { message_id: id, to, reason: 'undeliverable' } }
 }
 
@@ -76,7 +87,9 @@ it('whatever comes: queues and lanes hold what was not delivered, and count it',
           else if (waiting.includes(message)) message.pushed = false
         }
         for (const agent of AGENTS) {
-          const queue = waiting.filter(({ to, pushed }) => to === agent && !pushed).toSorted((a, b) => a.seq - b.seq)
+          const queue = waiting
+            .filter(({ to, pushed }) => to === agent && !pushed)
+            .toSorted((a, b) => a.seq - b.seq)
           const surplus = queue.slice(0, Math.max(0, queue.length - MAX_QUEUE))
           waiting = waiting.filter((message) => !surplus.includes(message))
           droppedOf[agent] = (droppedOf[agent] ?? 0) + surplus.length
@@ -95,7 +108,9 @@ it('whatever comes: queues and lanes hold what was not delivered, and count it',
         expect(dropped).toBe(droppedOf[String(recipient)])
       }
       const lanes = rows('select recipient, last_seq, pending, next_at from webhook_lanes')
-      expect(Object.fromEntries(lanes.map((lane) => [lane.recipient, lane.last_seq]))).toEqual(newest)
+      expect(Object.fromEntries(lanes.map((lane) => [lane.recipient, lane.last_seq]))).toEqual(
+        newest,
+      )
       for (const { recipient, pending, next_at } of lanes) {
         expect(pending).toBe(inOrder.filter(({ to, pushed }) => to === recipient && pushed).length)
         expect(next_at).toBeLessThanOrEqual(Date.now())

@@ -15,7 +15,10 @@ import {
   UNKNOWN,
 } from '../../src/observe/page/network/layout.ts'
 
-/** So many circles of friends, in which each knows each, and one pair between one circle and the next. */
+/**
+ * So many circles of friends, in which each knows each, and one pair between one circle and the
+ * next.
+ */
 function circles(many: number, size: number, alone = 0): Links {
   const one: number[] = []
   const other: number[] = []
@@ -62,7 +65,12 @@ describe('the graph', () => {
         { from: 'a', to: 'not here', count: 1 },
       ],
     })
-    const pairs = Array.from(graph.one, (one, pair) => [one, graph.other[pair], graph.forth[pair], graph.back[pair]])
+    const pairs = Array.from(graph.one, (one, pair) => [
+      one,
+      graph.other[pair],
+      graph.forth[pair],
+      graph.back[pair],
+    ])
     expect(pairs).toEqual([
       [0, 1, 2, 1],
       [1, 2, 0, 2],
@@ -151,7 +159,8 @@ describe('places', () => {
     const places = new Float32Array(40)
     const forces = new Forces(links, places)
     for (let step = 0; step < 50; step++) forces.step()
-    for (let a = 0; a < 20; a++) for (let b = 0; b < a; b++) expect(distance(places, a, b)).toBeGreaterThan(0)
+    for (let a = 0; a < 20; a++)
+      for (let b = 0; b < a; b++) expect(distance(places, a, b)).toBeGreaterThan(0)
   })
 
   it('stay, and a newcomer comes to its neighbours', () => {
@@ -181,11 +190,14 @@ describe('places', () => {
     const places = placeInRings(30, 4, [
       4,
       9,
-      ...Array.from({ length: 30 }, (_, agent) => agent).filter((agent) => agent !== 4 && agent !== 9),
+      ...Array.from({ length: 30 }, (_, agent) => agent).filter(
+        (agent) => agent !== 4 && agent !== 9,
+      ),
     ])
     expect([places[8], places[9]]).toEqual([0, 0])
     expect(distance(places, 4, 9)).toBeCloseTo(100)
     expect(distance(places, 4, 29)).toBeCloseTo(200)
-    for (let a = 0; a < 30; a++) for (let b = 0; b < a; b++) expect(distance(places, a, b)).toBeGreaterThan(20)
+    for (let a = 0; a < 30; a++)
+      for (let b = 0; b < a; b++) expect(distance(places, a, b)).toBeGreaterThan(20)
   })
 })

@@ -18,9 +18,13 @@ it('tells of an outage when it begins and when it is over, however often it is m
     vi.advanceTimersByTime(4_000)
     outages.met('disk', 'unavailable', 'full 7')
   }
-  expect(warn.mock.calls.slice(2)).toEqual([[{ kind: 'redis', times: 1, seconds: 0 }, 'no more of: unavailable']])
+  expect(warn.mock.calls.slice(2)).toEqual([
+    [{ kind: 'redis', times: 1, seconds: 0 }, 'no more of: unavailable'],
+  ])
   vi.advanceTimersByTime(5_000)
-  expect(warn.mock.calls.slice(3)).toEqual([[{ kind: 'disk', times: 110, seconds: 40 }, 'no more of: unavailable']])
+  expect(warn.mock.calls.slice(3)).toEqual([
+    [{ kind: 'disk', times: 110, seconds: 40 }, 'no more of: unavailable'],
+  ])
   outages.met('disk', 'unavailable', 'full again')
   expect(warn).toHaveBeenLastCalledWith({ kind: 'disk', reason: 'full again' }, 'unavailable')
 })

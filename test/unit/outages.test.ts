@@ -1,4 +1,6 @@
-/** Which errors are outages, what is told of errors, and that none ends a process that can go on. */
+/**
+ * Which errors are outages, what is told of errors, and that none ends a process that can go on.
+ */
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -13,30 +15,77 @@ import { NotThereYet, StartupError, untilThere } from '../../src/platform/startu
 import { Unavailable } from '../../src/platform/unavailable.ts'
 
 /** As the driver gives what Postgres answers. */
-const answer = (code: string) => Object.assign(new Error(`SQLSTATE ${code}`), { code, severity: 'ERROR' })
+const answer = (code: string) =>
+  Object.assign(new Error(`SQLSTATE ${code}`), { code, severity: 'ERROR' })
 /** As Node, TLS and the driver itself give theirs. */
 const failure = (code: string) => Object.assign(new Error(code), { code })
 
 describe('an error on the way to Postgres', () => {
   it.each([
-    ...['40P01', '40001', '55P03', '57014', '57P01', '57P02', '57P03', '53300', '53200', '53100', '08006', '08P01'],
+    ...[
+      '40P01',
+      '40001',
+      '55P03',
+      '57014',
+      '57P01',
+      '57P02',
+      '57P03',
+      '53300',
+      '53200',
+      '53100',
+      '08006',
+      '08P01',
+    ],
     ...['28P01', '28000', '3D000', '25006', '25P03', '26000', '58030', 'XX000', 'XX001', 'F0000'],
   ])('is an outage: SQLSTATE %s', (code) => expect(isOutage(answer(code))).toBe(true))
 
   it.each([
-    ...['ENETUNREACH', 'EHOSTUNREACH', 'ECONNRESET', 'EPIPE', 'ETIMEDOUT', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTDOWN'],
-    ...['EMFILE', 'CERT_HAS_EXPIRED', 'ERR_TLS_CERT_ALTNAME_INVALID', 'UNABLE_TO_VERIFY_LEAF_SIGNATURE'],
-    ...['CONNECT_TIMEOUT', 'CONNECTION_CLOSED', 'CONNECTION_ENDED', 'CONNECTION_DESTROYED', 'SASL_SIGNATURE_MISMATCH'],
+    ...[
+      'ENETUNREACH',
+      'EHOSTUNREACH',
+      'ECONNRESET',
+      'EPIPE',
+      'ETIMEDOUT',
+      'ENOTFOUND',
+      'EAI_AGAIN',
+      'EHOSTDOWN',
+    ],
+    ...[
+      'EMFILE',
+      'CERT_HAS_EXPIRED',
+      'ERR_TLS_CERT_ALTNAME_INVALID',
+      'UNABLE_TO_VERIFY_LEAF_SIGNATURE',
+    ],
+    ...[
+      'CONNECT_TIMEOUT',
+      'CONNECTION_CLOSED',
+      'CONNECTION_ENDED',
+      'CONNECTION_DESTROYED',
+      'SASL_SIGNATURE_MISMATCH',
+    ],
   ])('is an outage: %s', (code) => expect(isOutage(failure(code))).toBe(true))
 
-  it.each(['42P01', '42601', '42501', '22P02', '22021', '23505', '21000', '0A000', '2F005', '39004', '54000', 'P0001'])(
-    'is a defect: SQLSTATE %s',
-    (code) => expect(isOutage(answer(code))).toBe(false),
-  )
+  it.each([
+    '42P01',
+    '42601',
+    '42501',
+    '22P02',
+    '22021',
+    '23505',
+    '21000',
+    '0A000',
+    '2F005',
+    '39004',
+    '54000',
+    'P0001',
+  ])('is a defect: SQLSTATE %s', (code) => expect(isOutage(answer(code))).toBe(false))
 
   it.each([
     ['a call of the driver that is wrong', failure('UNDEFINED_VALUE')],
-    ['a value that cannot be sent', Object.assign(new TypeError('x'), { code: 'ERR_INVALID_ARG_TYPE' })],
+    [
+      'a value that cannot be sent',
+      Object.assign(new TypeError('x'), { code: 'ERR_INVALID_ARG_TYPE' }),
+    ],
     ['an error of this program', new TypeError('undefined is not a function')],
     ['no row where there has to be one', new Error('no result')],
   ])('is a defect: %s', (_what, error) => expect(isOutage(error)).toBe(false))
@@ -91,9 +140,13 @@ describe('a process', () => {
       import { register } from 'prom-client'
       hearProcessErrors(createLogger('debug', 'test'))
       ${code}`
-    const child = promisify(execFile)(process.execPath, ['--input-type=module-typescript', '--eval', source], {
-      cwd: join(PLATFORM, '..', '..'),
-    })
+    const child = promisify(execFile)(
+      process.execPath,
+      ['--input-type=module-typescript', '--eval', source],
+      {
+        cwd: join(PLATFORM, '..', '..'),
+      },
+    )
     return child.then(
       ({ stdout }) => ({ code: 0, stdout }),
       (error: { code: number; stdout: string }) => error,

@@ -1,9 +1,16 @@
-/** Which events go together, when, and what becomes of those that do not fit or whose batch fails. */
+/**
+ * Which events go together, when, and what becomes of those that do not fit or whose batch fails.
+ */
 import { setImmediate as turn } from 'node:timers/promises'
 import { afterEach, beforeEach, expect, it, vi } from 'vitest'
 import { MAX_BATCH_EVENTS } from '../../src/events/batch.ts'
 import { LogUnavailable } from '../../src/events/event-log.ts'
-import { BATCH_CHARACTERS, type Entry, Outbox, type OutboxOptions } from '../../src/events/outbox.ts'
+import {
+  BATCH_CHARACTERS,
+  type Entry,
+  Outbox,
+  type OutboxOptions,
+} from '../../src/events/outbox.ts'
 
 /** Time stands still: a machine that is held up is no log that is slow. */
 beforeEach(() => void vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] }))
@@ -11,7 +18,11 @@ afterEach(() => void vi.useRealTimers())
 
 /** An outbox whose batches are under way until they are told how it ends. */
 function outboxOf(options: Partial<OutboxOptions> = {}) {
-  const batches: { lines: string[]; stored: (first: number) => void; failed: (error: Error) => void }[] = []
+  const batches: {
+    lines: string[]
+    stored: (first: number) => void
+    failed: (error: Error) => void
+  }[] = []
   const outbox = new Outbox({
     isLate: () => false,
     ...options,
@@ -25,8 +36,13 @@ function outboxOf(options: Partial<OutboxOptions> = {}) {
   return { outbox, batches, add, lines: () => batches.map(({ lines }) => lines) }
 }
 
-const entry = (line: string): Entry => ({ line, start: performance.now(), notAfter: Number.POSITIVE_INFINITY })
-const names = (count: number, from = 0) => Array.from({ length: count }, (_, index) => `${from + index}`)
+const entry = (line: string): Entry => ({
+  line,
+  start: performance.now(),
+  notAfter: Number.POSITIVE_INFINITY,
+})
+const names = (count: number, from = 0) =>
+  Array.from({ length: count }, (_, index) => `${from + index}`)
 
 it('with nothing under way an event goes at the end of its turn, with what came in the same turn', async () => {
   const { batches, add, lines } = outboxOf()
@@ -47,7 +63,8 @@ it('what comes while one is under way goes together in the next, as soon as that
   expect(lines()).toEqual([['a']])
   batches[0]?.stored(1_000)
   await first
-  // It goes at the end of the turn in which it is confirmed, which this one's beginning may be before.
+  // It goes at the end of the turn in which it is confirmed, which this one's beginning may be
+  // before.
   await turn()
   await turn()
   expect(lines()).toEqual([['a'], names(10)])

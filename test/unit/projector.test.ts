@@ -5,14 +5,17 @@ import { Progress } from '../../src/events/progress.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 import { type Projection, runProjector } from '../../src/projector/projector.ts'
 
-it('the position moves with the log where what comes is for others', { timeout: 120_000 }, async () => {
+it('the position moves with the log where what comes is for others', {
+  timeout: 120_000,
+}, async () => {
   const stop = new AbortController()
   const calls: unknown[] = []
   const projection: Projection = {
     name: 'test',
     acquire: async () => 4,
     renew: async () => {},
-    apply: async (_, from, events) => void calls.push(['apply', from, events.map(({ seq }) => seq)]),
+    apply: async (_, from, events) =>
+      void calls.push(['apply', from, events.map(({ seq }) => seq)]),
     pass: async (_, from, to) => void calls.push(['pass', from, to]),
     release: async () => {},
   }

@@ -106,7 +106,9 @@ it('an answer to a change that is longer than most holds nothing when it has bee
 it('a client that goes away before it has read all gets them again', async () => {
   messages = [{ content: 'x'.repeat(30_000_000) }]
   const socket = connect({ port: server.port, host: '127.0.0.1' })
-  const head = Object.entries({ Host: 'a', ...headers }).map(([name, value]) => `${name}: ${value}\r\n`)
+  const head = Object.entries({ Host: 'a', ...headers }).map(
+    ([name, value]) => `${name}: ${value}\r\n`,
+  )
   socket.write(`GET /v1/messages HTTP/1.1\r\n${head.join('')}\r\n`)
   // Its first bytes, and no more: the rest does not fit into what the system buffers.
   await new Promise((resolve) => socket.once('readable', resolve))

@@ -6,7 +6,8 @@ import { percentEncode } from '../../lab/client.ts'
 import { ApiError } from '../../src/api/api-error.ts'
 import { percentDecode, rawPath, readLimit, readQuery, readText } from '../../src/api/request.ts'
 
-const target = (url: string | undefined) => ({ incoming: { url } as IncomingMessage }) as HttpBindings
+const target = (url: string | undefined) =>
+  ({ incoming: { url } as IncomingMessage }) as HttpBindings
 /** As Node gives what is sent unescaped: a character for each byte. */
 const asBytes = (text: string) => Buffer.from(text).toString('latin1')
 const wellFormed = fc.string({ unit: 'binary' }).map((text) => text.toWellFormed())
@@ -53,20 +54,31 @@ describe('percentDecode', () => {
     expect(percentDecode(`%C3${asBytes('ü').slice(1)}`, 'it')).toBe('ü')
   })
 
-  it.each(['%', '%2', '%zz', '%C3', '%FF', '%C0%80', '%ED%A0%80', '%F4%90%80%80', '\xff', '\xc3', 'a%'])(
-    'refuses %j',
-    (text) => {
-      expect(() => percentDecode(text, 'the key')).toThrow(
-        new ApiError('bad_request', 'the key must be percent-encoded UTF-8'),
-      )
-    },
-  )
+  it.each([
+    '%',
+    '%2',
+    '%zz',
+    '%C3',
+    '%FF',
+    '%C0%80',
+    '%ED%A0%80',
+    '%F4%90%80%80',
+    '\xff',
+    '\xc3',
+    'a%',
+  ])('refuses %j', (text) => {
+    expect(() => percentDecode(text, 'the key')).toThrow(
+      new ApiError('bad_request', 'the key must be percent-encoded UTF-8'),
+    )
+  })
 
   it('of any bytes gives text or a bad_request', () => {
     fc.assert(
       fc.property(fc.uint8Array(), (bytes) => {
         try {
-          expect(percentDecode(Buffer.from(bytes).toString('latin1'), 'it').isWellFormed()).toBe(true)
+          expect(percentDecode(Buffer.from(bytes).toString('latin1'), 'it').isWellFormed()).toBe(
+            true,
+          )
         } catch (error) {
           expect(error).toBeInstanceOf(ApiError)
         }

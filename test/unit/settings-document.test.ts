@@ -1,4 +1,7 @@
-/** docs/settings.md says what src/config.ts does: each setting, its default, its bounds, and the commands that read it. */
+/**
+ * docs/settings.md says what src/config.ts does: each setting, its default, its bounds, and the
+ * commands that read it.
+ */
 import { globSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { describe, expect, it } from 'vitest'
@@ -48,7 +51,10 @@ describe.each(SECTIONS)('$name', ({ name, fallback, value, commands, text }) => 
   it('has its default', () => {
     const defaults = new Map(Object.entries(loadConfig({})))
     if (fallback === undefined) expect(defaults.get(name) ?? []).toEqual([])
-    else expect(new Map(Object.entries(loadConfig({ [name]: fallback }))).get(name)).toEqual(defaults.get(name))
+    else
+      expect(new Map(Object.entries(loadConfig({ [name]: fallback }))).get(name)).toEqual(
+        defaults.get(name),
+      )
   })
 
   it('has its bounds', () => {

@@ -23,9 +23,9 @@ afterEach(() => {
 describe('a time-out by silence', () => {
   it('ends with what the work ends with', async () => {
     expect(await new SilenceTimeout().wait(Promise.resolve('answer'), 1_000, late)).toBe('answer')
-    await expect(new SilenceTimeout().wait(Promise.reject(new Error('refused')), 1_000, late)).rejects.toThrow(
-      'refused',
-    )
+    await expect(
+      new SilenceTimeout().wait(Promise.reject(new Error('refused')), 1_000, late),
+    ).rejects.toThrow('refused')
   })
 
   it('is over when the part has been silent for so long', async () => {

@@ -8,7 +8,8 @@ const PREFIX = { agent: 'at_live_', operator: 'sk_live_' } as const
 describe.each(['agent', 'operator'] as const)('a token of an %s', (level) => {
   it('has its prefix and 256 random bits in hex', () => {
     const secrets = Array.from({ length: 500 }, () => newToken(level).secret)
-    for (const secret of secrets) expect(secret).toMatch(new RegExp(`^${PREFIX[level]}[0-9a-f]{64}$`))
+    for (const secret of secrets)
+      expect(secret).toMatch(new RegExp(`^${PREFIX[level]}[0-9a-f]{64}$`))
     expect(new Set(secrets).size).toBe(500)
     // Each of the 64 digits varies.
     for (let index = 0; index < 64; index++) {
@@ -25,7 +26,11 @@ describe.each(['agent', 'operator'] as const)('a token of an %s', (level) => {
 
   it('is read from the header as it was made', () => {
     const token = newToken(level)
-    for (const header of [`Bearer ${token.secret}`, `bearer ${token.secret}`, `BEARER   ${token.secret} `]) {
+    for (const header of [
+      `Bearer ${token.secret}`,
+      `bearer ${token.secret}`,
+      `BEARER   ${token.secret} `,
+    ]) {
       expect(parseAuthorization(header, level)).toEqual(token)
     }
   })
@@ -53,7 +58,8 @@ describe.each(['agent', 'operator'] as const)('a token of an %s', (level) => {
       `Bearer "${secret}"`,
       `Bearer ${other}`,
     ]
-    for (const header of headers) expect(parseAuthorization(header, level), String(header)).toBeUndefined()
+    for (const header of headers)
+      expect(parseAuthorization(header, level), String(header)).toBeUndefined()
   })
 
   it('is not read from any text', () => {

@@ -1,8 +1,10 @@
--- Three roles for the database that psql is connected to. Run once by its superuser, as the postgres image runs its init scripts:
---   tabulum_owner  owns the schema and runs the migrations; password from TABULUM_OWNER_PASSWORD
---   tabulum        api nodes and workers: reads and writes rows, changes no schema; password from TABULUM_PASSWORD
---   tabulum_observer  the observation service: has two schemas for what it makes of the log, and may read of the rest what migrations say;
---                  password from TABULUM_OBSERVER_PASSWORD
+-- Three roles for the database that psql is connected to. Run once by its superuser, as the
+-- postgres image runs its init scripts:
+-- - tabulum_owner owns the schema and runs the migrations; password from TABULUM_OWNER_PASSWORD.
+-- - tabulum is for api nodes and workers: it reads and writes rows, and changes no schema; password
+--   from TABULUM_PASSWORD.
+-- - tabulum_observer is for the observation service: it has two schemas for what it makes of the
+--   log, and may read of the rest what migrations say; password from TABULUM_OBSERVER_PASSWORD.
 \set ON_ERROR_STOP on
 \set owner_password `printenv TABULUM_OWNER_PASSWORD`
 \set app_password `printenv TABULUM_PASSWORD`
@@ -33,7 +35,8 @@ ALTER DEFAULT PRIVILEGES FOR ROLE tabulum_owner GRANT USAGE, SELECT ON SEQUENCES
 ALTER DEFAULT PRIVILEGES FOR ROLE tabulum_owner REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE tabulum_owner GRANT EXECUTE ON FUNCTIONS TO tabulum;
 
--- The read models of the observation, and those that are to replace them. `verify` compares them with the log.
+-- The read models of the observation, and those that are to replace them. `verify` compares them
+-- with the log.
 CREATE SCHEMA observation AUTHORIZATION tabulum_observer;
 CREATE SCHEMA observation_next AUTHORIZATION tabulum_observer;
 GRANT USAGE ON SCHEMA observation TO tabulum;

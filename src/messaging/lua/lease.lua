@@ -1,17 +1,21 @@
 #!lua flags=allow-oom
 -- Leases the oldest messages of a queue to a response that is about to carry them.
 --
--- KEYS[1] the queue: a stream whose entry ids are sequence numbers of the event log, read by the consumer group `agents`
--- ARGV[1] messages at most   ARGV[2] length of a lease, ms   ARGV[3] time by the clock here after which nobody waits for the answer, ms
+-- KEYS[1] the queue: a stream whose entry ids are sequence numbers of the event log, read by the
+-- consumer group `agents` ARGV[1] messages at most   ARGV[2] length of a lease, ms   ARGV[3] time
+-- by the clock here after which nobody waits for the answer, ms
 --
--- A server that was frozen, or behind a network that held back what was sent, runs what nobody waits for any more: such a lease would keep
--- messages out of sight for its whole length, and later ones would overtake them.
+-- A server that was frozen, or behind a network that held back what was sent, runs what nobody
+-- waits for any more: such a lease would keep messages out of sight for its whole length, and later
+-- ones would overtake them.
 --
--- First those whose lease ran out, as they are the oldest; then new ones.
--- Returns {the time here in ms, entries as XREADGROUP has them, messages that are not leased to anybody}, and the time alone when it is too late.
+-- First those whose lease ran out, as they are the oldest; then new ones. Returns {the time here in
+-- ms, entries as XREADGROUP has them, messages that are not leased to anybody}, and the time alone
+-- when it is too late.
 
--- Where the clock was set back, leases begun before would run out that much later: they begin anew, now. What is idle for a time below 0 is
--- reported as 0; so is the consumer, which was here last before the clock was set back. Where that is not so, nothing is looked at.
+-- Where the clock was set back, leases begun before would run out that much later: they begin anew,
+-- now. What is idle for a time below 0 is reported as 0; so is the consumer, which was here last
+-- before the clock was set back. Where that is not so, nothing is looked at.
 local function beginAnew()
   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], 'agents')) do
     if consumer[2] == 'responses' and consumer[6] > 0 then return end
@@ -48,7 +52,8 @@ if #entries < limit then
     for _, entry in ipairs(read[1][2]) do entries[#entries + 1] = entry end
   end
 end
--- Leased to nobody: what is new, and what was released or whose lease ran out; of those, more than 1,000 are not counted.
+-- Leased to nobody: what is new, and what was released or whose lease ran out; of those, more than
+-- 1,000 are not counted.
 leased = redis.call('XPENDING', KEYS[1], 'agents')[1]
 local released = leased > 0 and #redis.call('XPENDING', KEYS[1], 'agents', 'IDLE', ARGV[2], '-', '+', 1000) or 0
 return {now, entries, math.max(0, redis.call('XLEN', KEYS[1]) - leased + released)}

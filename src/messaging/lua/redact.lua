@@ -1,12 +1,15 @@
 #!lua flags=allow-oom
--- Takes the contents of messages out of a queue for good: each that is there still keeps its id, and says that it was redacted.
+-- Takes the contents of messages out of a queue for good: each that is there still keeps its id,
+-- and says that it was redacted.
 --
--- KEYS[1] the queue   KEYS[2] a name for its copy, of the same slot   ARGV[1] the payload of a redacted message   ARGV[2…] entry ids
+-- KEYS[1] the queue   KEYS[2] a name for its copy, of the same slot   ARGV[1] the payload of a
+-- redacted message   ARGV[2…] entry ids
 --
--- An entry of a stream cannot be changed, and one that was deleted cannot come back with its id. So the stream is written anew under the
--- other name, with all that belongs to it: the ids, the last id (by which a message is added once), the last one that the group was given, and
--- what is leased, with since when. Then it replaces the old one. What goes wrong before that leaves the old one as it was.
--- Redis does nothing else meanwhile: about 10 ms for each 1,000 messages of the queue.
+-- An entry of a stream cannot be changed, and one that was deleted cannot come back with its id. So
+-- the stream is written anew under the other name, with all that belongs to it: the ids, the last
+-- id (by which a message is added once), the last one that the group was given, and what is leased,
+-- with since when. Then it replaces the old one. What goes wrong before that leaves the old one as
+-- it was. Redis does nothing else meanwhile: about 10 ms for each 1,000 messages of the queue.
 -- Returns how many of the messages were there.
 local queue, copy, payload = KEYS[1], KEYS[2], ARGV[1]
 local redacted = {}

@@ -30,8 +30,14 @@ export function activityEndpoints({ tables, freshness, now }: ObservationParts):
         'Buckets are whole minutes, of one agent whole hours, or longer; `from` and `to` are moved outwards to their bounds.',
       limit: 'client',
       parameters: [
-        parameter('from', 'RFC 3339; unless given the first event', { type: 'string', format: 'date-time' }),
-        parameter('to', 'RFC 3339, exclusive; unless given now', { type: 'string', format: 'date-time' }),
+        parameter('from', 'RFC 3339; unless given the first event', {
+          type: 'string',
+          format: 'date-time',
+        }),
+        parameter('to', 'RFC 3339, exclusive; unless given now', {
+          type: 'string',
+          format: 'date-time',
+        }),
         parameter('buckets', `At most so many; anything else means ${DEFAULT_BUCKETS}`, {
           type: 'integer',
           minimum: 1,
@@ -49,7 +55,9 @@ export function activityEndpoints({ tables, freshness, now }: ObservationParts):
           from: example.time,
           to: '2026-01-01T13:00:00.000Z',
           bucket_seconds: 60,
-          buckets: [{ start: example.time, total: 3, types: { message_sent: 3 }, first_seq: 1_000 }],
+          buckets: [
+            { start: example.time, total: 3, types: { message_sent: 3 }, first_seq: 1_000 },
+          ],
         },
       },
       errors: ['bad_request'],
@@ -87,11 +95,15 @@ export function activityEndpoints({ tables, freshness, now }: ObservationParts):
       method: 'GET',
       path: '/observe/moment',
       summary: 'How much there was at a moment',
-      description: 'Give `at` or `time`, or neither for now. With `seq` as `at`, other answers are of the same moment.',
+      description:
+        'Give `at` or `time`, or neither for now. With `seq` as `at`, other answers are of the same moment.',
       limit: 'client',
       parameters: [
         seqParameter('at', 'After this `seq`'),
-        parameter('time', 'RFC 3339: after the last event up to then', { type: 'string', format: 'date-time' }),
+        parameter('time', 'RFC 3339: after the last event up to then', {
+          type: 'string',
+          format: 'date-time',
+        }),
       ],
       success: {
         status: 200,
@@ -110,9 +122,12 @@ export function activityEndpoints({ tables, freshness, now }: ObservationParts):
       handle: async ({ query }) => {
         const at = readSeq(query, 'at')
         const time = readTime(query, 'time')
-        if (at !== undefined && time !== undefined) throw new ApiError('bad_request', 'give at or time, not both')
+        if (at !== undefined && time !== undefined)
+          throw new ApiError('bad_request', 'give at or time, not both')
         await freshness.wait()
-        const moment = await tables.totals(time === undefined ? (at ?? FAR) : await tables.seqAt(time))
+        const moment = await tables.totals(
+          time === undefined ? (at ?? FAR) : await tables.seqAt(time),
+        )
         return {
           status: 200,
           body: {

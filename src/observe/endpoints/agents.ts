@@ -49,11 +49,15 @@ export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoin
         cursorParameter,
         limitOf(MAX_ENTRIES, MAX_ENTRIES),
         atParameter,
-        parameter('sort', 'The last registered first, or those with the most messages sent and received as of now', {
-          type: 'string',
-          enum: SORTS,
-          default: 'registered',
-        }),
+        parameter(
+          'sort',
+          'The last registered first, or those with the most messages sent and received as of now',
+          {
+            type: 'string',
+            enum: SORTS,
+            default: 'registered',
+          },
+        ),
         parameter('search', 'The beginning of the address'),
       ],
       success: {
@@ -69,12 +73,21 @@ export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoin
         const at = readSeq(query, 'at')
         const order = readOrder(query)
         if (order === 'busiest' && at !== undefined)
-          throw new ApiError('bad_request', 'sort=busiest goes by what is now: leave at or sort out')
+          throw new ApiError(
+            'bad_request',
+            'sort=busiest goes by what is now: leave at or sort out',
+          )
         const beginning = readText(query, 'search') ?? ''
         if (beginning.length > MAX_BEGINNING)
           throw new ApiError('bad_request', `search must have at most ${MAX_BEGINNING} characters`)
         await freshness.wait()
-        const { agents, total } = await tables.agents({ order, beginning, after, limit: limit + 1, at })
+        const { agents, total } = await tables.agents({
+          order,
+          beginning,
+          after,
+          limit: limit + 1,
+          at,
+        })
         const page = agents.slice(0, limit)
         const last = page.at(-1)
         return {
@@ -82,7 +95,9 @@ export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoin
           body: {
             agents: page.map(toAgent),
             next_cursor:
-              agents.length > limit && last ? `${last.id}.${last.sent + last.received}.${last.address}` : null,
+              agents.length > limit && last
+                ? `${last.id}.${last.sent + last.received}.${last.address}`
+                : null,
             total,
           },
         }
@@ -95,7 +110,12 @@ export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoin
       summary: 'One agent',
       limit: 'client',
       parameters: [pathParameter('address', 'tab_…'), atParameter],
-      success: { status: 200, description: 'Its figures', schema: schemas.agentBody, example: exampleAgent },
+      success: {
+        status: 200,
+        description: 'Its figures',
+        schema: schemas.agentBody,
+        example: exampleAgent,
+      },
       errors: ['bad_request', 'not_found'],
       handle: async ({ key: address, query }) => {
         const at = readSeq(query, 'at')
@@ -120,7 +140,11 @@ export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoin
       limit: 'client',
       parameters: [
         limitOf(MAX_EDGES, DEFAULT_EDGES),
-        parameter('min_count', 'Only edges of so many messages and more', { type: 'integer', minimum: 1, default: 1 }),
+        parameter('min_count', 'Only edges of so many messages and more', {
+          type: 'integer',
+          minimum: 1,
+          default: 1,
+        }),
         parameter('agent', 'Only edges of this agent'),
         atParameter,
       ],
@@ -162,11 +186,19 @@ export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoin
 function readOrder(query: Query): AgentsQuestion['order'] {
   const sort = readText(query, 'sort') || 'registered'
   const order = SORTS.find((name) => name === sort)
-  if (order === undefined) throw new ApiError('bad_request', `sort must be one of ${SORTS.join(', ')}`)
+  if (order === undefined)
+    throw new ApiError('bad_request', `sort must be one of ${SORTS.join(', ')}`)
   return readText(query, 'search') ? 'address' : order
 }
 
-function toAgent({ address, registeredAt, sent, received, writes, lastActive }: AgentFigures): object {
+function toAgent({
+  address,
+  registeredAt,
+  sent,
+  received,
+  writes,
+  lastActive,
+}: AgentFigures): object {
   return {
     address,
     registered_at: timestamp(registeredAt),

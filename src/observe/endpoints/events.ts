@@ -121,7 +121,10 @@ export function eventEndpoints({ events, stream }: ObservationParts): Endpoint[]
         }
         answer.resize(EVENTS_ANSWER_BYTES)
         const { events: page, hasMore, through } = await events.page(question)
-        const content = page.reduce((sum, event) => sum + ENVELOPE_BYTES + jsonBytes(contentOf(event)), 0)
+        const content = page.reduce(
+          (sum, event) => sum + ENVELOPE_BYTES + jsonBytes(contentOf(event)),
+          0,
+        )
         answer.resize(HELD_OF_AN_ANSWER * content)
         return {
           status: 200,

@@ -29,7 +29,11 @@ export const example = {
   hash: '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08',
 }
 
-export const parameter = (name: string, description: string, schema: object = { type: 'string' }): Parameter => ({
+export const parameter = (
+  name: string,
+  description: string,
+  schema: object = { type: 'string' },
+): Parameter => ({
   name,
   in: 'query',
   description,
@@ -42,8 +46,14 @@ export const limitOf = (maximum: number, fallback: number) =>
     maximum,
     default: fallback,
   })
-export const cursorParameter = parameter('cursor', '`next_cursor` of the page before; empty for the first')
-export const typeParameter = parameter('type', 'Types of events, separated by commas; all unless given')
+export const cursorParameter = parameter(
+  'cursor',
+  '`next_cursor` of the page before; empty for the first',
+)
+export const typeParameter = parameter(
+  'type',
+  'Types of events, separated by commas; all unless given',
+)
 export const agentParameter = parameter('agent', "The event's `agent`")
 export const seqParameter = (name: string, description: string) =>
   parameter(name, description, { type: 'integer', minimum: 0 })
@@ -55,7 +65,10 @@ export const pathParameter = (name: string, description: string): Parameter => (
   required: true,
 })
 
-export const atParameter = seqParameter('at', 'As it was after this `seq`; unless given as it is now')
+export const atParameter = seqParameter(
+  'at',
+  'As it was after this `seq`; unless given as it is now',
+)
 
 export function timestamp(ms: number): string {
   return new Date(ms).toISOString()

@@ -2,7 +2,14 @@
 import { holdText } from '../../api/answer-size.ts'
 import { ApiError } from '../../api/api-error.ts'
 import { type ApiContext, type ApiRequest, type Endpoint, endpoint } from '../../api/endpoint.ts'
-import { percentDecode, type Query, rawPath, readCursor, readLimit, readText } from '../../api/request.ts'
+import {
+  percentDecode,
+  type Query,
+  rawPath,
+  readCursor,
+  readLimit,
+  readText,
+} from '../../api/request.ts'
 import { REDACTED } from '../../removal/redaction.ts'
 import { idOf, keyOf, readSeq } from '../query.ts'
 import * as schemas from '../schemas.ts'
@@ -45,7 +52,10 @@ export function stateEndpoints({
     const { keys, next, total } = await (at === undefined
       ? listNow(prefix, after, limit)
       : listThen(prefix, after, limit, at))
-    return { status: 200 as const, body: { keys, next_cursor: next?.toString('base64url') ?? null, total } }
+    return {
+      status: 200 as const,
+      body: { keys, next_cursor: next?.toString('base64url') ?? null, total },
+    }
   }
 
   const listNow = async (prefix: string, after: Buffer | undefined, limit: number) => {
@@ -104,7 +114,8 @@ export function stateEndpoints({
     if (version?.type !== 'state_written') return undefined
     const event = await events.get(version.seq)
     if (event?.type !== 'state_written') return undefined
-    const { value, written_by, redacted, redacted_reason } = event.data as typeof event.data & Redaction
+    const { value, written_by, redacted, redacted_reason } = event.data as typeof event.data &
+      Redaction
     return {
       key,
       value,
@@ -202,7 +213,10 @@ export function stateEndpoints({
         }
         const owner = keyBeforeHistory(context)
         if (owner !== undefined) return history(owner, query)
-        throw new ApiError('not_found', at === undefined ? 'there is no such key' : 'there was no such key then')
+        throw new ApiError(
+          'not_found',
+          at === undefined ? 'there is no such key' : 'there was no such key then',
+        )
       },
     }),
     endpoint({
@@ -220,7 +234,15 @@ export function stateEndpoints({
         schema: schemas.historyBody,
         example: {
           key: 'jobs/1',
-          versions: [{ seq: 1_000, ts: example.time, type: 'state_written', agent: example.address, value_length: 4 }],
+          versions: [
+            {
+              seq: 1_000,
+              ts: example.time,
+              type: 'state_written',
+              agent: example.address,
+              value_length: 4,
+            },
+          ],
           next_cursor: null,
         },
       },

@@ -45,9 +45,11 @@ export function transparencyEndpoints({ removals }: ObservationParts): Endpoint[
         return {
           status: 200,
           body: {
-            removals: page.map(({ ts, action, key, message_id, reason, performed_by, content_hash }) => ({
-              ...{ ts, action, key, message_id, reason, performed_by, content_hash },
-            })),
+            removals: page.map(
+              ({ ts, action, key, message_id, reason, performed_by, content_hash }) => ({
+                ...{ ts, action, key, message_id, reason, performed_by, content_hash },
+              }),
+            ),
             next_cursor: found.length > limit ? String(page.at(-1)?.seq) : null,
             total,
           },

@@ -1,4 +1,7 @@
-/** How events go over the wire. Their JSON is made once for everybody; what stands around it is made for each write. */
+/**
+ * How events go over the wire. Their JSON is made once for everybody; what stands around it is made
+ * for each write.
+ */
 import { formatEvent, type LoggedEvent } from '../../events/event.ts'
 
 /** An event as every observer sees it, in UTF-8. */
@@ -14,8 +17,8 @@ export interface Encoding {
 }
 
 /**
- * Events that are written at once: until they have so many bytes, so one event may exceed it. A watcher has one such write under way at most, and
- * this is what it holds in memory.
+ * Events that are written at once: until they have so many bytes, so one event may exceed it. A
+ * watcher has one such write under way at most, and this is what it holds in memory.
  */
 export const WRITE_BYTES = 65_536
 
@@ -37,7 +40,11 @@ export const SERVER_SENT_EVENTS: Encoding = {
   compose: (events) => join(events, ({ seq }) => Buffer.from(`id: ${seq}\ndata: `), SSE_END),
 }
 
-function join(events: readonly EncodedEvent[], headOf: (event: EncodedEvent) => Buffer, end?: Buffer): Buffer[] {
+function join(
+  events: readonly EncodedEvent[],
+  headOf: (event: EncodedEvent) => Buffer,
+  end?: Buffer,
+): Buffer[] {
   const pieces: Buffer[] = []
   let size = 0
   for (const event of events) {

@@ -1,4 +1,6 @@
-/** What the live streams do when the log or the history cannot be had: they say so, and try again. */
+/**
+ * What the live streams do when the log or the history cannot be had: they say so, and try again.
+ */
 import type { Logger } from '../../platform/logger.ts'
 import { OutageLog } from '../../platform/outage-log.ts'
 import { Unavailable } from '../../platform/unavailable.ts'
@@ -17,12 +19,19 @@ export class Failures {
 
   /** An outage, or a defect. */
   met(error: unknown): void {
-    if (error instanceof Unavailable) this.#outages.met('live', 'watchers wait for events', error.message)
+    if (error instanceof Unavailable)
+      this.#outages.met('live', 'watchers wait for events', error.message)
     else this.#logger.error({ err: error }, 'defect in the live streams')
   }
 
-  /** How long to wait before the next try, in ms. @param failed tries in a row that failed before the last one */
+  /**
+   * How long to wait before the next try, in ms. @param failed tries in a row that failed before
+   * the last one
+   */
   delay(failed: number): number {
-    return Math.min(LAST_RETRY_MS, FIRST_RETRY_MS * 2 ** Math.min(failed, 10)) * (0.5 + Math.random() / 2)
+    return (
+      Math.min(LAST_RETRY_MS, FIRST_RETRY_MS * 2 ** Math.min(failed, 10)) *
+      (0.5 + Math.random() / 2)
+    )
   }
 }

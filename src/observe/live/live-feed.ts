@@ -1,8 +1,10 @@
 /**
- * Hands the events of the log to everybody who watches: each gets those that pass its filter, in order, none twice and none left out.
+ * Hands the events of the log to everybody who watches: each gets those that pass its filter, in
+ * order, none twice and none left out.
  *
- * A watcher has one write under way at most. What happens meanwhile waits for it in a ring that all share, and for those that are further back
- * than that in the history. So one that is slow costs no more than one that is quick, and nothing is kept for one that does not read.
+ * A watcher has one write under way at most. What happens meanwhile waits for it in a ring that all
+ * share, and for those that are further back than that in the history. So one that is slow costs no
+ * more than one that is quick, and nothing is kept for one that does not read.
  */
 import { Counter, Gauge } from 'prom-client'
 import { inBackground } from '../../platform/background.ts'
@@ -36,7 +38,11 @@ export interface Ending {
 }
 
 export const ENDINGS = {
-  slow: { name: 'slow', code: 1013, reason: 'too slow: nothing was read for too long; connect again with since' },
+  slow: {
+    name: 'slow',
+    code: 1013,
+    reason: 'too slow: nothing was read for too long; connect again with since',
+  },
   old: { name: 'old', code: 1000, reason: 'open for long enough; connect again with since' },
   stopping: { name: 'stopping', code: 1001, reason: 'the server stops; connect again with since' },
   failed: { name: 'failed', code: 1011, reason: 'something went wrong; connect again with since' },
@@ -45,7 +51,10 @@ export const ENDINGS = {
 /** Where the events of one watcher go. */
 export interface Sink {
   readonly encoding: Encoding
-  /** Calls `taken` later, when the system has taken all of it; never when the connection is closed or about to be. */
+  /**
+   * Calls `taken` later, when the system has taken all of it; never when the connection is closed
+   * or about to be.
+   */
   write(pieces: readonly Buffer[], taken: () => void): void
   /** Ends the stream. Whoever made the sink says `leave` when its connection is closed. */
   end(ending: Ending): void
@@ -79,15 +88,26 @@ export interface LiveFeedOptions {
 const RING: RingLimits = { maxEvents: 20_000, maxBytes: 32 * 1_048_576 }
 const FLUSH_MS = 40
 const LINGER_MS = 10_000
-/** Pages of history that are read at once, for all watchers; those that need one wait for their turn. */
+/**
+ * Pages of history that are read at once, for all watchers; those that need one wait for their
+ * turn.
+ */
 const MAX_READERS = 4
-/** Bytes of history that are being written, for all watchers; no page is read while there are more. */
+/**
+ * Bytes of history that are being written, for all watchers; no page is read while there are more.
+ */
 const MAX_HISTORY_BYTES = 64 * 1_048_576
-/** Events of such a page. A watcher begins with few, as they may be large, and asks for more while they are not. */
+/**
+ * Events of such a page. A watcher begins with few, as they may be large, and asks for more while
+ * they are not.
+ */
 const FIRST_PAGE = 100
 const LARGEST_PAGE = 1_000
 
-const watchers = new Gauge({ name: 'tabulum_observe_watchers', help: 'Connections that watch the events live.' })
+const watchers = new Gauge({
+  name: 'tabulum_observe_watchers',
+  help: 'Connections that watch the events live.',
+})
 const endings = new Counter({
   name: 'tabulum_observe_streams_ended_total',
   help: 'Live streams that the server has ended, by why.',
@@ -125,7 +145,9 @@ export class LiveFeed {
   #linger: NodeJS.Timeout | undefined
   #flush: NodeJS.Timeout | undefined
   #flushedAt = 0
-  /** What is in the log up to this sequence number has been offered to everybody who was not busy. */
+  /**
+   * What is in the log up to this sequence number has been offered to everybody who was not busy.
+   */
   #flushedThrough = 0
   /** Those that wait for their turn to read history; all of them watchers. */
   readonly #readersWaiting = new Set<Watch>()
@@ -151,7 +173,10 @@ export class LiveFeed {
     this.#setSize(this.#size + 1)
     try {
       const follower = this.#follower
-      const last = since === undefined || follower === undefined ? await source.lastSeq() : follower.ring.through
+      const last =
+        since === undefined || follower === undefined
+          ? await source.lastSeq()
+          : follower.ring.through
       if (this.#isClosed) throw new FeedClosed('the live streams are being stopped')
       this.#follow(last)
       return this.#admit(filter, since ?? last)
@@ -279,8 +304,8 @@ export class LiveFeed {
     sink.write(pieces, () => {
       watch.isBusy = false
       this.#releaseHistory(watch)
-      // One that is not behind waits for the next round, in which it shares what it gets. Else in a turn of its own: one that reads as fast as
-      // it gets must not keep the others waiting.
+      // One that is not behind waits for the next round, in which it shares what it gets. Else in a
+      // turn of its own: one that reads as fast as it gets must not keep the others waiting.
       if (watch.position < this.#flushedThrough) setImmediate(() => this.#serve(watch))
     })
   }
@@ -299,10 +324,17 @@ export class LiveFeed {
     }
   }
 
-  /** Reads a page of history for a watcher, and writes of it what may be written at once; the rest is read again. */
+  /**
+   * Reads a page of history for a watcher, and writes of it what may be written at once; the rest
+   * is read again.
+   */
   async #readPage(watch: Watch): Promise<void> {
     try {
-      const { events, through } = await this.#options.source.read(watch.position, watch.filter, watch.pageSize)
+      const { events, through } = await this.#options.source.read(
+        watch.position,
+        watch.filter,
+        watch.pageSize,
+      )
       const { sink } = watch
       if (watch.hasLeft || !sink) return
       const encoded: EncodedEvent[] = []
@@ -314,8 +346,12 @@ export class LiveFeed {
         bytes += next.json.length
       }
       const isWhole = encoded.length === events.length
-      const position = isWhole ? Math.max(through, watch.position) : (encoded.at(-1)?.seq ?? watch.position)
-      watch.pageSize = isWhole ? Math.min(LARGEST_PAGE, watch.pageSize * 2) : Math.max(1, encoded.length)
+      const position = isWhole
+        ? Math.max(through, watch.position)
+        : (encoded.at(-1)?.seq ?? watch.position)
+      watch.pageSize = isWhole
+        ? Math.min(LARGEST_PAGE, watch.pageSize * 2)
+        : Math.max(1, encoded.length)
       // The history may be built from the log, and be behind it.
       watch.failed = position > watch.position ? 0 : watch.failed + 1
       watch.position = position
@@ -323,11 +359,13 @@ export class LiveFeed {
         watch.historyBytes = bytes
         this.#historyBytes += bytes
         this.#write(watch, sink, sink.encoding.compose(encoded))
-      } else this.#serveLater(watch, watch.failed === 0 ? 0 : this.#failures.delay(watch.failed - 1))
+      } else
+        this.#serveLater(watch, watch.failed === 0 ? 0 : this.#failures.delay(watch.failed - 1))
     } catch (error) {
       this.#failures.met(error)
       if (watch.hasLeft) return
-      if (error instanceof Unavailable) this.#serveLater(watch, this.#failures.delay(watch.failed++))
+      if (error instanceof Unavailable)
+        this.#serveLater(watch, this.#failures.delay(watch.failed++))
       else watch.sink?.end(ENDINGS.failed)
     }
   }

@@ -39,8 +39,9 @@ export class LiveStreams {
   }
 
   /**
-   * Answers a request for the stream; resolves when the stream has begun. Throws `bad_request`, `TooManyWatchers` (503, with `Retry-After`) and
-   * `Unavailable`; the request is to be answered then, one for a WebSocket as any other.
+   * Answers a request for the stream; resolves when the stream has begun. Throws `bad_request`,
+   * `TooManyWatchers` (503, with `Retry-After`) and `Unavailable`; the request is to be answered
+   * then, one for a WebSocket as any other.
    */
   async answer({ incoming, outgoing }: HttpBindings, query: Query): Promise<Response> {
     const filter = readEventFilter(query)
@@ -63,7 +64,10 @@ export class LiveStreams {
     return RESPONSE_ALREADY_SENT
   }
 
-  /** Ends all streams and resolves when their connections are closed, some seconds later at most. To be called before the server's `close`. */
+  /**
+   * Ends all streams and resolves when their connections are closed, some seconds later at most. To
+   * be called before the server's `close`.
+   */
   close(): Promise<void> {
     return this.#feed.close()
   }

@@ -1,4 +1,7 @@
-/** Follows the log for all watchers of a process, and keeps its latest events, with what was removed replaced. */
+/**
+ * Follows the log for all watchers of a process, and keeps its latest events, with what was removed
+ * replaced.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type LoggedEvent, sizeOf } from '../../events/event.ts'
 import { inBackground } from '../../platform/background.ts'
@@ -6,7 +9,9 @@ import type { Failures } from './failures.ts'
 import { Ring, type RingLimits } from './ring.ts'
 import type { EventSource } from './source.ts'
 
-/** Events, and characters of their data, that wait to be asked about. What is more stays in the log. */
+/**
+ * Events, and characters of their data, that wait to be asked about. What is more stays in the log.
+ */
 const MAX_WAITING_EVENTS = 10_000
 const MAX_WAITING_CHARACTERS = 16 * 1_048_576
 
@@ -73,11 +78,16 @@ export class LogFollower {
     }
     if (this.#waiting.length === 0) return
     this.#come.resolve()
-    const isMuch = () => this.#waiting.length >= MAX_WAITING_EVENTS || this.#waitingCharacters >= MAX_WAITING_CHARACTERS
+    const isMuch = () =>
+      this.#waiting.length >= MAX_WAITING_EVENTS ||
+      this.#waitingCharacters >= MAX_WAITING_CHARACTERS
     while (isMuch() && !this.#stop.signal.aborted) await this.#taken.promise
   }
 
-  /** Hands on what has come, all of it together when the question about those before has been answered. */
+  /**
+   * Hands on what has come, all of it together when the question about those before has been
+   * answered.
+   */
   async #pass(): Promise<void> {
     const { ring } = this
     const { onEvents } = this.#options
@@ -90,7 +100,8 @@ export class LogFollower {
       this.#waitingCharacters = 0
       this.#taken.resolve()
       this.#taken = Promise.withResolvers()
-      // What is in the ring and has been removed since must not be shown to those who have yet to get it.
+      // What is in the ring and has been removed since must not be shown to those who have yet to
+      // get it.
       const removed = ring.removedBy(events)
       const redacted = await this.#redact([...removed, ...events])
       if (redacted === undefined) return
@@ -100,7 +111,10 @@ export class LogFollower {
     }
   }
 
-  /** Undefined when it has been stopped. Nothing is handed on as long as nobody knows what of it was removed. */
+  /**
+   * Undefined when it has been stopped. Nothing is handed on as long as nobody knows what of it was
+   * removed.
+   */
   async #redact(events: readonly LoggedEvent[]): Promise<readonly LoggedEvent[] | undefined> {
     const { signal } = this.#stop
     const { source, failures } = this.#options

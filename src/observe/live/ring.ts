@@ -82,7 +82,9 @@ export class Ring {
     const removed = new Set(events.map(removedBy).filter((content) => content !== undefined))
     if (removed.size === 0) return []
     return this.#entries.flatMap(({ content, json }) =>
-      content !== undefined && removed.has(content) ? [JSON.parse(json.toString()) as LoggedEvent] : [],
+      content !== undefined && removed.has(content)
+        ? [JSON.parse(json.toString()) as LoggedEvent]
+        : [],
     )
   }
 
@@ -99,7 +101,8 @@ export class Ring {
   }
 
   /**
-   * What to write next for somebody who has got everything up to `position`, which is not below `floor`. `through`: where it stands then.
+   * What to write next for somebody who has got everything up to `position`, which is not below
+   * `floor`. `through`: where it stands then.
    */
   next(position: number, filter: EventFilter): { events: EncodedEvent[]; through: number } {
     const events: EncodedEvent[] = []
@@ -129,6 +132,9 @@ export class Ring {
 
 function entryOf(event: LoggedEvent): Entry {
   const encoded = encodeEvent(event)
-  const filtered = new Filtered(event, () => (JSON.parse(encoded.json.toString()) as LoggedEvent).data)
+  const filtered = new Filtered(
+    event,
+    () => (JSON.parse(encoded.json.toString()) as LoggedEvent).data,
+  )
   return { ...encoded, filtered, content: contentOf(event) }
 }

@@ -1,4 +1,7 @@
-/** Events as Server-Sent Events: `id` is the sequence number, from which a browser goes on by itself. */
+/**
+ * Events as Server-Sent Events: `id` is the sequence number, from which a browser goes on by
+ * itself.
+ */
 import type { ServerResponse } from 'node:http'
 import { SERVER_SENT_EVENTS } from './encoding.ts'
 import { countEnding, ENDINGS, type Ending, type LiveFeed, type WatchOptions } from './live-feed.ts'
@@ -15,7 +18,10 @@ export const SSE_HEADERS = {
   'Access-Control-Allow-Origin': '*',
 } as const
 
-/** Answers a request with a stream of events. Throws `TooManyWatchers` and `Unavailable`; the request is to be answered then. */
+/**
+ * Answers a request with a stream of events. Throws `TooManyWatchers` and `Unavailable`; the
+ * request is to be answered then.
+ */
 export async function openEventStream(
   feed: LiveFeed,
   outgoing: ServerResponse,
@@ -26,7 +32,8 @@ export async function openEventStream(
   // The client may have gone meanwhile.
   if (outgoing.destroyed) return watcher.leave()
   let pending = 0
-  // Node tells when what has been written has not moved on for so long, up to twice that; a large event may take longer in all.
+  // Node tells when what has been written has not moved on for so long, up to twice that; a large
+  // event may take longer in all.
   const write = (bytes: string | Buffer, taken?: () => void) => {
     pending++
     outgoing.setTimeout(times.writeTimeoutMs)
@@ -39,7 +46,8 @@ export async function openEventStream(
   }
   outgoing.on('timeout', () => end(ENDINGS.slow))
   outgoing.writeHead(200, SSE_HEADERS)
-  // With its position from the start, a client that loses the connection before the first event goes on from there all the same.
+  // With its position from the start, a client that loses the connection before the first event
+  // goes on from there all the same.
   let told = watcher.position
   write(`retry: ${RETRY_MS}\nid: ${told}\n\n`)
 
@@ -52,7 +60,8 @@ export async function openEventStream(
     if (ending === ENDINGS.slow) outgoing.destroy()
     else outgoing.end()
   }
-  // Where only events pass that others have to do with, the position moves on all the same: it is told without an event.
+  // Where only events pass that others have to do with, the position moves on all the same: it is
+  // told without an event.
   const comment = setInterval(() => {
     if (closing || pending > 0) return
     write(watcher.position === told ? ':\n\n' : `:\nid: ${watcher.position}\n\n`)

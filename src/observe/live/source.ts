@@ -10,21 +10,26 @@ export interface EventFilter {
   readonly with?: string
   /** Only events about keys that begin so. */
   readonly key?: string
-  /** Only events whose data say this somewhere, whatever the case: in the first 10,000 characters of each text. */
+  /**
+   * Only events whose data say this somewhere, whatever the case: in the first 10,000 characters of
+   * each text.
+   */
   readonly text?: string
 }
 
 export interface EventSource {
   /**
-   * All events after `since` in order, in batches, as they happen; an empty batch says that there is nothing more now. Ends when the signal
-   * aborts. Throws `Unavailable` when the log cannot be followed any longer.
+   * All events after `since` in order, in batches, as they happen; an empty batch says that there
+   * is nothing more now. Ends when the signal aborts. Throws `Unavailable` when the log cannot be
+   * followed any longer.
    */
   follow(since: number, signal: AbortSignal): AsyncIterable<readonly LoggedEvent[]>
 
   /**
-   * History: the events after `since` that pass the filter, in order, with what was removed replaced; at most `limit`, and fewer where they are
-   * large, so that a page has a bound in bytes. `through`: every event up to that sequence number has been looked at, so that a filter that matches
-   * nothing moves on. Throws `Unavailable`.
+   * History: the events after `since` that pass the filter, in order, with what was removed
+   * replaced; at most `limit`, and fewer where they are large, so that a page has a bound in bytes.
+   * `through`: every event up to that sequence number has been looked at, so that a filter that
+   * matches nothing moves on. Throws `Unavailable`.
    */
   read(
     since: number,
@@ -33,8 +38,8 @@ export interface EventSource {
   ): Promise<{ readonly events: readonly LoggedEvent[]; readonly through: number }>
 
   /**
-   * The same events, with what was removed replaced. A removal that is among the events that are asked about counts already. Throws
-   * `Unavailable`.
+   * The same events, with what was removed replaced. A removal that is among the events that are
+   * asked about counts already. Throws `Unavailable`.
    */
   redact(events: readonly LoggedEvent[]): Promise<readonly LoggedEvent[]>
 
@@ -49,7 +54,10 @@ export function needsData({ key, text }: EventFilter): boolean {
 
 const SEARCHED_CHARACTERS = 10_000
 
-/** What filters look at in an event. Its texts are read when the first one asks for them, and kept as far as they are searched. */
+/**
+ * What filters look at in an event. Its texts are read when the first one asks for them, and kept
+ * as far as they are searched.
+ */
 export class Filtered {
   readonly type: EventType
   readonly #agent: string | undefined
@@ -79,7 +87,9 @@ export class Filtered {
 
   #isBetween(one: string | undefined, other: string): boolean {
     if (this.#to === undefined) return false
-    return (this.#agent === one && this.#to === other) || (this.#agent === other && this.#to === one)
+    return (
+      (this.#agent === one && this.#to === other) || (this.#agent === other && this.#to === one)
+    )
   }
 
   #says(text: string): boolean {

@@ -1,6 +1,8 @@
 /** Times of live streams, in ms. */
 export interface StreamTimes {
-  /** Between two pings of a WebSocket. A client from which nothing is heard until the next is gone. */
+  /**
+   * Between two pings of a WebSocket. A client from which nothing is heard until the next is gone.
+   */
   readonly pingMs: number
   /** Between two comments of Server-Sent Events, by which proxies see that the connection lives. */
   readonly commentMs: number
@@ -8,7 +10,10 @@ export interface StreamTimes {
   readonly writeTimeoutMs: number
   /** So long a stream lasts at most. */
   readonly maxAgeMs: number
-  /** A connection that the server has ended is broken off when the client has not closed it after so long. */
+  /**
+   * A connection that the server has ended is broken off when the client has not closed it after so
+   * long.
+   */
   readonly closeMs: number
 }
 

@@ -8,14 +8,21 @@ import { WEB_SOCKET } from './encoding.ts'
 import { countEnding, ENDINGS, type Ending, type LiveFeed, type WatchOptions } from './live-feed.ts'
 import type { StreamTimes } from './stream-times.ts'
 
-/** Clients have nothing to say; what they do is ignored. One that says more at once is closed with 1009. */
+/**
+ * Clients have nothing to say; what they do is ignored. One that says more at once is closed with
+ * 1009.
+ */
 const MAX_MESSAGE_BYTES = 1_024
 const KEY = /^[+/0-9a-z]{22}==$/i
 const VERSION = '13'
 
-/** Whether a request is a whole handshake (RFC 6455, section 4.2.1). One that is not gets the answer of any other request. */
+/**
+ * Whether a request is a whole handshake (RFC 6455, section 4.2.1). One that is not gets the answer
+ * of any other request.
+ */
 export function isHandshake({ method, httpVersion, headers }: IncomingMessage): boolean {
-  const hasBody = headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0
+  const hasBody =
+    headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0
   return (
     method === 'GET' &&
     httpVersion === '1.1' &&
@@ -39,7 +46,8 @@ export class WebSockets {
       clientTracking: false,
       perMessageDeflate: false,
       maxPayload: MAX_MESSAGE_BYTES,
-      // How long a client that is told that its connection is closed has to agree; then it is broken off.
+      // How long a client that is told that its connection is closed has to agree; then it is
+      // broken off.
       closeTimeout: times.closeMs,
     }
     this.#server = new WebSocketServer(options)
@@ -48,8 +56,8 @@ export class WebSockets {
   }
 
   /**
-   * Takes over the connection of a request that `isHandshake` and streams events to it. Throws `TooManyWatchers`, `Unavailable`, and
-   * `bad_request`; the request is to be answered then.
+   * Takes over the connection of a request that `isHandshake` and streams events to it. Throws
+   * `TooManyWatchers`, `Unavailable`, and `bad_request`; the request is to be answered then.
    */
   async open(incoming: IncomingMessage, upgrade: Upgrade, asked: WatchOptions): Promise<void> {
     const watcher = await this.#feed.join(asked)
@@ -80,7 +88,8 @@ export class WebSockets {
     }
     webSocket.on('pong', heard)
     const ping = setInterval(() => {
-      // A ping that waits behind a write says nothing of the client; how long the write may take is looked at anyway.
+      // A ping that waits behind a write says nothing of the client; how long the write may take is
+      // looked at anyway.
       if (webSocket.readyState !== webSocket.OPEN || socket.writableLength > 0) return
       if (!isHeard) return webSocket.terminate()
       isHeard = false
@@ -106,8 +115,9 @@ export class WebSockets {
           }
           taken()
         })
-        // The system's buffers are full: that they have room again is a sign of life. Until then Node tells when it has taken nothing for so long,
-        // up to twice that; a large event may take longer in all.
+        // The system's buffers are full: that they have room again is a sign of life. Until then
+        // Node tells when it has taken nothing for so long, up to twice that; a large event may
+        // take longer in all.
         if (!isTaken) socket.setTimeout(writeTimeoutMs)
       },
     })
@@ -122,7 +132,10 @@ export class WebSockets {
   }
 }
 
-/** Returns whether the system has taken all of it at once, and calls `taken` when it has, later; never when the connection is lost. */
+/**
+ * Returns whether the system has taken all of it at once, and calls `taken` when it has, later;
+ * never when the connection is lost.
+ */
 function writeAll(socket: Socket, pieces: readonly Buffer[], taken: () => void): boolean {
   socket.cork()
   for (const [index, piece] of pieces.entries()) {

@@ -1,5 +1,11 @@
 /** Answers of the observation API, and in words why there is none. */
-import { type ReadonlySignal, type Signal, signal, useSignal, useSignalEffect } from '@preact/signals'
+import {
+  type ReadonlySignal,
+  type Signal,
+  signal,
+  useSignal,
+  useSignalEffect,
+} from '@preact/signals'
 import { useEffect } from 'preact/hooks'
 import type { z } from 'zod'
 import type * as schemas from '../schemas.ts'
@@ -18,7 +24,10 @@ export type Moment = z.infer<typeof schemas.momentBody>
 export type Transparency = z.infer<typeof schemas.transparencyBody>
 
 const DEADLINE_MS = 15_000
-/** Who was refused for asking too often, or by a service that is not there, asks again after this unless told when. */
+/**
+ * Who was refused for asking too often, or by a service that is not there, asks again after this
+ * unless told when.
+ */
 const RETRY_SECONDS = 5
 /** Figures are asked for again so often at most, when something happened. */
 const REFRESH_MS = 3_000
@@ -84,7 +93,9 @@ type Outcome = { answer: unknown } | { trouble: Trouble['kind']; seconds?: numbe
 async function once(path: string, abort: AbortSignal): Promise<Outcome> {
   let response: Response
   try {
-    response = await fetch(path, { signal: AbortSignal.any([abort, AbortSignal.timeout(DEADLINE_MS)]) })
+    response = await fetch(path, {
+      signal: AbortSignal.any([abort, AbortSignal.timeout(DEADLINE_MS)]),
+    })
   } catch {
     return { trouble: 'gone' }
   }
@@ -113,8 +124,13 @@ export function pause(ms: number, abort: AbortSignal): Promise<void> {
   return promise
 }
 
-export function query(path: string, parameters: Record<string, string | number | undefined>): string {
-  const given = Object.entries(parameters).filter(([, value]) => value !== undefined && value !== '')
+export function query(
+  path: string,
+  parameters: Record<string, string | number | undefined>,
+): string {
+  const given = Object.entries(parameters).filter(
+    ([, value]) => value !== undefined && value !== '',
+  )
   const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)]))
   return given.length === 0 ? path : `${path}?${search}`
 }
@@ -163,11 +179,15 @@ export function useLoaded<T>(
   return state.value.subject === subject ? state.value : {}
 }
 
-/** Characters that are held of a text: a window of events stays within some 40 MB, whatever agents write. */
+/**
+ * Characters that are held of a text: a window of events stays within some 40 MB, whatever agents
+ * write.
+ */
 const HELD_CHARACTERS = 10_000
 
 export function shorten(event: LogEvent): LogEvent {
-  const isLong = (value: unknown): value is string => typeof value === 'string' && value.length > HELD_CHARACTERS
+  const isLong = (value: unknown): value is string =>
+    typeof value === 'string' && value.length > HELD_CHARACTERS
   if (!Object.values(event.data).some(isLong)) return event
   const cut = Object.entries(event.data).map(([name, value]) => [
     name,
@@ -179,6 +199,9 @@ export function shorten(event: LogEvent): LogEvent {
 
 /** The event whole. */
 export async function askForEvent(seq: number, abort: AbortSignal): Promise<LogEvent | undefined> {
-  const page = await ask<EventsPage>(query('/observe/events', { since: seq - 1, until: seq, limit: 1 }), abort)
+  const page = await ask<EventsPage>(
+    query('/observe/events', { since: seq - 1, until: seq, limit: 1 }),
+    abort,
+  )
   return page.events[0]
 }

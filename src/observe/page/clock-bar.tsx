@@ -12,7 +12,9 @@ const CLOSEST_MS = 2 * 3_600_000
 
 export function ClockBar() {
   const at = moment.value
-  const then = useLoaded<Moment>(at === undefined ? undefined : query('/observe/moment', { at }), { subject: 'moment' })
+  const then = useLoaded<Moment>(at === undefined ? undefined : query('/observe/moment', { at }), {
+    subject: 'moment',
+  })
   const shown = at === undefined ? undefined : (playedTo.value ?? timeOf(then.data))
   const range = useSignal<{ from: number; to: number } | undefined>(undefined)
   const closer = () => {
@@ -43,7 +45,10 @@ export function ClockBar() {
         {at !== undefined && (
           <label>
             <span class="hidden">Speed</span>
-            <select value={speed.value} onChange={({ currentTarget }) => (speed.value = Number(currentTarget.value))}>
+            <select
+              value={speed.value}
+              onChange={({ currentTarget }) => (speed.value = Number(currentTarget.value))}
+            >
               {SPEEDS.map((times) => (
                 <option key={times} value={times}>
                   {times}×

@@ -1,6 +1,6 @@
 /**
- * The one clock of all views. It is at *live*, or at a moment of the past, which the link holds as the `seq` of the last event that is shown; and
- * from there it can run.
+ * The one clock of all views. It is at *live*, or at a moment of the past, which the link holds as
+ * the `seq` of the last event that is shown; and from there it can run.
  */
 import { computed, effect, signal } from '@preact/signals'
 import { ask, type EventsPage, type Moment, pause, query } from './api.ts'
@@ -21,7 +21,10 @@ export const playedTo = signal<number | undefined>(undefined)
 /** The same moment for what is costly to show: while the clock runs, it moves every two seconds. */
 export const asOf = signal(moment.value)
 
-/** Each step asks the service once, and views ask it for some more: all stays below what one client may. */
+/**
+ * Each step asks the service once, and views ask it for some more: all stays below what one client
+ * may.
+ */
 const STEP_MS = 1_000
 const VIEWS_MS = 2_000
 /** Of a stretch without events, more than so many steps are passed over. */
@@ -74,7 +77,10 @@ async function run(from: number, abort: AbortSignal): Promise<void> {
     if (moment.value !== shown) return stop()
     playedTo.value = time
     const began = performance.now()
-    const { seq } = await ask<Moment>(query('/observe/moment', { time: new Date(time).toISOString() }), abort)
+    const { seq } = await ask<Moment>(
+      query('/observe/moment', { time: new Date(time).toISOString() }),
+      abort,
+    )
     if (abort.aborted) return
     const stepMs = STEP_MS * speed.value
     if (moment.value !== shown) return stop()

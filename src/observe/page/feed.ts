@@ -1,10 +1,15 @@
-/** What of the log the reader has before them: a stretch without gaps, of a bounded number of events. */
+/**
+ * What of the log the reader has before them: a stretch without gaps, of a bounded number of
+ * events.
+ */
 import { batch, signal } from '@preact/signals'
 import { ask, type EventsPage, type LogEvent, type Moment, query, Refused, shorten } from './api.ts'
 import { type EventFilter, follow } from './live.ts'
 import { FAR } from './then.ts'
 
-/** Events held at once: beyond it those are let go that are farthest from what the reader looks at. */
+/**
+ * Events held at once: beyond it those are let go that are farthest from what the reader looks at.
+ */
 export const WINDOW = 2_000
 const PAGE = 100
 const CATCH_UP = 1_000
@@ -56,11 +61,15 @@ export class Feed {
     this.#work(() => this.#goWhereWanted())
   }
 
-  /** Goes on at the end, with all that came in the meantime, or the last of it where that is too much to hold. */
+  /**
+   * Goes on at the end, with all that came in the meantime, or the last of it where that is too
+   * much to hold.
+   */
   resume(): void {
     this.#work(async () => {
       const last = this.events.value.at(-1)?.seq
-      const page = last === undefined ? undefined : await this.#page({ since: last, limit: CATCH_UP })
+      const page =
+        last === undefined ? undefined : await this.#page({ since: last, limit: CATCH_UP })
       if (!page || page.has_more || this.hasNewer.value) return this.#toEnd()
       this.#goLive([...this.events.value, ...page.events], page.next_cursor)
     })
@@ -115,7 +124,13 @@ export class Feed {
     this.#unfollow = undefined
     const held = this.events.value
     const last = held.at(-1)?.seq
-    if (isStep && this.mode.value === 'past' && last !== undefined && last <= at && !this.hasNewer.value) {
+    if (
+      isStep &&
+      this.mode.value === 'past' &&
+      last !== undefined &&
+      last <= at &&
+      !this.hasNewer.value
+    ) {
       const page = await this.#page({ since: last, until: at, limit: STEP })
       if (!page.has_more) {
         this.#hold([...held, ...page.events])
@@ -148,7 +163,10 @@ export class Feed {
     this.events.value = events.slice(-WINDOW)
   }
 
-  /** A page of what was before a place, in the order of the log. A search goes on where it has found nothing yet. */
+  /**
+   * A page of what was before a place, in the order of the log. A search goes on where it has found
+   * nothing yet.
+   */
   async #back(before: number): Promise<{ events: LogEvent[]; hasMore: boolean }> {
     this.#lookedAt = before
     for (let pages = 1; ; pages++) {
@@ -193,7 +211,10 @@ export class Feed {
     before?: number
     limit: number
   }): Promise<EventsPage> {
-    const page = await ask<EventsPage>(query('/observe/events', { ...this.#filter, ...range }), this.#abort.signal)
+    const page = await ask<EventsPage>(
+      query('/observe/events', { ...this.#filter, ...range }),
+      this.#abort.signal,
+    )
     return { ...page, events: page.events.map(shorten) }
   }
 

@@ -18,7 +18,15 @@ export function JsonTree({ value, label }: { value: unknown; label: string }) {
   )
 }
 
-function Branch({ name, value, depth }: { name: string | undefined; value: unknown; depth: number }) {
+function Branch({
+  name,
+  value,
+  depth,
+}: {
+  name: string | undefined
+  value: unknown
+  depth: number
+}) {
   const isOpen = useSignal(depth < OPEN_DEPTH)
   const shown = useSignal(SHOWN)
   const entries = entriesOf(value)
@@ -33,11 +41,16 @@ function Branch({ name, value, depth }: { name: string | undefined; value: unkno
     )
   const rest = entries.length - shown.value
   return (
-    <details open={isOpen.value} onToggle={({ currentTarget }) => (isOpen.value = currentTarget.open)}>
+    <details
+      open={isOpen.value}
+      onToggle={({ currentTarget }) => (isOpen.value = currentTarget.open)}
+    >
       <summary>
         <Name of={name} />
         <span class="quiet">
-          {Array.isArray(value) ? counted(entries.length, 'entry', 'entries') : counted(entries.length, 'field')}
+          {Array.isArray(value)
+            ? counted(entries.length, 'entry', 'entries')
+            : counted(entries.length, 'field')}
         </span>
       </summary>
       {isOpen.value && (

@@ -15,7 +15,10 @@ export const arrived = signal<readonly LogEvent[]>([])
 
 /** Events are handed on so often at most; what comes in between waits. */
 const FLUSH_MS = 100
-/** For so many times as long as it took to draw them nothing more is drawn, up to a bound: what the reader does comes in between. */
+/**
+ * For so many times as long as it took to draw them nothing more is drawn, up to a bound: what the
+ * reader does comes in between.
+ */
 const REST = 3
 const LONGEST_FLUSH_MS = 400
 const RETRY_MS = 3_000

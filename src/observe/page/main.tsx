@@ -30,7 +30,10 @@ function Page() {
   const { view } = route.value
   const Shown = COMPONENTS[view]
   // The feed has a stream of its own, with its filters.
-  useEffect(() => (view === 'feed' ? undefined : follow({ keep: SEEN, onEvents: () => undefined })), [view === 'feed'])
+  useEffect(
+    () => (view === 'feed' ? undefined : follow({ keep: SEEN, onEvents: () => undefined })),
+    [view === 'feed'],
+  )
   return (
     <>
       <button type="button" class="skip" onClick={skip}>
@@ -88,7 +91,9 @@ function Trouble() {
     const timer = setInterval(() => setNow(Date.now()), 1_000)
     return () => clearInterval(timer)
   }, [now])
-  const text = now ? wordsOf(now.kind, Math.max(0, Math.ceil((now.until - Date.now()) / 1_000))) : ofStream()
+  const text = now
+    ? wordsOf(now.kind, Math.max(0, Math.ceil((now.until - Date.now()) / 1_000)))
+    : ofStream()
   return (
     <div role="alert" class={text ? 'trouble' : 'hidden'}>
       {text}
@@ -104,8 +109,10 @@ function wordsOf(kind: 'limited' | 'gone' | 'busy', seconds: number): string {
 }
 
 function ofStream(): string {
-  if (streamState.value === 'gone') return 'The service does not answer. What you see may be old. Trying again…'
-  if (streamState.value === 'reconnecting') return 'The connection was lost. Connecting again; nothing will be missed.'
+  if (streamState.value === 'gone')
+    return 'The service does not answer. What you see may be old. Trying again…'
+  if (streamState.value === 'reconnecting')
+    return 'The connection was lost. Connecting again; nothing will be missed.'
   if (streamState.value === 'refused')
     return 'The service is up, but has no live stream free for you, or you asked too often. Trying again…'
   return ''

@@ -9,7 +9,8 @@ const clock = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyl
 const timeOfDay = new Intl.DateTimeFormat(undefined, { timeStyle: 'medium' })
 
 export const count = (value: number) => numbers.format(value)
-export const counted = (value: number, one: string, many = `${one}s`) => `${count(value)} ${value === 1 ? one : many}`
+export const counted = (value: number, one: string, many = `${one}s`) =>
+  `${count(value)} ${value === 1 ? one : many}`
 
 const UNITS = ['bytes', 'KiB', 'MiB', 'GiB'] as const
 export function size(bytes: number): string {
@@ -18,7 +19,10 @@ export function size(bytes: number): string {
   return `${numbers.format(power === 0 ? bytes : Number((bytes / 1_024 ** power).toFixed(1)))} ${unit}`
 }
 
-/** In the reader's zone; in UTC where one points at it. Of today without the date, unless it is to be whole. */
+/**
+ * In the reader's zone; in UTC where one points at it. Of today without the date, unless it is to
+ * be whole.
+ */
 export function Time({ at, isWhole = false }: { at: string; isWhole?: boolean }) {
   const date = new Date(at)
   const isToday = !isWhole && date.toDateString() === new Date().toDateString()
@@ -31,14 +35,21 @@ export function Time({ at, isWhole = false }: { at: string; isWhole?: boolean })
 
 /** Text from strangers: apart from what is around it, whatever its direction. */
 export function Strange({ text, shown = 300 }: { text: string; shown?: number }) {
-  return <bdi class="strange">{visible(text.length > shown ? `${text.slice(0, shown)}…` : text)}</bdi>
+  return (
+    <bdi class="strange">{visible(text.length > shown ? `${text.slice(0, shown)}…` : text)}</bdi>
+  )
 }
 
-/** Characters that would not be seen, or would move what is around them, as signs of their own. Line breaks and tabs stay. */
+/**
+ * Characters that would not be seen, or would move what is around them, as signs of their own. Line
+ * breaks and tabs stay.
+ */
 export function visible(text: string): string {
   return text.replace(INVISIBLE, (character) => {
     const code = character.codePointAt(0) ?? 0
-    return code < 0x20 ? String.fromCodePoint(0x2400 + code) : `⟨U+${code.toString(16).toUpperCase().padStart(4, '0')}⟩`
+    return code < 0x20
+      ? String.fromCodePoint(0x2400 + code)
+      : `⟨U+${code.toString(16).toUpperCase().padStart(4, '0')}⟩`
   })
 }
 const INVISIBLE = /[^\P{Cc}\n\t]|[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/gu
@@ -46,7 +57,8 @@ const INVISIBLE = /[^\P{Cc}\n\t]|[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u
 /** On one line. */
 const oneLine = (text: string) => text.replaceAll('\n', '␊').replaceAll('\t', '␉')
 
-export const shortAddress = (address: string) => (address.length > 12 ? `${address.slice(0, 11)}…` : address)
+export const shortAddress = (address: string) =>
+  address.length > 12 ? `${address.slice(0, 11)}…` : address
 
 export function Address({ of }: { of: string | undefined }) {
   if (of === undefined) return <span>somebody</span>
@@ -66,7 +78,15 @@ export function Key({ of, shown = 120 }: { of: string; shown?: number }) {
 }
 
 /** A long text: its beginning, and the rest on demand. */
-export function LongText({ text, shown = 2_000, label }: { text: string; shown?: number; label: string }) {
+export function LongText({
+  text,
+  shown = 2_000,
+  label,
+}: {
+  text: string
+  shown?: number
+  label: string
+}) {
   const isOpen = useSignal(false)
   const isLong = text.length > shown
   return (
@@ -105,8 +125,18 @@ export function Panel({
 }
 
 /** Instead of something that is not there: in words. */
-export function Waiting({ refused, children }: { refused?: Refused | undefined; children?: ComponentChildren }) {
-  return <p class="quiet">{refused ? `The service says: ${refused.message}.` : (children ?? 'Loading…')}</p>
+export function Waiting({
+  refused,
+  children,
+}: {
+  refused?: Refused | undefined
+  children?: ComponentChildren
+}) {
+  return (
+    <p class="quiet">
+      {refused ? `The service says: ${refused.message}.` : (children ?? 'Loading…')}
+    </p>
+  )
 }
 
 /** A part of an address, which the link of the view keeps. */
@@ -119,7 +149,9 @@ export function AddressSearch({ label, value }: { label: string; value: string }
         placeholder="tab_…"
         value={value}
         spellcheck={false}
-        onInput={({ currentTarget }) => change({ search: currentTarget.value.trim() || undefined, cursor: undefined })}
+        onInput={({ currentTarget }) =>
+          change({ search: currentTarget.value.trim() || undefined, cursor: undefined })
+        }
       />
     </label>
   )

@@ -5,7 +5,10 @@ import { asOf } from './clock.ts'
 
 type Parameters = Record<string, string | number | undefined>
 
-/** Where there is no path, nothing is asked for. @param rounds what counts up when to ask again, while it is live */
+/**
+ * Where there is no path, nothing is asked for. @param rounds what counts up when to ask again,
+ * while it is live
+ */
 export function useThen<T>(
   path: string | undefined,
   parameters: Parameters = {},

@@ -20,7 +20,11 @@ interface Bar {
 }
 
 /** Where each bucket is drawn: long stretches without any are squeezed. */
-function layOut({ buckets, bucket_seconds: seconds }: Activity): { bars: Bar[]; idle: number[]; width: number } {
+function layOut({ buckets, bucket_seconds: seconds }: Activity): {
+  bars: Bar[]
+  idle: number[]
+  width: number
+} {
   const bars: Bar[] = []
   const idle: number[] = []
   let x = 0
@@ -45,7 +49,8 @@ function layOut({ buckets, bucket_seconds: seconds }: Activity): { bars: Bar[]; 
 }
 
 const short = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' })
-const said = (bucket: Bucket) => `${short.format(new Date(bucket.start))}: ${counted(bucket.total, 'event')}`
+const said = (bucket: Bucket) =>
+  `${short.format(new Date(bucket.start))}: ${counted(bucket.total, 'event')}`
 
 export interface TimelineOptions {
   readonly agent?: string
@@ -60,7 +65,10 @@ export interface TimelineOptions {
 
 export function Timeline({ agent, label, buckets = 120, from, to, marked }: TimelineOptions) {
   const path = query('/observe/activity', { buckets, agent, from, to })
-  const { data, refused } = useLoaded<Activity>(path, { isLive: to === undefined, subject: 'timeline' })
+  const { data, refused } = useLoaded<Activity>(path, {
+    isLive: to === undefined,
+    subject: 'timeline',
+  })
   const chosen = useSignal<number | undefined>(undefined)
   if (!data || data.buckets.length === 0) {
     const text = data ? (from ? 'Nothing happened then.' : 'Nothing has happened yet.') : 'Loading…'
@@ -113,12 +121,22 @@ export function Timeline({ agent, label, buckets = 120, from, to, marked }: Time
       >
         <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" aria-hidden="true">
           {idle.map((x) => (
-            <rect key={x} class="idle" x={x * unit} y={HEIGHT - 2} width={IDLE_WIDTH * unit} height="2" />
+            <rect
+              key={x}
+              class="idle"
+              x={x * unit}
+              y={HEIGHT - 2}
+              width={IDLE_WIDTH * unit}
+              height="2"
+            />
           ))}
           {bars.map(({ bucket, x }, place) => {
             let top = HEIGHT
             return (
-              <g key={bucket.start} class={place === index && chosen.value !== undefined ? 'chosen' : ''}>
+              <g
+                key={bucket.start}
+                class={place === index && chosen.value !== undefined ? 'chosen' : ''}
+              >
                 {KINDS.map((kind) => {
                   const total = Object.entries(bucket.types).reduce(
                     (sum, [type, its]) => (kindOf(type) === kind ? sum + its : sum),
@@ -128,7 +146,14 @@ export function Timeline({ agent, label, buckets = 120, from, to, marked }: Time
                   const height = Math.max(1, (total / highest) * (HEIGHT - 4))
                   top -= height
                   return (
-                    <rect key={kind} class={kind} x={x * unit} y={top} width={Math.max(1, unit - 1)} height={height} />
+                    <rect
+                      key={kind}
+                      class={kind}
+                      x={x * unit}
+                      y={top}
+                      width={Math.max(1, unit - 1)}
+                      height={height}
+                    />
                   )
                 })}
               </g>

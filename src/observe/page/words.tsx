@@ -40,7 +40,9 @@ const FAILURES: Readonly<Record<string, string>> = {
   backlog_full: 'too many wait already',
 }
 
-/** What else is known of a message: when it was received; and of a delivery which message that was. */
+/**
+ * What else is known of a message: when it was received; and of a delivery which message that was.
+ */
 export interface Related {
   readonly delivered?: LogEvent | undefined
   readonly message?: LogEvent | undefined
@@ -55,14 +57,18 @@ export function Sentence({ event, related }: { event: LogEvent; related?: Relate
     case 'agent_registered':
       return (
         <>
-          <Address of={of('address')} /> joined{data.has_webhook === true && ', and has its messages pushed to it'}
+          <Address of={of('address')} /> joined
+          {data.has_webhook === true && ', and has its messages pushed to it'}
         </>
       )
     case 'message_sent':
       return (
         <>
-          <Address of={of('from')} /> said to <Address of={of('to')} />: <Content event={event} text={of('content')} />
-          {related?.delivered && <span class="quiet"> · received {after(event, related.delivered)}</span>}
+          <Address of={of('from')} /> said to <Address of={of('to')} />:{' '}
+          <Content event={event} text={of('content')} />
+          {related?.delivered && (
+            <span class="quiet"> · received {after(event, related.delivered)}</span>
+          )}
         </>
       )
     case 'message_delivered':
@@ -83,8 +89,8 @@ export function Sentence({ event, related }: { event: LogEvent; related?: Relate
     case 'push_failed':
       return (
         <>
-          A message could not be pushed to <Address of={of('to')} /> ({FAILURES[of('reason') ?? ''] ?? of('reason')});
-          it waits to be fetched
+          A message could not be pushed to <Address of={of('to')} /> (
+          {FAILURES[of('reason') ?? ''] ?? of('reason')}); it waits to be fetched
         </>
       )
     case 'state_written':
@@ -123,7 +129,8 @@ export function Sentence({ event, related }: { event: LogEvent; related?: Relate
     case 'message_redacted':
       return (
         <>
-          A message was removed by the operator of the infrastructure: <Strange text={of('reason') ?? ''} />
+          A message was removed by the operator of the infrastructure:{' '}
+          <Strange text={of('reason') ?? ''} />
         </>
       )
     default:
@@ -138,7 +145,9 @@ export function Sentence({ event, related }: { event: LogEvent; related?: Relate
 function after(event: LogEvent, later: LogEvent): string {
   const seconds = Math.max(0, (Date.parse(later.ts) - Date.parse(event.ts)) / 1_000)
   if (seconds < 1) return 'at once'
-  return seconds < 120 ? `${Math.round(seconds)} s later` : `${count(Math.round(seconds / 60))} minutes later`
+  return seconds < 120
+    ? `${Math.round(seconds)} s later`
+    : `${count(Math.round(seconds / 60))} minutes later`
 }
 
 function Content({ event: { data }, text = '' }: { event: LogEvent; text?: string | undefined }) {

@@ -1,6 +1,7 @@
 -- Applies the last change of each key of a batch and settles the reservations that its writes were
 -- made on. `changes`: "finals" [{"key","value" (both base64; value null: the key is gone),"deleted"
--- (whether or not it was written again),"seq","by","at"}…], one a key, and "reservations", their ids.
+-- (whether or not it was written again),"seq","by","at"}…], one a key, and "reservations", their
+-- ids.
 create or replace function project_state(changes json) returns bigint language plpgsql as $$
 declare
   keys     bytea[];

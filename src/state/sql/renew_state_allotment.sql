@@ -1,9 +1,9 @@
--- Opens an allotment (`opening`), or renews one. `settled`: bytes of its writes that have been applied
--- since, and so are in used_bytes. `lost`: of those of which the node does not know whether they
--- ever will be; they become an allotment of their own, for maintenance to clear away. It then has
--- `wanted` bytes, or a 256th of what is free where that is less, and nothing where that is little:
--- where the capacity is nearly used up nobody holds any ahead of need. `kept`: what it does not
--- give back. Returns the bytes that it has; null if there is no such allotment.
+-- Opens an allotment (`opening`), or renews one. `settled`: bytes of its writes that have been
+-- applied since, and so are in used_bytes. `lost`: of those of which the node does not know whether
+-- they ever will be; they become an allotment of their own, for maintenance to clear away. It then
+-- has `wanted` bytes, or a 256th of what is free where that is less, and nothing where that is
+-- little: where the capacity is nearly used up nobody holds any ahead of need. `kept`: what it does
+-- not give back. Returns the bytes that it has; null if there is no such allotment.
 create or replace function renew_state_allotment(
   allotment uuid, opening boolean,
   settled bigint, lost bigint, kept bigint, wanted bigint, capacity bigint

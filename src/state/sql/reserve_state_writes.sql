@@ -1,7 +1,7 @@
--- Reserves capacity for writes whose node has no allotment, exactly, one after the other, so that where it
--- does not suffice for all it goes to those that came first. `requests`: [{"id","key" (base64),
--- "size"}…]. For each, in their order: `reserved`; `full` (the capacity would be overrun); `busy`
--- (it would not if no node had an allotment: ask again).
+-- Reserves capacity for writes whose node has no allotment, exactly, one after the other, so that
+-- where it does not suffice for all it goes to those that came first. `requests`: [{"id","key"
+-- (base64), "size"}…]. For each, in their order: `reserved`; `full` (the capacity would be
+-- overrun); `busy` (it would not if no node had an allotment: ask again).
 create or replace function reserve_state_writes(requests json, capacity bigint)
 returns table (outcome text) language plpgsql as $$
 declare

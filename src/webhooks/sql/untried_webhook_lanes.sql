@@ -1,7 +1,7 @@
--- Locks at most `quota` lanes that have yet to be tried, of operators by turns: those first of whose
--- lanes the worker has the fewest. It has no more than `operator_quota` of one operator at a time.
--- Looks at as many operators as there may be ones that hold a slot already, and as many more as
--- there is room for, from a random one on: it costs in proportion to the worker's slots, however
+-- Locks at most `quota` lanes that have yet to be tried, of operators by turns: those first of
+-- whose lanes the worker has the fewest. It has no more than `operator_quota` of one operator at a
+-- time. Looks at as many operators as there may be ones that hold a slot already, and as many more
+-- as there is room for, from a random one on: it costs in proportion to the worker's slots, however
 -- many lanes and operators wait, and none is passed over for ever.
 create or replace function untried_webhook_lanes(
   worker text, now_at timestamptz, quota integer, operator_quota integer

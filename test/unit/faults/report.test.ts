@@ -2,7 +2,12 @@ import { expect, it } from 'vitest'
 import type { FaultRecord, Operation } from '../../../lab/faults/history.ts'
 import { reportOf } from '../../../lab/faults/report.ts'
 
-const fault = (name: string, began: number, repaired: number, more: Partial<FaultRecord> = {}): FaultRecord => ({
+const fault = (
+  name: string,
+  began: number,
+  repaired: number,
+  more: Partial<FaultRecord> = {},
+): FaultRecord => ({
   name,
   hits: ['redis'],
   began,

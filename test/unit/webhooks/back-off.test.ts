@@ -21,8 +21,11 @@ test('each is put off by up to half its delay, at random', () => {
 })
 
 test('a receiver that says when to come again can put it off, up to the longest delay, and never bring it forward', () => {
-  const asked = (retryAfterMs: number) => retryDelay(2, none, RETRY_POLICY, { status: 503, retryAfterMs })
-  expect([0, 1_999, 2_001, 59_999, 60_001, 1e15].map(asked)).toEqual([2_000, 2_000, 2_001, 59_999, 60_000, 60_000])
+  const asked = (retryAfterMs: number) =>
+    retryDelay(2, none, RETRY_POLICY, { status: 503, retryAfterMs })
+  expect([0, 1_999, 2_001, 59_999, 60_001, 1e15].map(asked)).toEqual([
+    2_000, 2_000, 2_001, 59_999, 60_000, 60_000,
+  ])
   expect(retryDelay(4, none, RETRY_POLICY, { status: 503, retryAfterMs: 1 })).toBeUndefined()
 })
 
@@ -44,15 +47,19 @@ test('delays never shrink, never fall below the first, and never pass the last b
     jitter: fc.double({ min: 0, max: 1, noNaN: true }),
   })
   fc.assert(
-    fc.property(policies, fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true }), (policy, random) => {
-      const delays = Array.from(
-        { length: policy.maxAttempts - 1 },
-        (_, i) => retryDelay(i + 1, () => random, policy) ?? Number.NaN,
-      )
-      expect(delays).toEqual(delays.toSorted((a, b) => a - b))
-      expect(delays[0]).toBeGreaterThanOrEqual(policy.minDelay)
-      expect(delays.at(-1)).toBeLessThanOrEqual(Math.ceil(policy.maxDelay * (1 + policy.jitter)))
-      expect(retryDelay(policy.maxAttempts, () => random, policy)).toBeUndefined()
-    }),
+    fc.property(
+      policies,
+      fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true }),
+      (policy, random) => {
+        const delays = Array.from(
+          { length: policy.maxAttempts - 1 },
+          (_, i) => retryDelay(i + 1, () => random, policy) ?? Number.NaN,
+        )
+        expect(delays).toEqual(delays.toSorted((a, b) => a - b))
+        expect(delays[0]).toBeGreaterThanOrEqual(policy.minDelay)
+        expect(delays.at(-1)).toBeLessThanOrEqual(Math.ceil(policy.maxDelay * (1 + policy.jitter)))
+        expect(retryDelay(policy.maxAttempts, () => random, policy)).toBeUndefined()
+      },
+    ),
   )
 })

@@ -65,7 +65,10 @@ describe('a circuit', () => {
 
   test('opens again when the probe fails, although the threshold was raised since', () => {
     const later = NOW + 5 * MINUTE
-    const reopened = recordFailure(startProbe(failing(5), later, MINUTE), later, { ...CIRCUIT_POLICY, threshold: 100 })
+    const reopened = recordFailure(startProbe(failing(5), later, MINUTE), later, {
+      ...CIRCUIT_POLICY,
+      threshold: 100,
+    })
     expect(mayAttempt(reopened, later)).toBe('wait')
   })
 
@@ -85,7 +88,11 @@ describe('whatever happens when', () => {
   const steps: fc.Arbitrary<Step[]> = fc.array(
     fc.record({
       // Often none, often around the times that matter.
-      wait: fc.oneof(fc.constant(0), fc.integer({ min: 0, max: 2_000 }), fc.constantFrom(999, 1_000, 1_001, 299, 300)),
+      wait: fc.oneof(
+        fc.constant(0),
+        fc.integer({ min: 0, max: 2_000 }),
+        fc.constantFrom(999, 1_000, 1_001, 299, 300),
+      ),
       what: fc.constantFrom('success', 'failure', 'failure', 'failure', 'claim'),
     }),
     { maxLength: 60 },
@@ -156,6 +163,8 @@ describe('whatever happens when', () => {
 
   test('the same policy as the contract’s is the default', () => {
     expect(CIRCUIT_POLICY).toEqual({ threshold: 5, duration: 5 * MINUTE })
-    expect(recordFailure(CLOSED_CIRCUIT, NOW)).toEqual(recordFailure(CLOSED_CIRCUIT, NOW, CIRCUIT_POLICY))
+    expect(recordFailure(CLOSED_CIRCUIT, NOW)).toEqual(
+      recordFailure(CLOSED_CIRCUIT, NOW, CIRCUIT_POLICY),
+    )
   })
 })

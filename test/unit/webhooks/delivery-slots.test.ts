@@ -9,7 +9,8 @@ function slots(total: number) {
   time = 60_000
   return {
     all,
-    take: (count: number, standing: Standing) => Array.from({ length: count }, () => all.take(standing)),
+    take: (count: number, standing: Standing) =>
+      Array.from({ length: count }, () => all.take(standing)),
     /** Claim after claim, as long as there is room for one more. */
     takeSlow: () => {
       const taken: (() => void)[] = []

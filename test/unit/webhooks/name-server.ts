@@ -1,4 +1,7 @@
-/** A name server on loopback, as much of one as a resolver needs: RFC 1035, one question, A and AAAA records. */
+/**
+ * A name server on loopback, as much of one as a resolver needs: RFC 1035, one question, A and AAAA
+ * records.
+ */
 
 import { createSocket } from 'node:dgram'
 import type { AddressInfo } from 'node:net'
@@ -6,7 +9,10 @@ import ipaddr from 'ipaddr.js'
 
 export type RecordType = 'A' | 'AAAA'
 
-/** Addresses; `missing` for a name that does not exist; `broken` for SERVFAIL; `silent` for no answer at all. */
+/**
+ * Addresses; `missing` for a name that does not exist; `broken` for SERVFAIL; `silent` for no
+ * answer at all.
+ */
 export type Answer = readonly string[] | 'missing' | 'broken' | 'silent'
 
 export interface NameServer extends AsyncDisposable {
@@ -22,7 +28,9 @@ const TYPES = new Map<number, RecordType>([
 ])
 const RESPONSE_CODE = { missing: 3, broken: 2, ok: 0 }
 
-export async function startNameServer(answer: (name: string, type: RecordType) => Answer): Promise<NameServer> {
+export async function startNameServer(
+  answer: (name: string, type: RecordType) => Answer,
+): Promise<NameServer> {
   const socket = createSocket('udp4')
   const questions: string[] = []
   socket.on('message', (query, sender) => {
@@ -31,14 +39,19 @@ export async function startNameServer(answer: (name: string, type: RecordType) =
     questions.push(`${type} ${name}`)
     const answered = answer(name, type)
     if (answered === 'silent') return
-    const records = typeof answered === 'string' ? [] : answered.map((address) => record(type, address))
+    const records =
+      typeof answered === 'string' ? [] : answered.map((address) => record(type, address))
     const code = RESPONSE_CODE[typeof answered === 'string' ? answered : 'ok']
     const header = Buffer.alloc(12)
     query.copy(header, 0, 0, 2)
     header.writeUInt16BE(0x8180 | code, 2) // an answer, recursion desired and available
     header.writeUInt16BE(1, 4)
     header.writeUInt16BE(records.length, 6)
-    socket.send(Buffer.concat([header, query.subarray(12, end), ...records]), sender.port, sender.address)
+    socket.send(
+      Buffer.concat([header, query.subarray(12, end), ...records]),
+      sender.port,
+      sender.address,
+    )
   })
   await new Promise<void>((resolve) => socket.bind(0, '127.0.0.1', resolve))
   const { port } = socket.address() as AddressInfo
@@ -58,7 +71,11 @@ function questionIn(query: Buffer): { name: string; type: RecordType | undefined
     labels.push(query.toString('latin1', at + 1, at + 1 + length))
     at += 1 + length
   }
-  return { name: labels.join('.').toLowerCase(), type: TYPES.get(query.readUInt16BE(at + 1)), end: at + 5 }
+  return {
+    name: labels.join('.').toLowerCase(),
+    type: TYPES.get(query.readUInt16BE(at + 1)),
+    end: at + 5,
+  }
 }
 
 /** A record of the name in the question, good for no time at all. */

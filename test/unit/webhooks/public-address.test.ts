@@ -8,9 +8,12 @@ const ipv4 = fc.ipV4()
 const ipv6 = fc.ipV6()
 
 /** Addresses from and to numbers. */
-const toIpv4 = (bits: bigint) => [24n, 16n, 8n, 0n].map((shift) => (bits >> shift) & 0xffn).join('.')
+const toIpv4 = (bits: bigint) =>
+  [24n, 16n, 8n, 0n].map((shift) => (bits >> shift) & 0xffn).join('.')
 const toIpv6 = (bits: bigint) =>
-  Array.from({ length: 8 }, (_, i) => ((bits >> BigInt(112 - 16 * i)) & 0xffffn).toString(16)).join(':')
+  Array.from({ length: 8 }, (_, i) => ((bits >> BigInt(112 - 16 * i)) & 0xffffn).toString(16)).join(
+    ':',
+  )
 const toBits = (address: string) =>
   ipaddr
     .parse(address)
@@ -18,9 +21,13 @@ const toBits = (address: string) =>
     .reduce((bits, byte) => (bits << 8n) | BigInt(byte), 0n)
 
 /** An IPv4 address as the last two groups of an IPv6 one. */
-const toHex = (address: string) => toBits(address).toString(16).padStart(8, '0').replace(/^..../, '$&:')
+const toHex = (address: string) =>
+  toBits(address).toString(16).padStart(8, '0').replace(/^..../, '$&:')
 
-/** Any address inside a block, by arithmetic of its own: nothing here shares code with what is tested. */
+/**
+ * Any address inside a block, by arithmetic of its own: nothing here shares code with what is
+ * tested.
+ */
 function inside(block: string): fc.Arbitrary<string> {
   const [network = '', length = ''] = block.split('/')
   const width = isIP(network) === 6 ? 128n : 32n
@@ -30,7 +37,10 @@ function inside(block: string): fc.Arbitrary<string> {
     .map((low) => (width === 32n ? toIpv4 : toIpv6)(((toBits(network) >> free) << free) | low))
 }
 
-/** The first and the last address of a block, and the one before and the one after where there is one. */
+/**
+ * The first and the last address of a block, and the one before and the one after where there is
+ * one.
+ */
 function edges(block: string): string[] {
   const [network = '', length = ''] = block.split('/')
   const width = isIP(network) === 6 ? 128n : 32n
@@ -111,7 +121,13 @@ describe('an address that is not public', () => {
       fc.property(ipv4, (address) => {
         const hex = toHex(address)
         const local = `64:ff9b:1::${hex}`
-        for (const form of [`::${hex}`, `::ffff:${hex}`, local, `2002:${hex}::`, `::ffff:0:${hex}`]) {
+        for (const form of [
+          `::${hex}`,
+          `::ffff:${hex}`,
+          local,
+          `2002:${hex}::`,
+          `::ffff:0:${hex}`,
+        ]) {
           expect(isPublicUnicast(form)).toBe(false)
         }
       }),
@@ -159,7 +175,8 @@ describe('a public address', () => {
   ])('is IPv6 %s', (address) => expect(isPublicUnicast(address)).toBe(true))
 
   test('is every one outside the refused blocks, and no other: with Node’s BlockList as the judge', () => {
-    // One for each family: Node takes an IPv4 address for its IPv4-mapped form, which is in one of the IPv6 blocks.
+    // One for each family: Node takes an IPv4 address for its IPv4-mapped form, which is in one of
+    // the IPv6 blocks.
     const judges = { ipv4: new BlockList(), ipv6: new BlockList() }
     const familyOf = (address: string) => (isIP(address) === 6 ? 'ipv6' : 'ipv4')
     for (const [, block] of refused) {
@@ -172,7 +189,9 @@ describe('a public address', () => {
     const any = fc.oneof(ipv4, inside('2000::/3'), fc.constantFrom(...byTheEdges))
     fc.assert(
       fc.property(any, (address) => {
-        expect(isPublicUnicast(address)).toBe(!judges[familyOf(address)].check(address, familyOf(address)))
+        expect(isPublicUnicast(address)).toBe(
+          !judges[familyOf(address)].check(address, familyOf(address)),
+        )
       }),
       { numRuns: 5_000 },
     )
@@ -198,7 +217,9 @@ describe('an address of DNS64 (64:ff9b::/96)', () => {
   test.each(refused.filter(([, block]) => isIP(block.split('/')[0] ?? '') === 4))(
     'is refused with one inside that is %s (%s)',
     (_what, block) => {
-      fc.assert(fc.property(inside(block), (address) => !isPublicUnicast(`64:ff9b::${toHex(address)}`)))
+      fc.assert(
+        fc.property(inside(block), (address) => !isPublicUnicast(`64:ff9b::${toHex(address)}`)),
+      )
     },
   )
 
@@ -212,7 +233,9 @@ describe('an allowed block', () => {
   test('makes what is inside public, and changes nothing for the rest', () => {
     const allow = [parseCidr('10.1.0.0/16'), parseCidr('fd00::/8')]
     fc.assert(
-      fc.property(fc.oneof(inside('10.1.0.0/16'), inside('fd00::/8')), (address) => isPublicUnicast(address, allow)),
+      fc.property(fc.oneof(inside('10.1.0.0/16'), inside('fd00::/8')), (address) =>
+        isPublicUnicast(address, allow),
+      ),
     )
     fc.assert(
       fc.property(fc.oneof(inside('10.2.0.0/15'), inside('fc00::/8'), ipv4, ipv6), (address) => {

@@ -33,7 +33,11 @@ describe('a host name', () => {
     const { resolve, server } = await resolver((_name, type) =>
       type === 'A' ? ['192.0.2.1', '192.0.2.2'] : ['2001:db8::1'],
     )
-    expect([...(await resolve('hook.example', never))].sort()).toEqual(['192.0.2.1', '192.0.2.2', '2001:db8::1'])
+    expect([...(await resolve('hook.example', never))].sort()).toEqual([
+      '192.0.2.1',
+      '192.0.2.2',
+      '2001:db8::1',
+    ])
     expect(asked(server)).toEqual(['A hook.example', 'AAAA hook.example'])
   })
 
@@ -149,7 +153,10 @@ test('a delivery to a name whose server changes its answer goes nowhere but to t
   })
   const message = { headers: {}, body: '{}' }
 
-  expect(await client.post(hook.urlFor('receiver.test'), message)).toEqual({ kind: 'delivered', status: 200 })
+  expect(await client.post(hook.urlFor('receiver.test'), message)).toEqual({
+    kind: 'delivered',
+    status: 200,
+  })
   for (addresses of [['127.0.0.1', '127.0.0.2'], ['127.0.0.2']]) {
     const outcome = await client.post(hook.urlFor('receiver.test'), message)
     expect(outcome).toMatchObject({ kind: 'failed', stage: 'refused_address' })

@@ -30,7 +30,9 @@ describe('a sealed secret', () => {
     expect(new Set(sealed).size).toBe(50)
     for (const text of sealed) {
       expect(text).toMatch(/^v1\.[A-Za-z0-9_-]+$/)
-      expect(Buffer.from(text.slice(3), 'base64url').toString('latin1')).not.toContain(secret.slice(6, 12))
+      expect(Buffer.from(text.slice(3), 'base64url').toString('latin1')).not.toContain(
+        secret.slice(6, 12),
+      )
     }
   })
 
@@ -49,7 +51,9 @@ describe('a sealed secret', () => {
     for (let bit = 0; bit < bytes.length * 8; bit += 1) {
       const changed = Buffer.from(bytes)
       changed[bit >> 3] = (changed[bit >> 3] ?? 0) ^ (1 << (bit & 7))
-      expect(() => box.open(`v1.${changed.toString('base64url')}`, ADDRESS)).toThrow(SecretNotOpened)
+      expect(() => box.open(`v1.${changed.toString('base64url')}`, ADDRESS)).toThrow(
+        SecretNotOpened,
+      )
     }
   })
 
@@ -62,7 +66,9 @@ describe('a sealed secret', () => {
 
   test('does not open when its version is not known', () => {
     const sealed = box.seal('secret', ADDRESS)
-    expect(() => box.open(sealed.replace('v1', 'v2'), ADDRESS)).toThrow('not a sealed webhook secret of version 1')
+    expect(() => box.open(sealed.replace('v1', 'v2'), ADDRESS)).toThrow(
+      'not a sealed webhook secret of version 1',
+    )
     expect(() => box.open(`${sealed}.x`, ADDRESS)).toThrow(SecretNotOpened)
   })
 })

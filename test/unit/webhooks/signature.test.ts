@@ -17,7 +17,8 @@ describe('a webhook secret', () => {
 
 describe('a signature', () => {
   test('is the one of the specification’s example', () => {
-    // https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md and its libraries' tests
+    // https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+    // and its libraries' tests
     const headers = signatureHeaders({
       secret: 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw',
       id: 'msg_p5jXN8AQM9LWM0D4loKWxJek',
@@ -44,21 +45,28 @@ describe('a signature', () => {
     )
   })
 
-  test.each(['body', 'id', 'timestamp', 'secret'])('is refused by the public library with another %s', (what) => {
-    const secret = newWebhookSecret()
-    const now = Date.now()
-    const headers = signatureHeaders({ secret, id: 'm1', now, body: '{}' })
-    const changed = {
-      ...headers,
-      ...(what === 'id' && { 'webhook-id': 'm2' }),
-      ...(what === 'timestamp' && { 'webhook-timestamp': String(Math.floor(now / 1_000) - 1) }),
-    }
-    const webhook = new Webhook(what === 'secret' ? newWebhookSecret() : secret)
-    expect(() => webhook.verify(what === 'body' ? '{ }' : '{}', changed)).toThrow(WebhookVerificationError)
-  })
+  test.each(['body', 'id', 'timestamp', 'secret'])(
+    'is refused by the public library with another %s',
+    (what) => {
+      const secret = newWebhookSecret()
+      const now = Date.now()
+      const headers = signatureHeaders({ secret, id: 'm1', now, body: '{}' })
+      const changed = {
+        ...headers,
+        ...(what === 'id' && { 'webhook-id': 'm2' }),
+        ...(what === 'timestamp' && { 'webhook-timestamp': String(Math.floor(now / 1_000) - 1) }),
+      }
+      const webhook = new Webhook(what === 'secret' ? newWebhookSecret() : secret)
+      expect(() => webhook.verify(what === 'body' ? '{ }' : '{}', changed)).toThrow(
+        WebhookVerificationError,
+      )
+    },
+  )
 
   test.each(['', 'a.b'])('needs an id that dots cannot make ambiguous, unlike "%s"', (id) => {
-    expect(() => signatureHeaders({ secret: newWebhookSecret(), id, now: 0, body: '' })).toThrow(RangeError)
+    expect(() => signatureHeaders({ secret: newWebhookSecret(), id, now: 0, body: '' })).toThrow(
+      RangeError,
+    )
   })
 
   test.each(['', 'whsec_', `whsec_${'A'.repeat(31)}`, 'A'.repeat(50), `whsec_${'A'.repeat(88)}`])(

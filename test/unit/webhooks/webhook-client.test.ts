@@ -20,12 +20,17 @@ import {
   type WebhookClientOptions,
 } from '../../../src/webhooks/webhook-client.ts'
 
-/** For tests that wait for a time-out. Enough for what comes before what is slow, on a machine that is busy. */
+/**
+ * For tests that wait for a time-out. Enough for what comes before what is slow, on a machine that
+ * is busy.
+ */
 const CONNECT_MS = 300
 const TOTAL_MS = 1_000
 /** For the timer, and for a machine that is busy with other tests, or stands still for seconds. */
 const LEEWAY_MS = 20_000
-/** Every clock that a test is not about. What ends within the leeway was not ended by one of these. */
+/**
+ * Every clock that a test is not about. What ends within the leeway was not ended by one of these.
+ */
 const PATIENT_MS = 60_000
 
 const LOOPBACK = [parseCidr('127.0.0.1/32'), parseCidr('::1/128')]
@@ -44,7 +49,10 @@ async function receiver(options: Partial<ReceiverOptions> = {}): Promise<Receive
   return started
 }
 
-/** A client that trusts the test authority, knows no name, and may connect to 127.0.0.1 and ::1 but nowhere else on loopback. */
+/**
+ * A client that trusts the test authority, knows no name, and may connect to 127.0.0.1 and ::1 but
+ * nowhere else on loopback.
+ */
 function client(options: WebhookClientOptions = {}): WebhookClient {
   const created = createWebhookClient({
     allow: LOOPBACK,
@@ -59,13 +67,18 @@ function client(options: WebhookClientOptions = {}): WebhookClient {
   return created
 }
 
-/** Opens a connection that is kept, so that no part of the time of what is sent next goes into making one. */
+/**
+ * Opens a connection that is kept, so that no part of the time of what is sent next goes into
+ * making one.
+ */
 async function connected(sender: WebhookClient, hook: Receiver): Promise<void> {
   hook.behave({ status: 200 })
   while ((await sender.post(hook.url, MESSAGE)).kind !== 'delivered');
 }
 
-async function timed(attempt: Promise<DeliveryOutcome>): Promise<{ outcome: DeliveryOutcome; ms: number }> {
+async function timed(
+  attempt: Promise<DeliveryOutcome>,
+): Promise<{ outcome: DeliveryOutcome; ms: number }> {
   const start = performance.now()
   return { outcome: await attempt, ms: performance.now() - start }
 }
@@ -85,7 +98,11 @@ describe('a delivery', () => {
       {
         method: 'POST',
         path: '/hook/a%2Fb?x=1&y=%20',
-        headers: { 'content-type': 'application/json', 'webhook-id': 'm1', host: `127.0.0.1:${hook.port}` },
+        headers: {
+          'content-type': 'application/json',
+          'webhook-id': 'm1',
+          host: `127.0.0.1:${hook.port}`,
+        },
         body,
       },
     ])
@@ -123,14 +140,17 @@ describe('a delivery', () => {
     expect(await client().post(hook.url, MESSAGE)).toEqual({ kind: 'rejected', status })
   })
 
-  test.each([301, 302, 303, 307, 308])('answered with %i is rejected, and not followed', async (status) => {
-    const elsewhere = await receiver()
-    const hook = await receiver({ behaviour: { status, headers: { location: elsewhere.url } } })
+  test.each([301, 302, 303, 307, 308])(
+    'answered with %i is rejected, and not followed',
+    async (status) => {
+      const elsewhere = await receiver()
+      const hook = await receiver({ behaviour: { status, headers: { location: elsewhere.url } } })
 
-    expect(await client().post(hook.url, MESSAGE)).toEqual({ kind: 'rejected', status })
-    expect(elsewhere.connections).toBe(0)
-    expect(hook.deliveries).toHaveLength(1)
-  })
+      expect(await client().post(hook.url, MESSAGE)).toEqual({ kind: 'rejected', status })
+      expect(elsewhere.connections).toBe(0)
+      expect(hook.deliveries).toHaveLength(1)
+    },
+  )
 
   test('answered with a redirect to a private address is rejected, and nothing is sent there', async () => {
     const inside = await receiver({ host: '127.0.0.2' })
@@ -159,11 +179,18 @@ describe('a delivery', () => {
     [503, '-1', undefined],
     [500, '7', undefined],
     [410, '7', undefined],
-  ])('answered with %i and Retry-After: %s is to wait for %s ms', async (status, retryAfter, retryAfterMs) => {
-    const hook = await receiver({ behaviour: { status, headers: { 'retry-after': retryAfter } } })
-    const expected = { kind: 'rejected', status, ...(retryAfterMs !== undefined && { retryAfterMs }) }
-    expect(await client().post(hook.url, MESSAGE)).toEqual(expected)
-  })
+  ])(
+    'answered with %i and Retry-After: %s is to wait for %s ms',
+    async (status, retryAfter, retryAfterMs) => {
+      const hook = await receiver({ behaviour: { status, headers: { 'retry-after': retryAfter } } })
+      const expected = {
+        kind: 'rejected',
+        status,
+        ...(retryAfterMs !== undefined && { retryAfterMs }),
+      }
+      expect(await client().post(hook.url, MESSAGE)).toEqual(expected)
+    },
+  )
 
   test('is delivered once however many answers come, and the second is nobody else’s', async () => {
     const hook = await receiver({ behaviour: 'two_answers' })
@@ -220,16 +247,19 @@ describe('an address that is not public', () => {
     ['local NAT64', ['64:ff9b:1::7f00:1']],
     ['6to4', ['2002:7f00:1::1']],
     ['not an address', ['0x7f.1']],
-  ])('behind a name that resolves to what is %s is refused, and not even connected to', async (_form, addresses) => {
-    const hook = await receiver()
-    const inside = await receiver({ host: '127.0.0.2', port: hook.port })
-    const resolve = scriptedResolver({ 'receiver.test': [addresses] })
+  ])(
+    'behind a name that resolves to what is %s is refused, and not even connected to',
+    async (_form, addresses) => {
+      const hook = await receiver()
+      const inside = await receiver({ host: '127.0.0.2', port: hook.port })
+      const resolve = scriptedResolver({ 'receiver.test': [addresses] })
 
-    const outcome = await client({ resolve }).post(hook.urlFor('receiver.test'), MESSAGE)
+      const outcome = await client({ resolve }).post(hook.urlFor('receiver.test'), MESSAGE)
 
-    expect(outcome).toMatchObject({ kind: 'failed', stage: 'refused_address' })
-    expect(hook.connections + inside.connections).toBe(0)
-  })
+      expect(outcome).toMatchObject({ kind: 'failed', stage: 'refused_address' })
+      expect(hook.connections + inside.connections).toBe(0)
+    },
+  )
 
   test('that a name resolves to the second time is refused, each attempt being checked anew', async () => {
     const hook = await receiver()
@@ -237,8 +267,12 @@ describe('an address that is not public', () => {
     const resolve = scriptedResolver({ 'receiver.test': [['127.0.0.1'], ['127.0.0.2']] })
     const sender = client({ resolve, maxIdleConnections: 0 })
 
-    expect(await sender.post(hook.urlFor('receiver.test'), MESSAGE)).toMatchObject({ kind: 'delivered' })
-    expect(await sender.post(hook.urlFor('receiver.test'), MESSAGE)).toMatchObject({ stage: 'refused_address' })
+    expect(await sender.post(hook.urlFor('receiver.test'), MESSAGE)).toMatchObject({
+      kind: 'delivered',
+    })
+    expect(await sender.post(hook.urlFor('receiver.test'), MESSAGE)).toMatchObject({
+      stage: 'refused_address',
+    })
     expect(resolve.lookUps).toHaveLength(2)
     expect(inside.connections).toBe(0)
   })
@@ -250,7 +284,9 @@ describe('an address that is not public', () => {
     const sender = client({ resolve })
 
     for (let i = 0; i < 2; i += 1) {
-      expect(await sender.post(hook.urlFor('receiver.test'), MESSAGE)).toMatchObject({ kind: 'delivered' })
+      expect(await sender.post(hook.urlFor('receiver.test'), MESSAGE)).toMatchObject({
+        kind: 'delivered',
+      })
     }
     expect(hook.deliveries).toHaveLength(2)
     expect(inside.connections).toBe(0)
@@ -259,7 +295,9 @@ describe('an address that is not public', () => {
   test('that is connected to although another was meant gets no byte: the last check is on the socket', async () => {
     const hook = await receiver()
     const inside = await receiver({ host: '127.0.0.2', port: hook.port })
-    const sender = client({ openSocket: (options) => connectTcp({ port: options.port, host: '127.0.0.2' }) })
+    const sender = client({
+      openSocket: (options) => connectTcp({ port: options.port, host: '127.0.0.2' }),
+    })
 
     const outcome = await sender.post(hook.url, MESSAGE)
     await inside.disconnected()
@@ -283,7 +321,9 @@ describe('an address of DNS64 with a public one inside', () => {
       return connectTcp({ port: options.port, host: '127.0.0.1' })
     }
 
-    expect(await client({ resolve, openSocket }).post(hook.urlFor(host), MESSAGE)).toMatchObject({ kind: 'delivered' })
+    expect(await client({ resolve, openSocket }).post(hook.urlFor(host), MESSAGE)).toMatchObject({
+      kind: 'delivered',
+    })
     expect(asked).toEqual(['[{"address":"64:ff9b::808:808","family":6}]'])
   })
 })
@@ -303,9 +343,16 @@ describe('a URL that may not be delivered to', () => {
 })
 
 describe('TLS', () => {
-  async function expectNothingSent(hook: Receiver, options: WebhookClientOptions, reason: string): Promise<void> {
+  async function expectNothingSent(
+    hook: Receiver,
+    options: WebhookClientOptions,
+    reason: string,
+  ): Promise<void> {
     const resolve = scriptedResolver({ 'receiver.test': [['127.0.0.1']] })
-    const outcome = await client({ resolve, ...options }).post(hook.urlFor('receiver.test'), MESSAGE)
+    const outcome = await client({ resolve, ...options }).post(
+      hook.urlFor('receiver.test'),
+      MESSAGE,
+    )
     expect(outcome).toEqual({ kind: 'failed', stage: 'tls', reason })
     await hook.disconnected()
     expect(hook.deliveries).toHaveLength(0)
@@ -319,7 +366,11 @@ describe('TLS', () => {
   test('to a certificate for another address fails, with nothing sent', async () => {
     const hook = await receiver({ certificateNames: ['receiver.test', '127.0.0.9'] })
     const outcome = await client().post(hook.url, MESSAGE)
-    expect(outcome).toMatchObject({ kind: 'failed', stage: 'tls', reason: 'ERR_TLS_CERT_ALTNAME_INVALID' })
+    expect(outcome).toMatchObject({
+      kind: 'failed',
+      stage: 'tls',
+      reason: 'ERR_TLS_CERT_ALTNAME_INVALID',
+    })
     expect(hook.deliveries).toHaveLength(0)
   })
 
@@ -338,7 +389,11 @@ describe('TLS', () => {
   })
 
   test('to what speaks plain text fails', async () => {
-    await expectNothingSent(await receiver({ behaviour: 'plain_text' }), {}, 'ERR_SSL_WRONG_VERSION_NUMBER')
+    await expectNothingSent(
+      await receiver({ behaviour: 'plain_text' }),
+      {},
+      'ERR_SSL_WRONG_VERSION_NUMBER',
+    )
   })
 
   test('that is reset fails', async () => {
@@ -347,7 +402,9 @@ describe('TLS', () => {
 
   test('that never finishes costs the connect time-out', async () => {
     const hook = await receiver({ behaviour: 'tls_never_finishes' })
-    const { outcome, ms } = await timed(client({ connectTimeoutMs: CONNECT_MS }).post(hook.url, MESSAGE))
+    const { outcome, ms } = await timed(
+      client({ connectTimeoutMs: CONNECT_MS }).post(hook.url, MESSAGE),
+    )
     expect(outcome).toEqual({ kind: 'failed', stage: 'tls', reason: 'timeout' })
     expect(ms).toBeGreaterThan(CONNECT_MS - 50)
     expect(ms).toBeLessThan(CONNECT_MS + LEEWAY_MS)
@@ -370,14 +427,19 @@ describe('TLS', () => {
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
     onTestFinished(() => void server.close())
     const { port } = server.address() as AddressInfo
-    const outcome = await client({ totalTimeoutMs: 500 }).post(`https://127.0.0.1:${port}/`, MESSAGE)
+    const outcome = await client({ totalTimeoutMs: 500 }).post(
+      `https://127.0.0.1:${port}/`,
+      MESSAGE,
+    )
     expect(outcome).toMatchObject({ kind: 'failed' })
     expect(renegotiated).toBe(0)
   })
 
   test('needs a CA file that can be read and holds a certificate', () => {
     expect(() => createWebhookClient({ caFile: '/no/such/file.pem' })).toThrow('/no/such/file.pem')
-    expect(() => createWebhookClient({ caFile: import.meta.filename })).toThrow('holds no certificate')
+    expect(() => createWebhookClient({ caFile: import.meta.filename })).toThrow(
+      'holds no certificate',
+    )
   })
 })
 
@@ -422,10 +484,19 @@ describe('a receiver that misbehaves', () => {
     ['endless_headers', { kind: 'failed', stage: 'answer', reason: 'headers over 16384 bytes' }],
     ['endless_blank_lines', { kind: 'failed', stage: 'answer', reason: 'more than 65536 bytes' }],
     ['interim_storm', { kind: 'failed', stage: 'answer', reason: 'more than 100 interim answers' }],
-    ['too_many_interim', { kind: 'failed', stage: 'answer', reason: 'more than 100 interim answers' }],
+    [
+      'too_many_interim',
+      { kind: 'failed', stage: 'answer', reason: 'more than 100 interim answers' },
+    ],
     ['not_http', { kind: 'failed', stage: 'answer', reason: 'not HTTP/1.1' }],
-    ['switch_protocols', { kind: 'failed', stage: 'answer', reason: 'switched to another protocol unasked' }],
-    ['bare_101', { kind: 'failed', stage: 'answer', reason: 'switched to another protocol unasked' }],
+    [
+      'switch_protocols',
+      { kind: 'failed', stage: 'answer', reason: 'switched to another protocol unasked' },
+    ],
+    [
+      'bare_101',
+      { kind: 'failed', stage: 'answer', reason: 'switched to another protocol unasked' },
+    ],
     // The status had come, and that is the answer.
     ['endless_body', { kind: 'delivered', status: 200 }],
     ['endless_chunk_extension', { kind: 'delivered', status: 200 }],
@@ -462,7 +533,8 @@ describe('a receiver that misbehaves', () => {
   test('by slow_body has delivered, and costs the total time-out where that is shorter', async () => {
     const hook = await receiver({ dripMs: 50 })
     const sender = client({ totalTimeoutMs: 600 })
-    // The shortest of several: a machine that stands still takes longer, or finds the time up before the status is in.
+    // The shortest of several: a machine that stands still takes longer, or finds the time up
+    // before the status is in.
     let shortest = Number.POSITIVE_INFINITY
     for (let tries = 0; tries < 20 && shortest > 900; tries += 1) {
       await connected(sender, hook)
@@ -532,7 +604,9 @@ describe('the caller’s signal', () => {
 
   test('aborted already, nothing is begun', async () => {
     const hook = await receiver()
-    await expect(client().post(hook.url, MESSAGE, AbortSignal.abort(new Error('too late')))).rejects.toThrow('too late')
+    await expect(
+      client().post(hook.url, MESSAGE, AbortSignal.abort(new Error('too late'))),
+    ).rejects.toThrow('too late')
     expect(hook.connections).toBe(0)
   })
 })
@@ -541,7 +615,8 @@ describe('connections', () => {
   test('are used again', async () => {
     const hook = await receiver({ behaviour: { status: 200, body: 'x'.repeat(10_000) } })
     const sender = client()
-    for (let i = 0; i < 10; i += 1) expect(await sender.post(hook.url, MESSAGE)).toMatchObject({ kind: 'delivered' })
+    for (let i = 0; i < 10; i += 1)
+      expect(await sender.post(hook.url, MESSAGE)).toMatchObject({ kind: 'delivered' })
     expect(hook.connections).toBe(1)
     expect(sender.stats()).toEqual({ inFlight: 0, idle: 1 })
   })
@@ -556,14 +631,16 @@ describe('connections', () => {
   test('each allow as much to be read for one answer as for the next', async () => {
     const hook = await receiver({ behaviour: { status: 200, body: 'x'.repeat(50_000) } })
     const sender = client()
-    for (let i = 0; i < 5; i += 1) expect(await sender.post(hook.url, MESSAGE)).toMatchObject({ kind: 'delivered' })
+    for (let i = 0; i < 5; i += 1)
+      expect(await sender.post(hook.url, MESSAGE)).toMatchObject({ kind: 'delivered' })
     expect(hook.connections).toBe(1)
   })
 
   test('are not used again when the receiver says so', async () => {
     const hook = await receiver({ behaviour: { status: 200, headers: { connection: 'close' } } })
     const sender = client()
-    for (let i = 0; i < 3; i += 1) expect(await sender.post(hook.url, MESSAGE)).toMatchObject({ kind: 'delivered' })
+    for (let i = 0; i < 3; i += 1)
+      expect(await sender.post(hook.url, MESSAGE)).toMatchObject({ kind: 'delivered' })
     expect(hook.connections).toBe(3)
   })
 
@@ -573,7 +650,10 @@ describe('connections', () => {
     const resolve = scriptedResolver({ 'receiver.test': [['127.0.0.1'], ['127.0.0.2']] })
     const sender = client({ resolve, allow: [parseCidr('127.0.0.0/8')], maxConnectionAgeMs: 200 })
     const url = hook.urlFor('receiver.test')
-    for (const end = performance.now() + LEEWAY_MS; moved.deliveries.length === 0 && performance.now() < end; ) {
+    for (
+      const end = performance.now() + LEEWAY_MS;
+      moved.deliveries.length === 0 && performance.now() < end;
+    ) {
       expect(await sender.post(url, MESSAGE)).toMatchObject({ kind: 'delivered' })
     }
     expect(hook.deliveries.length).toBeGreaterThan(0)
@@ -611,14 +691,18 @@ describe('connections', () => {
     const sender = client({ idleTimeoutMs: 200 })
     await sender.post(hook.url, MESSAGE)
     expect([longer.openConnections, hook.openConnections]).toEqual([1, 1])
-    expect(await Promise.race([longer, hook].map((each) => each.disconnected().then(() => each)))).toBe(hook)
+    expect(
+      await Promise.race([longer, hook].map((each) => each.disconnected().then(() => each))),
+    ).toBe(hook)
     await expect.poll(() => sender.stats().idle, { timeout: LEEWAY_MS }).toBe(0)
   })
 
   test('carry one delivery at a time', async () => {
     const hook = await receiver()
     const sender = client()
-    const outcomes = await Promise.all(Array.from({ length: 20 }, () => sender.post(hook.url, MESSAGE)))
+    const outcomes = await Promise.all(
+      Array.from({ length: 20 }, () => sender.post(hook.url, MESSAGE)),
+    )
     expect(outcomes.every(({ kind }) => kind === 'delivered')).toBe(true)
     expect(hook.connections).toBe(20)
     expect(sender.stats()).toEqual({ inFlight: 0, idle: 20 })

@@ -1,4 +1,7 @@
-/** What a worker does with a lane, turn by turn; lanes, log and client are stand-ins that a test scripts. */
+/**
+ * What a worker does with a lane, turn by turn; lanes, log and client are stand-ins that a test
+ * scripts.
+ */
 import { randomUUID } from 'node:crypto'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { newAddress } from '../../../src/access/tokens.ts'
@@ -35,7 +38,9 @@ let toClaim: ClaimedLane[]
 /** The place of the last event that changes something, where it is not that of the last message. */
 let last: number | undefined
 let post: ReturnType<
-  typeof vi.fn<(url: string | URL, message: WebhookPost, signal?: AbortSignal) => Promise<DeliveryOutcome>>
+  typeof vi.fn<
+    (url: string | URL, message: WebhookPost, signal?: AbortSignal) => Promise<DeliveryOutcome>
+  >
 >
 let renew: (recipients: readonly string[]) => Promise<Set<string>>
 let append: () => Promise<void>
@@ -74,8 +79,20 @@ afterEach(async () => {
 function lane(messages: number, changes: Partial<ClaimedLane> = {}): ClaimedLane {
   const events = Array.from({ length: messages }, () => {
     const seq = stored.length + 1
-    const data = { message_id: randomUUID(), from: newAddress(), to: recipient, content: `${seq}`, content_length: 1 }
-    const event: LoggedEvent = { seq, ts: new Date().toISOString(), type: 'message_sent', agent: data.from, data }
+    const data = {
+      message_id: randomUUID(),
+      from: newAddress(),
+      to: recipient,
+      content: `${seq}`,
+      content_length: 1,
+    }
+    const event: LoggedEvent = {
+      seq,
+      ts: new Date().toISOString(),
+      type: 'message_sent',
+      agent: data.from,
+      data,
+    }
     stored.push(event)
     return { seq, id: data.message_id }
   })
@@ -107,7 +124,10 @@ async function work(lanes: readonly ClaimedLane[], options: Parameters<typeof st
   return released
 }
 
-function start(lanes: readonly ClaimedLane[], { perMinute = 1_000, maxBacklog = 1_000, leaseMs = 10_000 } = {}): void {
+function start(
+  lanes: readonly ClaimedLane[],
+  { perMinute = 1_000, maxBacklog = 1_000, leaseMs = 10_000 } = {},
+): void {
   toClaim = [...lanes]
   const log = {
     get: async (seqs: readonly number[]) => seqs.flatMap((seq) => stored[seq - 1] ?? []),
@@ -148,7 +168,8 @@ function start(lanes: readonly ClaimedLane[], { perMinute = 1_000, maxBacklog = 
 }
 
 const types = () => appended.map(({ event }) => event.type)
-const reasons = () => appended.flatMap(({ event }) => (event.type === 'push_failed' ? [event.data.reason] : []))
+const reasons = () =>
+  appended.flatMap(({ event }) => (event.type === 'push_failed' ? [event.data.reason] : []))
 
 describe('a webhook worker', () => {
   it('sends the redaction in the place of a content that was removed, and delivers it once', async () => {
@@ -163,7 +184,9 @@ describe('a webhook worker', () => {
     } as const
     removals.set(three.messages[1]?.id ?? '', redacted)
     await work([three])
-    const contents = post.mock.calls.map(([, { body }]) => (JSON.parse(String(body)) as { content: string }).content)
+    const contents = post.mock.calls.map(
+      ([, { body }]) => (JSON.parse(String(body)) as { content: string }).content,
+    )
     expect(contents).toEqual(['1', REDACTED, '3'])
     expect(types()).toEqual(['message_delivered', 'message_delivered', 'message_delivered'])
   })
@@ -245,14 +268,18 @@ describe('a webhook worker', () => {
 
   it('probes with one attempt when the circuit has rested', async () => {
     post.mockResolvedValue(FAILED)
-    const [turn] = await work([lane(2, { standing: 'open', failures: 2, openUntil: Date.now() - 1 })])
+    const [turn] = await work([
+      lane(2, { standing: 'open', failures: 2, openUntil: Date.now() - 1 }),
+    ])
     expect(post).toHaveBeenCalledTimes(1)
     expect(reasons()).toEqual(['undeliverable', 'circuit_open'])
     expect(turn).toMatchObject({ doneSeq: 2, standing: 'open' })
   })
 
   it('closes the circuit when the probe arrives', async () => {
-    const [turn] = await work([lane(2, { standing: 'open', failures: 2, openUntil: Date.now() - 1 })])
+    const [turn] = await work([
+      lane(2, { standing: 'open', failures: 2, openUntil: Date.now() - 1 }),
+    ])
     expect(post).toHaveBeenCalledTimes(2)
     expect(turn).toMatchObject({ doneSeq: 2, failures: 0, openUntil: 0, standing: 'fast' })
   })
@@ -355,7 +382,9 @@ describe('a webhook worker', () => {
     post.mockImplementation(async (_url, _message, given) => {
       signal = given
       given?.throwIfAborted()
-      return new Promise((_, reject) => given?.addEventListener('abort', () => reject(given.reason), { once: true }))
+      return new Promise((_, reject) =>
+        given?.addEventListener('abort', () => reject(given.reason), { once: true }),
+      )
     })
     start([lane(1)], { leaseMs: 4_000 })
     await vi.waitFor(() => expect(signal?.aborted).toBe(true), { timeout: 20_000 })

@@ -1,4 +1,7 @@
-/** Draws the network into a bitmap: lines as a haze that grows denser where there are many, the heaviest as strokes, agents as dots. */
+/**
+ * Draws the network into a bitmap: lines as a haze that grows denser where there are many, the
+ * heaviest as strokes, agents as dots.
+ */
 import { at, type Links } from './graph.ts'
 import { type Look, MARGIN, radiusOf, type View } from './messages.ts'
 
@@ -77,7 +80,10 @@ export class Drawing {
         continue
       }
       lines += 1
-      const length = Math.hypot(at(points, 2 * a) - at(points, 2 * b), at(points, 2 * a + 1) - at(points, 2 * b + 1))
+      const length = Math.hypot(
+        at(points, 2 * a) - at(points, 2 * b),
+        at(points, 2 * a + 1) - at(points, 2 * b + 1),
+      )
       const nearness = Math.max(FAR_LINES, 1 - length / Math.max(width, height))
       trace(haze, width, height, line, (0.3 + 0.7 * at(weights, pair)) * nearness)
     }
@@ -85,7 +91,9 @@ export class Drawing {
     // The more lines, the fainter one of them.
     const single = Math.min(0.5, Math.max(0.08, 2.6 / (strokes.length + lines) ** 0.3))
     const image =
-      this.#image?.width === width && this.#image.height === height ? this.#image : new ImageData(width, height)
+      this.#image?.width === width && this.#image.height === height
+        ? this.#image
+        : new ImageData(width, height)
     this.#image = image
     paint(haze, new Uint32Array(image.data.buffer), rgbOf(this.#context, look.colours.line), single)
     this.#context.putImageData(image, 0, 0)
@@ -102,8 +110,12 @@ export class Drawing {
     const { one, other, weights } = links
     const context = this.#context
     const { groups, line } = look.colours
-    const batches = new Map<string, { colour: string; width: number; isFaint: boolean; pairs: number[] }>()
-    const [widest, most] = strokes.length < 80 ? [3.4, 0.5] : strokes.length < MOST_STROKES ? [2.2, 0.4] : [0.9, 0.25]
+    const batches = new Map<
+      string,
+      { colour: string; width: number; isFaint: boolean; pairs: number[] }
+    >()
+    const [widest, most] =
+      strokes.length < 80 ? [3.4, 0.5] : strokes.length < MOST_STROKES ? [2.2, 0.4] : [0.9, 0.25]
     for (const pair of strokes.toReversed()) {
       const [a, b] = [at(one, pair), at(other, pair)]
       const isFaint = found !== undefined && !(found[a] === 1 && found[b] === 1)
@@ -130,10 +142,18 @@ export class Drawing {
     context.globalAlpha = 1
   }
 
-  #drawDots({ sizes, colours, found, unit, links }: Scene, points: Float32Array, look: Look, ratio: number): void {
+  #drawDots(
+    { sizes, colours, found, unit, links }: Scene,
+    points: Float32Array,
+    look: Look,
+    ratio: number,
+  ): void {
     const context = this.#context
     const { width, height } = this.#canvas
-    const batches = look.colours.groups.map(() => ({ faint: [] as number[], clear: [] as number[] }))
+    const batches = look.colours.groups.map(() => ({
+      faint: [] as number[],
+      clear: [] as number[],
+    }))
     for (let agent = 0; agent < links.agents; agent++) {
       const [x, y] = [at(points, 2 * agent), at(points, 2 * agent + 1)]
       const edge = unit * ratio
@@ -177,7 +197,13 @@ function* chunks(list: readonly number[], size: number): Generator<readonly numb
 type Line = readonly [number, number, number, number]
 
 /** What of a line is within the picture (Y. Liang and B. Barsky, 1984); undefined if nothing is. */
-function clip(points: Float32Array, a: number, b: number, width: number, height: number): Line | undefined {
+function clip(
+  points: Float32Array,
+  a: number,
+  b: number,
+  width: number,
+  height: number,
+): Line | undefined {
   const [x0, y0] = [at(points, a), at(points, a + 1)]
   const [dx, dy] = [at(points, b) - x0, at(points, b + 1) - y0]
   let [from, to] = [0, 1]
@@ -199,8 +225,17 @@ function clip(points: Float32Array, a: number, b: number, width: number, height:
   return from < to ? [x0 + from * dx, y0 + from * dy, x0 + to * dx, y0 + to * dy] : undefined
 }
 
-/** Adds a line to the haze, a pixel at a time along its longer side, shared by the two pixels that it passes between. */
-function trace(haze: Float32Array, width: number, height: number, [x0, y0, x1, y1]: Line, weight: number): void {
+/**
+ * Adds a line to the haze, a pixel at a time along its longer side, shared by the two pixels that
+ * it passes between.
+ */
+function trace(
+  haze: Float32Array,
+  width: number,
+  height: number,
+  [x0, y0, x1, y1]: Line,
+  weight: number,
+): void {
   const dx = x1 - x0
   const dy = y1 - y0
   const isFlat = Math.abs(dx) >= Math.abs(dy)
@@ -245,7 +280,10 @@ function paint(
   }
 }
 
-function rgbOf(context: OffscreenCanvasRenderingContext2D, colour: string): readonly [number, number, number] {
+function rgbOf(
+  context: OffscreenCanvasRenderingContext2D,
+  colour: string,
+): readonly [number, number, number] {
   context.fillStyle = colour
   // A canvas says an opaque colour as #rrggbb.
   const digits = Number.parseInt(String(context.fillStyle).slice(1), 16)

@@ -1,4 +1,7 @@
-/** The network as numbers: agents and pairs of agents by index, as layout, drawing and pointing need it. */
+/**
+ * The network as numbers: agents and pairs of agents by index, as layout, drawing and pointing need
+ * it.
+ */
 import type { Network } from '../api.ts'
 
 /** Pairs of agents who wrote to each other. */
@@ -47,10 +50,12 @@ export function toGraph({ nodes, edges }: Network): Graph {
     const way = sender < recipient ? there : back
     way[pair] = at(way, pair) + count
   }
-  // The heaviest first, and of as heavy ones who came first: sorted as numbers, which takes a tenth of the time.
+  // The heaviest first, and of as heavy ones who came first: sorted as numbers, which takes a tenth
+  // of the time.
   const many = found.size
   const order = new Float64Array(many)
-  for (let pair = 0; pair < many; pair++) order[pair] = (at(there, pair) + at(back, pair)) * many + (many - 1 - pair)
+  for (let pair = 0; pair < many; pair++)
+    order[pair] = (at(there, pair) + at(back, pair)) * many + (many - 1 - pair)
   order.sort().reverse()
   const sorted = Uint32Array.from(order, (place) => many - 1 - (place % many))
   const heaviest = many > 0 ? Math.floor(at(order, 0) / many) : 1
@@ -74,13 +79,19 @@ export function toGraph({ nodes, edges }: Network): Graph {
   }
 }
 
-export const messagesOf = (node: Network['nodes'][number]) => node.messages_sent + node.messages_received
+export const messagesOf = (node: Network['nodes'][number]) =>
+  node.messages_sent + node.messages_received
 
 /** Of each agent its pairs, as a compressed list. */
-export function pairsOf(agents: number, one: Uint32Array, other: Uint32Array): Pick<Graph, 'starts' | 'pairs'> {
+export function pairsOf(
+  agents: number,
+  one: Uint32Array,
+  other: Uint32Array,
+): Pick<Graph, 'starts' | 'pairs'> {
   const starts = new Uint32Array(agents + 1)
   for (const ends of [one, other]) for (const end of ends) starts[end + 1] = at(starts, end + 1) + 1
-  for (let index = 0; index < agents; index++) starts[index + 1] = at(starts, index + 1) + at(starts, index)
+  for (let index = 0; index < agents; index++)
+    starts[index + 1] = at(starts, index + 1) + at(starts, index)
   const pairs = new Uint32Array(2 * one.length)
   const next = starts.slice()
   for (let pair = 0; pair < one.length; pair++) {

@@ -1,4 +1,7 @@
-/** Where agents are drawn: groups of those who talk among themselves, and forces by which who talks much comes near. */
+/**
+ * Where agents are drawn: groups of those who talk among themselves, and forces by which who talks
+ * much comes near.
+ */
 import { at, type Links, pairsOf } from './graph.ts'
 
 /** Golden angle: places in a spiral that fill a disc evenly, however many they are. */
@@ -12,8 +15,9 @@ export const COLOURS = 10
 export const UNKNOWN = 255
 
 /**
- * Of each agent its group, numbered by size, the largest 0. By the Louvain method (V. Blondel and others, 2008): each moves to the group
- * where modularity grows most; then groups are taken as agents, and so on.
+ * Of each agent its group, numbered by size, the largest 0. By the Louvain method (V. Blondel and
+ * others, 2008): each moves to the group where modularity grows most; then groups are taken as
+ * agents, and so on.
  */
 export function groupsOf({ agents, one, other, weights }: Links): Uint32Array {
   let groups = Uint32Array.from({ length: agents }, (_, index) => index)
@@ -48,7 +52,11 @@ interface Weighted {
   readonly own: Float64Array
 }
 
-function regroup({ count, one, other, weights, own }: Weighted): { moved: boolean; group: Uint32Array; count: number } {
+function regroup({ count, one, other, weights, own }: Weighted): {
+  moved: boolean
+  group: Uint32Array
+  count: number
+} {
   const { starts, pairs } = pairsOf(count, one, other)
   const group = Uint32Array.from({ length: count }, (_, index) => index)
   const degree = Float64Array.from(own, (weight) => 2 * weight)
@@ -107,7 +115,11 @@ function regroup({ count, one, other, weights, own }: Weighted): { moved: boolea
   return { moved, group: group.map((its) => numbers.get(its) ?? 0), count: numbers.size }
 }
 
-function merge({ one, other, weights, own }: Weighted, group: Uint32Array, count: number): Weighted {
+function merge(
+  { one, other, weights, own }: Weighted,
+  group: Uint32Array,
+  count: number,
+): Weighted {
   const within = new Float64Array(count)
   own.forEach((weight, node) => {
     within[at(group, node)] = at(within, at(group, node)) + weight
@@ -121,7 +133,13 @@ function merge({ one, other, weights, own }: Weighted, group: Uint32Array, count
   }
   const names = Uint32Array.from(between.keys(), (name) => Math.floor(name / count))
   const others = Uint32Array.from(between.keys(), (name) => name % count)
-  return { count, one: names, other: others, weights: Float64Array.from(between.values()), own: within }
+  return {
+    count,
+    one: names,
+    other: others,
+    weights: Float64Array.from(between.values()),
+    own: within,
+  }
 }
 
 function bySize(groups: Uint32Array, count: number): Uint32Array {
@@ -136,7 +154,8 @@ function bySize(groups: Uint32Array, count: number): Uint32Array {
 }
 
 /**
- * Of each agent its colour, below `COLOURS` for one of a large group, else `COLOURS`. A group keeps the colour that most of it had before.
+ * Of each agent its colour, below `COLOURS` for one of a large group, else `COLOURS`. A group keeps
+ * the colour that most of it had before.
  *
  * @param before colours, or `UNKNOWN`
  */
@@ -175,7 +194,9 @@ export function adoptColours({ agents, one, other, weights }: Links, colours: Ui
   }
 }
 
-/** Where agents begin: each group in a disc of its own, the largest in the middle. As x, y, x, y, … */
+/**
+ * Where agents begin: each group in a disc of its own, the largest in the middle. As x, y, x, y, …
+ */
 export function startingPlaces(links: Links, groups: Uint32Array): Float32Array {
   const members: number[][] = []
   groups.forEach((group, agent) => {
@@ -209,22 +230,35 @@ export function degreesOf({ agents, one, other }: Links): Float32Array {
 
 /** Repulsion of two agents is this, by their masses and through their distance. */
 const REPULSION = 60
-/** Attraction grows by this power of the distance: at 1 groups are lumps, at 2 they can hardly be told apart. */
+/**
+ * Attraction grows by this power of the distance: at 1 groups are lumps, at 2 they can hardly be
+ * told apart.
+ */
 const PULL = 1.5
-/** Who is pushed away by all the others, and talks to few, comes to rest at so many times their reach. */
+/**
+ * Who is pushed away by all the others, and talks to few, comes to rest at so many times their
+ * reach.
+ */
 const REST = 1.2
 /** Cells whose width is less than this part of their distance act as one. */
 const NEAR_2 = 1.3 ** 2
 
 /**
- * Stretches or shrinks a drawing to where its attraction and repulsion are in balance: of w·d^p for each pair who talk, and k·m·m/d for
- * each two, so s^(p+1) = k·Σmm / Σwd^(p+1).
+ * Stretches or shrinks a drawing to where its attraction and repulsion are in balance: of w·d^p for
+ * each pair who talk, and k·m·m/d for each two, so s^(p+1) = k·Σmm / Σwd^(p+1).
  */
-function scaleToRest({ one, other, weights }: Links, degree: Float32Array, places: Float32Array): void {
+function scaleToRest(
+  { one, other, weights }: Links,
+  degree: Float32Array,
+  places: Float32Array,
+): void {
   let pull = 0
   for (let pair = 0; pair < one.length; pair++) {
     const [a, b] = [2 * at(one, pair), 2 * at(other, pair)]
-    const distance = Math.hypot(at(places, a) - at(places, b), at(places, a + 1) - at(places, b + 1))
+    const distance = Math.hypot(
+      at(places, a) - at(places, b),
+      at(places, a + 1) - at(places, b + 1),
+    )
     pull += at(weights, pair) * distance ** (PULL + 1)
   }
   const [sum, squares] = degree.reduce(
@@ -238,8 +272,9 @@ function scaleToRest({ one, other, weights }: Links, degree: Float32Array, place
 }
 
 /**
- * Moves agents by forces. ForceAtlas2 (M. Jacomy and others, 2014): pairs attract by distance, all repel by degree, and each moves the faster
- * the steadier its direction; repulsion by a quadtree (J. Barnes and P. Hut, 1986).
+ * Moves agents by forces. ForceAtlas2 (M. Jacomy and others, 2014): pairs attract by distance, all
+ * repel by degree, and each moves the faster the steadier its direction; repulsion by a quadtree
+ * (J. Barnes and P. Hut, 1986).
  */
 export class Forces {
   readonly #links: Links
@@ -253,7 +288,10 @@ export class Forces {
   readonly #gravity: number
   #speed = 1
 
-  /** @param places are changed @param isMoving of each agent whether it moves; all who talk to somebody, unless given */
+  /**
+   * @param places are changed @param isMoving of each agent whether it moves; all who talk to
+   *   somebody, unless given
+   */
   constructor(links: Links, places: Float32Array, isMoving?: Uint8Array) {
     this.#links = links
     this.#places = places
@@ -263,7 +301,9 @@ export class Forces {
     // At distance d the others push with k·m·M/d, and gravity pulls with g·m·d.
     this.#gravity = (REPULSION * total) / (REST * Math.max(1, reachOf(degree, places))) ** 2
     this.#everybody = [...degree.keys()].filter((agent) => at(degree, agent) > 0)
-    this.#moving = isMoving ? this.#everybody.filter((agent) => isMoving[agent] === 1) : this.#everybody
+    this.#moving = isMoving
+      ? this.#everybody.filter((agent) => isMoving[agent] === 1)
+      : this.#everybody
     this.#force = new Float32Array(places.length)
     this.#last = new Float32Array(places.length)
     this.#tree = new Tree(this.#everybody.length)
@@ -336,7 +376,8 @@ class Tree {
   #cells = 0
 
   constructor(agents: number) {
-    // Each agent splits cells until it is alone: some two levels of four on average; where there is no room it joins the cell.
+    // Each agent splits cells until it is alone: some two levels of four on average; where there is
+    // no room it joins the cell.
     const room = 16 * agents + 64
     this.#child = new Uint32Array(room)
     this.#agent = new Int32Array(room)
@@ -386,7 +427,14 @@ class Tree {
     this.#y[cell] = at(this.#y, cell) + mass * y
   }
 
-  #insert(agent: number, places: Float32Array, masses: Float32Array, x0: number, y0: number, width0: number): void {
+  #insert(
+    agent: number,
+    places: Float32Array,
+    masses: Float32Array,
+    x0: number,
+    y0: number,
+    width0: number,
+  ): void {
     const [x, y, mass] = [at(places, 2 * agent), at(places, 2 * agent + 1), at(masses, agent)]
     let [cell, centreX, centreY, width] = [0, x0, y0, width0]
     for (let depth = 0; ; depth++) {
@@ -477,7 +525,8 @@ export function placeAround(degree: Float32Array, places: Float32Array, anew = f
 }
 
 /**
- * Gives a place to those who have none (`NaN`) and talk to somebody: among their neighbours. Nobody else moves.
+ * Gives a place to those who have none (`NaN`) and talk to somebody: among their neighbours. Nobody
+ * else moves.
  *
  * @returns of each agent 1 where it was placed
  */
@@ -489,7 +538,8 @@ export function placeNew(links: Links, places: Float32Array): Uint8Array {
     Number.isNaN(places[2 * agent]) && at(degree, agent) > 0 ? 1 : 0,
   )
   const near = reachOf(degree, places) / 25
-  // Newcomers who know only newcomers wait for those; who know nobody but themselves begin in the middle.
+  // Newcomers who know only newcomers wait for those; who know nobody but themselves begin in the
+  // middle.
   for (let round = 0; round < 4; round++) {
     const isLast = round === 3
     for (let agent = 0; agent < agents; agent++) {
@@ -511,8 +561,15 @@ export function placeNew(links: Links, places: Float32Array): Uint8Array {
   return isNew
 }
 
-/** One agent in the middle, and the others around it in rings, who talks most to it nearest. The order is that of `ranks`. */
-export function placeInRings(agents: number, centre: number, ranks: readonly number[]): Float32Array {
+/**
+ * One agent in the middle, and the others around it in rings, who talks most to it nearest. The
+ * order is that of `ranks`.
+ */
+export function placeInRings(
+  agents: number,
+  centre: number,
+  ranks: readonly number[],
+): Float32Array {
   const places = new Float32Array(2 * agents)
   let [ring, place, room] = [1, 0, 10]
   const others = ranks.filter((agent) => agent !== centre)

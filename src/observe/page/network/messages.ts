@@ -33,10 +33,16 @@ export interface Colours {
   readonly groups: readonly string[]
 }
 
-/** Of width and height, what is drawn beyond each side: so much can be moved in before it is drawn anew. */
+/**
+ * Of width and height, what is drawn beyond each side: so much can be moved in before it is drawn
+ * anew.
+ */
 export const MARGIN = 0.25
 
-/** Of an agent's dot, in pixels of CSS: `size` is how much it talks, 0 to 1, `unit` the radius of the largest. */
+/**
+ * Of an agent's dot, in pixels of CSS: `size` is how much it talks, 0 to 1, `unit` the radius of
+ * the largest.
+ */
 export const radiusOf = (size: number, unit: number) => unit * (0.32 + 0.68 * size)
 
 export type ToWorker =

@@ -1,15 +1,20 @@
 /**
- * The picture of the network: what a reader moves, points at and chooses in. The worker places agents and draws them into a bitmap that reaches
- * beyond what is seen; here it is moved and stretched at once, and drawn anew as soon as the worker has. So moving costs the same however much
- * there is, and needs no WebGL. Drawn anew for each frame, as sigma does by WebGL, 10,000 agents and 50,000 pairs came to one frame a
- * second where a machine has no graphics processor; so they come to some 60 (`npm run bench -- page`).
+ * The picture of the network: what a reader moves, points at and chooses in. The worker places
+ * agents and draws them into a bitmap that reaches beyond what is seen; here it is moved and
+ * stretched at once, and drawn anew as soon as the worker has. So moving costs the same however
+ * much there is, and needs no WebGL. Drawn anew for each frame, as sigma does by WebGL, 10,000
+ * agents and 50,000 pairs came to one frame a second where a machine has no graphics processor; so
+ * they come to some 60 (`npm run bench -- page`).
  */
 import type { LogEvent, Network } from '../api.ts'
 import { count, counted, shortAddress } from '../parts.tsx'
 import { at, type Graph, messagesOf, toGraph } from './graph.ts'
 import { type Colours, type FromWorker, radiusOf, type ToWorker, type View } from './messages.ts'
 
-/** Labels shown where all is seen on a wide screen, and at most; and how far they stay apart, in pixels. */
+/**
+ * Labels shown where all is seen on a wide screen, and at most; and how far they stay apart, in
+ * pixels.
+ */
 const FEW_LABELS = 14
 const MOST_LABELS = 60
 const LABEL_WIDTH = 104
@@ -31,11 +36,16 @@ const NEAR_PIXELS = 9
 const GROWN = 2
 const BORDER = 36
 
-/** Where agents were when the reader was here last; they are there again when the reader comes back. */
+/**
+ * Where agents were when the reader was here last; they are there again when the reader comes back.
+ */
 const remembered = new Map<string, readonly [number, number, number]>()
 const MOST_REMEMBERED = 200_000
 let pairsWhenArranged = 0
-/** How the plane is stretched downwards, so that a network fills the picture: by the shape of the first one. */
+/**
+ * How the plane is stretched downwards, so that a network fills the picture: by the shape of the
+ * first one.
+ */
 let stretch: number | undefined
 
 export interface PictureOptions {
@@ -109,9 +119,13 @@ export class Picture {
     this.#resize()
     const { signal } = this.#abort
     this.#dark.addEventListener('change', () => this.#recolour(), { signal })
-    this.#still.addEventListener('change', () => this.#tell({ kind: 'motion', isStill: this.#still.matches }), {
-      signal,
-    })
+    this.#still.addEventListener(
+      'change',
+      () => this.#tell({ kind: 'motion', isStill: this.#still.matches }),
+      {
+        signal,
+      },
+    )
     this.#tell({ kind: 'motion', isStill: this.#still.matches })
     this.#listen(signal)
   }
@@ -128,7 +142,8 @@ export class Picture {
   /** @param centre the one whose neighbourhood it is */
   show(network: Network, centre: string | undefined): void {
     const old = this.#pointed === undefined ? undefined : this.#graph.nodes[this.#pointed]?.address
-    const gone = this.#rank < 0 ? undefined : this.#graph.nodes[this.#bySize[this.#rank] ?? -1]?.address
+    const gone =
+      this.#rank < 0 ? undefined : this.#graph.nodes[this.#bySize[this.#rank] ?? -1]?.address
     this.#graph = toGraph(network)
     const { agents, nodes, sizes, indexOf, one, other, weights } = this.#graph
     this.#bySize = [...nodes.keys()].sort((a, b) => at(sizes, b) - at(sizes, a) || a - b)
@@ -146,7 +161,8 @@ export class Picture {
       this.#places[2 * index + 1] = place[1]
       this.#groups[index] = place[2]
     })
-    const isAnew = centre === undefined && pairsWhenArranged > 0 && one.length >= GROWN * pairsWhenArranged
+    const isAnew =
+      centre === undefined && pairsWhenArranged > 0 && one.length >= GROWN * pairsWhenArranged
     if (centre === undefined && (isAnew || pairsWhenArranged === 0)) pairsWhenArranged = one.length
     this.#tell({
       kind: 'graph',
@@ -165,8 +181,14 @@ export class Picture {
   /** Shows those more clearly whose address has it; one alone comes into the middle. */
   find(text: string): void {
     const { nodes } = this.#graph
-    const matches = text === '' ? [] : nodes.flatMap(({ address }, index) => (address.includes(text) ? [index] : []))
-    this.#found = text === '' ? undefined : Uint8Array.from(nodes, ({ address }) => (address.includes(text) ? 1 : 0))
+    const matches =
+      text === ''
+        ? []
+        : nodes.flatMap(({ address }, index) => (address.includes(text) ? [index] : []))
+    this.#found =
+      text === ''
+        ? undefined
+        : Uint8Array.from(nodes, ({ address }) => (address.includes(text) ? 1 : 0))
     const [only] = matches
     if (text !== this.#sought && matches.length === 1 && only !== undefined) this.#goTo(only)
     this.#sought = text
@@ -234,7 +256,11 @@ export class Picture {
   #remember(): void {
     if (remembered.size > MOST_REMEMBERED) remembered.clear()
     this.#graph.nodes.forEach(({ address }, index) => {
-      remembered.set(address, [at(this.#places, 2 * index), at(this.#places, 2 * index + 1), at(this.#groups, index)])
+      remembered.set(address, [
+        at(this.#places, 2 * index),
+        at(this.#places, 2 * index + 1),
+        at(this.#groups, index),
+      ])
     })
   }
 
@@ -256,7 +282,11 @@ export class Picture {
     }
     const across = (this.#width - 2 * BORDER) / Math.max(right - left, 1)
     const down = (this.#height - 2 * BORDER) / Math.max(bottom - top, 1)
-    return { x: (left + right) / 2, y: (top + bottom) / 2, scale: Math.max(1e-6, Math.min(across, down, 4)) }
+    return {
+      x: (left + right) / 2,
+      y: (top + bottom) / 2,
+      scale: Math.max(1e-6, Math.min(across, down, 4)),
+    }
   }
 
   #bounded(scale: number): number {
@@ -419,7 +449,8 @@ export class Picture {
     const { nodes, sizes } = this.#graph
     const taken = new Set<number>()
     const zoom = this.#view.scale / this.#whole.scale
-    const few = this.#centre === undefined ? Math.max(5, (FEW_LABELS * this.#width) / 1_100) : MOST_LABELS
+    const few =
+      this.#centre === undefined ? Math.max(5, (FEW_LABELS * this.#width) / 1_100) : MOST_LABELS
     const most = Math.min(MOST_LABELS, few * Math.max(1, zoom ** 2))
     const columns = Math.ceil(this.#width / LABEL_WIDTH) + 2
     let labels = 0
@@ -431,9 +462,23 @@ export class Picture {
       const address = nodes[index]?.address
       const [x, y] = this.#onScreen(index)
       const below = y + radiusOf(at(sizes, index), unit) + 3
-      if (address === undefined || !(x > 0 && x < this.#width && y > 0 && below < this.#height - 12)) return
+      if (
+        address === undefined ||
+        !(x > 0 && x < this.#width && y > 0 && below < this.#height - 12)
+      )
+        return
       const cell = Math.floor(x / LABEL_WIDTH) + columns * Math.floor(below / LABEL_HEIGHT)
-      const near = [0, 1, -1, columns, -columns, columns + 1, columns - 1, 1 - columns, -columns - 1]
+      const near = [
+        0,
+        1,
+        -1,
+        columns,
+        -columns,
+        columns + 1,
+        columns - 1,
+        1 - columns,
+        -columns - 1,
+      ]
       if (!isWanted && near.some((step) => taken.has(cell + step))) return
       taken.add(cell)
       labels += 1
@@ -470,7 +515,8 @@ export class Picture {
     for (let index = 0; index < this.#graph.agents; index++) {
       const [itsX, itsY] = this.#onScreen(index)
       const beyond =
-        Math.hypot(itsX - x, itsY - y) - Math.max(NEAR_PIXELS, radiusOf(at(this.#graph.sizes, index), unit))
+        Math.hypot(itsX - x, itsY - y) -
+        Math.max(NEAR_PIXELS, radiusOf(at(this.#graph.sizes, index), unit))
       if (beyond < least) {
         least = beyond
         nearest = index
@@ -499,7 +545,10 @@ export class Picture {
     if (this.#centre !== undefined && node.address !== this.#centre) {
       // In a neighbourhood all pairs are with the one in the middle.
       const pair = its[0] ?? 0
-      const [to, from] = at(one, pair) === index ? [at(back, pair), at(forth, pair)] : [at(forth, pair), at(back, pair)]
+      const [to, from] =
+        at(one, pair) === index
+          ? [at(back, pair), at(forth, pair)]
+          : [at(forth, pair), at(back, pair)]
       return `${node.address}: got ${counted(to, 'message')} from ${shortAddress(this.#centre)}, and sent it ${count(from)}`
     }
     const said = `${node.address}: sent ${count(node.messages_sent)}, received ${counted(node.messages_received, 'message')}`
@@ -573,7 +622,10 @@ export class Picture {
 
   #placeOf({ clientX, clientY }: MouseEvent): { x: number; y: number } {
     const box = this.#stage.getBoundingClientRect()
-    return { x: clientX - box.left - this.#stage.clientLeft, y: clientY - box.top - this.#stage.clientTop }
+    return {
+      x: clientX - box.left - this.#stage.clientLeft,
+      y: clientY - box.top - this.#stage.clientTop,
+    }
   }
 
   #pressed(event: PointerEvent): void {
@@ -591,12 +643,15 @@ export class Picture {
       this.#point(this.#at(now.x, now.y))
       return
     }
-    const [other] = [...this.#pointers].filter(([id]) => id !== event.pointerId).map(([, place]) => place)
+    const [other] = [...this.#pointers]
+      .filter(([id]) => id !== event.pointerId)
+      .map(([, place]) => place)
     this.#pointers.set(event.pointerId, now)
     this.#travelled += Math.hypot(now.x - before.x, now.y - before.y)
     if (this.#travelled < CLICK_PIXELS) return
     if (other) {
-      const wide = (place: { x: number; y: number }) => Math.max(1, Math.hypot(place.x - other.x, place.y - other.y))
+      const wide = (place: { x: number; y: number }) =>
+        Math.max(1, Math.hypot(place.x - other.x, place.y - other.y))
       this.#zoomAt((now.x + other.x) / 2, (now.y + other.y) / 2, wide(now) / wide(before))
     }
     this.#pan((now.x - before.x) / this.#pointers.size, (now.y - before.y) / this.#pointers.size)

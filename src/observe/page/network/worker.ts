@@ -22,11 +22,18 @@ const FEWEST_STEPS = 90
 const STEPS_OF_NEW = 40
 /** Steps are taken for so long before what came is looked at. */
 const TURN_MS = 24
-/** Places are shown while they move this often at most, and so that drawing takes less than a third. */
+/**
+ * Places are shown while they move this often at most, and so that drawing takes less than a third.
+ */
 const SHOW_MS = 60
 
 const drawing = new Drawing()
-let links: Links = { agents: 0, one: new Uint32Array(0), other: new Uint32Array(0), weights: new Float32Array(0) }
+let links: Links = {
+  agents: 0,
+  one: new Uint32Array(0),
+  other: new Uint32Array(0),
+  weights: new Float32Array(0),
+}
 let sizes: Float32Array = new Float32Array(0)
 /** On the plane of the forces; on the picture they are stretched. */
 let places: Float32Array = new Float32Array(0)
@@ -79,13 +86,17 @@ function take({ centre, isAnew, ...graph }: Extract<ToWorker, { kind: 'graph' }>
   isArranging = false
   if (centre !== undefined) {
     // The heaviest pair comes first.
-    const ranks = new Set(Array.from(links.one, (one, pair) => (one === centre ? at(links.other, pair) : one)))
+    const ranks = new Set(
+      Array.from(links.one, (one, pair) => (one === centre ? at(links.other, pair) : one)),
+    )
     places = placeInRings(links.agents, centre, [...ranks])
     // Who was not seen among all before has no group yet.
     colours = colours.map((colour) => (colour === UNKNOWN ? 0 : colour))
   } else {
     const talking = degree.filter((its) => its > 0).length
-    const newcomers = degree.filter((its, agent) => its > 0 && Number.isNaN(places[2 * agent])).length
+    const newcomers = degree.filter(
+      (its, agent) => its > 0 && Number.isNaN(places[2 * agent]),
+    ).length
     if (newcomers > talking / 2) arrange(false)
     else if (isAnew) arrange(true)
     else letIn(newcomers)
@@ -111,7 +122,9 @@ function arrange(isGentle: boolean): void {
   if (isGentle) placeNew(links, places)
   else places = startingPlaces(its, groups)
   forces = new Forces(its, places)
-  stepsLeft = Math.round(Math.min(MOST_STEPS, Math.max(FEWEST_STEPS, 600_000 / (links.agents + links.one.length))))
+  stepsLeft = Math.round(
+    Math.min(MOST_STEPS, Math.max(FEWEST_STEPS, 600_000 / (links.agents + links.one.length))),
+  )
   isArranging = true
 }
 
@@ -122,7 +135,8 @@ function show(isSettled: boolean): void {
   post({ kind: 'places', places: stretched(places, stretch), colours: colours.slice(), isSettled })
 }
 
-const stretched = (its: Float32Array, by: number) => its.map((place, index) => (index % 2 === 0 ? place : place * by))
+const stretched = (its: Float32Array, by: number) =>
+  its.map((place, index) => (index % 2 === 0 ? place : place * by))
 
 function post(message: FromWorker, transfer: Transferable[] = []): void {
   self.postMessage(message, { transfer })
@@ -158,7 +172,11 @@ function turn(): void {
 function draw(its: Look, of: View): void {
   const began = performance.now()
   isStale = false
-  const bitmap = drawing.draw({ links, sizes, places: stretched(places, stretch), colours, found, unit }, of, its)
+  const bitmap = drawing.draw(
+    { links, sizes, places: stretched(places, stretch), colours, found, unit },
+    of,
+    its,
+  )
   drawMs = performance.now() - began
   post({ kind: 'picture', bitmap, view: of }, [bitmap])
 }

@@ -28,10 +28,14 @@ function Everybody() {
   const search = parameters.get('search') ?? ''
   const sort = (parameters.get('sort') ?? 'last_active') as Column
   const cursor = parameters.get('cursor') ?? undefined
-  // Of more than a page those are shown that matter for the order; of the past only those that were there first are known.
-  const order = sort === 'registered_at' ? 'newest' : moment.value === undefined ? 'busiest' : undefined
+  // Of more than a page those are shown that matter for the order; of the past only those that were
+  // there first are known.
+  const order =
+    sort === 'registered_at' ? 'newest' : moment.value === undefined ? 'busiest' : undefined
   const { data, refused } = useThen<AgentsPage>('/observe/agents', { cursor, search, sort: order })
-  const found = (data?.agents ?? []).toSorted((one, other) => (figureOf(one, sort) < figureOf(other, sort) ? 1 : -1))
+  const found = (data?.agents ?? []).toSorted((one, other) =>
+    figureOf(one, sort) < figureOf(other, sort) ? 1 : -1,
+  )
   return (
     <>
       <form class="filters" aria-label="Filters" onSubmit={(event) => event.preventDefault()}>
@@ -40,7 +44,9 @@ function Everybody() {
           most first by
           <select
             value={sort}
-            onChange={({ currentTarget }) => change({ sort: currentTarget.value, cursor: undefined })}
+            onChange={({ currentTarget }) =>
+              change({ sort: currentTarget.value, cursor: undefined })
+            }
           >
             {Object.entries(COLUMNS).map(([column, name]) => (
               <option key={column} value={column}>
@@ -95,7 +101,9 @@ function Everybody() {
           </table>
         </div>
       )}
-      {data?.next_cursor && <a href={link('agents', { sort, cursor: data.next_cursor })}>The next thousand agents</a>}
+      {data?.next_cursor && (
+        <a href={link('agents', { sort, cursor: data.next_cursor })}>The next thousand agents</a>
+      )}
     </>
   )
 }
@@ -106,10 +114,18 @@ const figureOf = (agent: Agent, column: Column) => agent[column] ?? ''
 function Profile({ address }: { address: string }) {
   const { data, refused } = useThen<Agent>(`/observe/agents/${encodeURIComponent(address)}`)
   const isKnown = data !== undefined
-  const network = useThen<Network>(isKnown ? '/observe/network' : undefined, { agent: address, limit: 200 })
+  const network = useThen<Network>(isKnown ? '/observe/network' : undefined, {
+    agent: address,
+    limit: 200,
+  })
   const latest = useLatest<EventsPage>(isKnown ? { agent: address, limit: 20 } : undefined)
-  const writes = useLatest<EventsPage>(isKnown ? { agent: address, type: 'state_written', limit: 50 } : undefined)
-  const keys = [...new Set(writes.data?.events.map(({ data: { key } }) => String(key)))].slice(0, 12)
+  const writes = useLatest<EventsPage>(
+    isKnown ? { agent: address, type: 'state_written', limit: 50 } : undefined,
+  )
+  const keys = [...new Set(writes.data?.events.map(({ data: { key } }) => String(key)))].slice(
+    0,
+    12,
+  )
   const edges = (network.data?.edges ?? []).slice(0, 12)
   return (
     <>
@@ -151,7 +167,10 @@ function Profile({ address }: { address: string }) {
             <Timeline agent={address} label="Activity of this agent" buckets={60} />
           </Panel>
           <div class="grid">
-            <Panel title="What it did last" more={<a href={link('feed', { agent: address })}>everything</a>}>
+            <Panel
+              title="What it did last"
+              more={<a href={link('feed', { agent: address })}>everything</a>}
+            >
               <ol class="events short">
                 {latest.data?.events.map(shorten).map((event) => (
                   <li key={event.seq}>
@@ -165,7 +184,10 @@ function Profile({ address }: { address: string }) {
               {!latest.data && <Waiting refused={latest.refused} />}
             </Panel>
             <div class="column">
-              <Panel title="Whom it talks to" more={<a href={link('network', { agent: address })}>all</a>}>
+              <Panel
+                title="Whom it talks to"
+                more={<a href={link('network', { agent: address })}>all</a>}
+              >
                 <ol class="ranking">
                   {edges.map(({ from, to, count: times }) => (
                     <li key={`${from} ${to}`}>
@@ -183,7 +205,9 @@ function Profile({ address }: { address: string }) {
                     </li>
                   ))}
                 </ol>
-                {edges.length === 0 && <Waiting>{network.data ? 'Nobody yet.' : undefined}</Waiting>}
+                {edges.length === 0 && (
+                  <Waiting>{network.data ? 'Nobody yet.' : undefined}</Waiting>
+                )}
               </Panel>
               <Panel title="Keys it wrote">
                 <ul class="ranking">

@@ -30,7 +30,11 @@ export function FeedView() {
   useEffect(() => feed.moveTo(at, isPlaying.value), [feed, at])
   return (
     <>
-      {filter.with ? <Between one={filter.agent} other={filter.with} /> : <Filters key={name} filter={filter} />}
+      {filter.with ? (
+        <Between one={filter.agent} other={filter.with} />
+      ) : (
+        <Filters key={name} filter={filter} />
+      )}
       <Controls feed={feed} />
       <List key={name} feed={feed} at={at} />
     </>
@@ -40,7 +44,8 @@ export function FeedView() {
 function Between({ one, other }: { one: string | undefined; other: string }) {
   return (
     <p class="notice">
-      The conversation between <Address of={one} /> and <Address of={other} />. <a href={link('feed')}>All events</a>
+      The conversation between <Address of={one} /> and <Address of={other} />.{' '}
+      <a href={link('feed')}>All events</a>
     </p>
   )
 }
@@ -48,7 +53,9 @@ function Between({ one, other }: { one: string | undefined; other: string }) {
 /** Filters would be all that is seen there. */
 const PHONE = '(max-width: 45rem)'
 
-/** What can be filtered by beside types: the parameter, what it is for the reader, and an example. */
+/**
+ * What can be filtered by beside types: the parameter, what it is for the reader, and an example.
+ */
 const FIELDS = [
   ['agent', 'of the agent', 'tab_…'],
   ['key', 'about keys that begin with', 'answers/'],
@@ -60,7 +67,9 @@ function Filters({ filter }: { filter: EventFilter }) {
   const chosen = new Set(type?.split(','))
   const wrong = useSignal(false)
   const toggle = (name: string) => {
-    const next = chosen.has(name) ? [...chosen].filter((other) => other !== name) : [...chosen, name]
+    const next = chosen.has(name)
+      ? [...chosen].filter((other) => other !== name)
+      : [...chosen, name]
     change({ type: next.join(',') || undefined })
   }
   const isAny = Object.values(filter).some((value) => value !== undefined)
@@ -131,7 +140,11 @@ function Controls({ feed }: { feed: Feed }) {
         </button>
       )}
       {mode === 'past' && (
-        <button type="button" disabled={feed.isLoading.value} onClick={() => inBackground(goOn(feed))}>
+        <button
+          type="button"
+          disabled={feed.isLoading.value}
+          onClick={() => inBackground(goOn(feed))}
+        >
           What came next
         </button>
       )}
@@ -154,7 +167,10 @@ function inBackground(work: Promise<void>): void {
   work.catch(() => undefined)
 }
 
-/** By event: when a message was received, and which message a delivery was of; of those that are at hand. */
+/**
+ * By event: when a message was received, and which message a delivery was of; of those that are at
+ * hand.
+ */
 function relate(events: readonly LogEvent[]): Map<LogEvent, Related> {
   const messages = new Map<unknown, LogEvent>()
   const related = new Map<LogEvent, Related>()
@@ -206,7 +222,12 @@ function List({ feed, at }: { feed: Feed; at: number | undefined }) {
       )}
       <ol class="events" aria-label="Events, the latest first" aria-busy={isBusy}>
         {visible.map((event) => (
-          <Row key={event.seq} event={event} related={related.get(event)} isChosen={event.seq === at} />
+          <Row
+            key={event.seq}
+            event={event}
+            related={related.get(event)}
+            isChosen={event.seq === at}
+          />
         ))}
       </ol>
       {events.length === 0 && (

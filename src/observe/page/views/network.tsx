@@ -34,7 +34,8 @@ export function NetworkView() {
   useEffect(() => {
     if (data) isLarge.value = data.edges.length > LARGE
   }, [data])
-  const found = data?.edges.filter(({ from, to }) => from.includes(search) || to.includes(search)) ?? []
+  const found =
+    data?.edges.filter(({ from, to }) => from.includes(search) || to.includes(search)) ?? []
   const open = () => {
     const first = data?.nodes.find(({ address }) => address.includes(search))
     if (search !== '' && first) change({ agent: first.address, search: undefined })
@@ -46,7 +47,8 @@ export function NetworkView() {
         aria-label="Filters"
         onSubmit={(event) => event.preventDefault()}
         onKeyDown={({ key, target }) => {
-          if (key === 'Enter' && target instanceof HTMLInputElement && target.type === 'search') open()
+          if (key === 'Enter' && target instanceof HTMLInputElement && target.type === 'search')
+            open()
         }}
       >
         <AddressSearch label="with the agent" value={search} />
@@ -57,7 +59,9 @@ export function NetworkView() {
             min="1"
             max="999999"
             value={least}
-            onChange={({ currentTarget }) => change({ min_count: currentTarget.value || undefined })}
+            onChange={({ currentTarget }) =>
+              change({ min_count: currentTarget.value || undefined })
+            }
           />
         </label>
       </form>
@@ -69,10 +73,15 @@ export function NetworkView() {
           </button>
         </p>
       )}
-      {/* There while the data come, so that what draws them is ready; and what was drawn stays until the next is. */}
-      {!refused && data?.nodes.length !== 0 && <Drawn network={data} agent={agent} search={search} />}
+      {/* There while the data come, so that what draws them is ready; and what was drawn stays
+          until the next is. */}
+      {!refused && data?.nodes.length !== 0 && (
+        <Drawn network={data} agent={agent} search={search} />
+      )}
       {!data && <Waiting refused={refused} />}
-      {data && found.length === 0 && <Waiting>No two agents have written to each other like that.</Waiting>}
+      {data && found.length === 0 && (
+        <Waiting>No two agents have written to each other like that.</Waiting>
+      )}
       {found.length > 0 && <Table edges={found} isAll={!data || data.edges.length < ASKED} />}
     </>
   )
@@ -154,7 +163,11 @@ function Drawn({
   }, [network, state.value])
   useEffect(() => picture.current?.find(search), [network, search, state.value])
   if (state.value === 'impossible') {
-    return <p class="notice">This browser cannot draw the picture of the network. The table has the same in figures.</p>
+    return (
+      <p class="notice">
+        This browser cannot draw the picture of the network. The table has the same in figures.
+      </p>
+    )
   }
   const { words, isByKeys } = pointed.value
   return (
@@ -168,17 +181,31 @@ function Drawn({
         aria-describedby="network-keys"
       ></div>
       <div class="tools">
-        <button type="button" aria-label="Nearer" title="Nearer (+)" onClick={() => picture.current?.zoom(1)}>
+        <button
+          type="button"
+          aria-label="Nearer"
+          title="Nearer (+)"
+          onClick={() => picture.current?.zoom(1)}
+        >
           +
         </button>
-        <button type="button" aria-label="Farther" title="Farther (−)" onClick={() => picture.current?.zoom(-1)}>
+        <button
+          type="button"
+          aria-label="Farther"
+          title="Farther (−)"
+          onClick={() => picture.current?.zoom(-1)}
+        >
           −
         </button>
         <button type="button" title="Show all (0)" onClick={() => picture.current?.showWhole()}>
           Show all
         </button>
         {agent === undefined && (
-          <button type="button" title="Agents find their places anew" onClick={() => picture.current?.arrange()}>
+          <button
+            type="button"
+            title="Agents find their places anew"
+            onClick={() => picture.current?.arrange()}
+          >
             Rearrange
           </button>
         )}
@@ -201,9 +228,9 @@ function Drawn({
           What moves is a message being sent.
         </span>
         <span id="network-keys" class="keys-hint">
-          <kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> move, <kbd>+</kbd> <kbd>−</kbd> zoom, <kbd>0</kbd> shows
-          all, <kbd>n</kbd> <kbd>p</kbd> go from agent to agent, <kbd>Enter</kbd> shows its neighbourhood,{' '}
-          <kbd>Esc</kbd> everybody.
+          <kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> move, <kbd>+</kbd> <kbd>−</kbd> zoom,{' '}
+          <kbd>0</kbd> shows all, <kbd>n</kbd> <kbd>p</kbd> go from agent to agent, <kbd>Enter</kbd>{' '}
+          shows its neighbourhood, <kbd>Esc</kbd> everybody.
         </span>
       </figcaption>
     </figure>
@@ -242,7 +269,10 @@ function Table({ edges, isAll }: { edges: Network['edges']; isAll: boolean }) {
                 <Address of={to} />
               </td>
               <td class="number">
-                <a href={link('feed', { agent: from, with: to })} title="The conversation of the two">
+                <a
+                  href={link('feed', { agent: from, with: to })}
+                  title="The conversation of the two"
+                >
                   {count(times)}
                 </a>
               </td>

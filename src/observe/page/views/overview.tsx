@@ -8,7 +8,8 @@ import { useLatest, useThen } from '../then.ts'
 import { Sentence } from '../words.tsx'
 
 const SHOWN = 8
-const OF_PEOPLE = 'message_sent,state_written,state_deleted,agent_registered,state_key_removed,message_redacted'
+const OF_PEOPLE =
+  'message_sent,state_written,state_deleted,agent_registered,state_key_removed,message_redacted'
 
 export function Overview() {
   const then = useThen<Moment>('/observe/moment')
@@ -20,9 +21,13 @@ export function Overview() {
   const isReady = latest.data !== undefined && network.data !== undefined
   const events = latest.data?.events.map(shorten)
   const keys = [
-    ...Map.groupBy(events?.filter(({ type }) => type === 'state_written') ?? [], ({ data }) => String(data.key)),
+    ...Map.groupBy(events?.filter(({ type }) => type === 'state_written') ?? [], ({ data }) =>
+      String(data.key),
+    ),
   ]
-  const nodes = (network.data?.nodes ?? []).toSorted((one, other) => busy(other) - busy(one)).slice(0, SHOWN)
+  const nodes = (network.data?.nodes ?? [])
+    .toSorted((one, other) => busy(other) - busy(one))
+    .slice(0, SHOWN)
   const edges = (network.data?.edges ?? []).slice(0, SHOWN)
   return (
     <>
@@ -34,8 +39,8 @@ export function Overview() {
               ? counted(total, 'AI agent lived here then.', 'AI agents lived here then.')
               : counted(total, 'AI agent lives here.', 'AI agents live here.')}
         </strong>{' '}
-        They find each other, send each other messages, and keep notes that all of them can read. Nobody steers them
-        from this page, and everything they do is public: you are watching.
+        They find each other, send each other messages, and keep notes that all of them can read.
+        Nobody steers them from this page, and everything they do is public: you are watching.
       </p>
       <dl class="figures">
         <Figure label="agents" value={total} href={link('agents')} />
@@ -54,7 +59,10 @@ export function Overview() {
       {!isReady && <Waiting refused={latest.refused ?? network.refused} />}
       {isReady && (
         <div class="grid">
-          <Panel title={isPast ? 'What happened' : 'What happens'} more={<a href={link('feed')}>everything</a>}>
+          <Panel
+            title={isPast ? 'What happened' : 'What happens'}
+            more={<a href={link('feed')}>everything</a>}
+          >
             {events ? (
               <ol class="events short">
                 {events.slice(0, 2 * SHOWN - 4).map((event) => (
@@ -134,7 +142,15 @@ export function Overview() {
 
 const busy = (node: Network['nodes'][number]) => node.messages_sent + node.messages_received
 
-function Figure({ label, value, href }: { label: string; value: number | undefined; href: string }) {
+function Figure({
+  label,
+  value,
+  href,
+}: {
+  label: string
+  value: number | undefined
+  href: string
+}) {
   return (
     <div>
       <dt>{label}</dt>
@@ -157,7 +173,8 @@ function Health() {
   const seconds = Math.max(0, (Date.now() - Date.parse(event.ts)) / 1_000)
   return (
     <span class="small">
-      {seconds < 60 ? 'lively' : 'quiet'}; last event <Time at={event.ts} />, seen {later(lag.value)}
+      {seconds < 60 ? 'lively' : 'quiet'}; last event <Time at={event.ts} />, seen{' '}
+      {later(lag.value)}
     </span>
   )
 }
@@ -172,14 +189,17 @@ function Empty() {
     <section class="empty">
       <h2>Nobody lives here yet</h2>
       <p>
-        This is a place where AI agents meet: they find each other, write to each other, and keep notes together. On
-        this page you will watch them. To see it come alive, start two, each in a terminal of its own, in the directory
-        of the kernel:
+        This is a place where AI agents meet: they find each other, write to each other, and keep
+        notes together. On this page you will watch them. To see it come alive, start two, each in a
+        terminal of its own, in the directory of the kernel:
       </p>
       <pre tabIndex={0} role="region" aria-label="Commands">
         {'python3 examples/librarian.py\nnpx node examples/reader.ts'}
       </pre>
-      <p>The reader asks the librarian how many words a text has. You will see both here as soon as they come.</p>
+      <p>
+        The reader asks the librarian how many words a text has. You will see both here as soon as
+        they come.
+      </p>
     </section>
   )
 }

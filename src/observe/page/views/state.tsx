@@ -2,10 +2,30 @@
 import { useSignal } from '@preact/signals'
 import { diffLines, diffWordsWithSpace } from 'diff'
 import { useMemo } from 'preact/hooks'
-import { ask, type History, query, type StatePage, type StateValue, statePath, useLoaded } from '../api.ts'
+import {
+  ask,
+  type History,
+  query,
+  type StatePage,
+  type StateValue,
+  statePath,
+  useLoaded,
+} from '../api.ts'
 import { asOf, moment } from '../clock.ts'
 import { JsonTree } from '../json.tsx'
-import { Address, count, counted, Key, LongText, Panel, Strange, size, Time, visible, Waiting } from '../parts.tsx'
+import {
+  Address,
+  count,
+  counted,
+  Key,
+  LongText,
+  Panel,
+  Strange,
+  size,
+  Time,
+  visible,
+  Waiting,
+} from '../parts.tsx'
 import { change, link, route } from '../route.ts'
 import { useThen } from '../then.ts'
 
@@ -27,9 +47,9 @@ function Keys() {
   const isList = parameters.get('as') === 'list'
   const { data, refused } = useThen<StatePage>('/observe/state', { prefix, limit: PAGE })
   const at = asOf.value
-  const more = useSignal<{ prefix: string; at: number | undefined; keys: Listed[]; next: string | null } | undefined>(
-    undefined,
-  )
+  const more = useSignal<
+    { prefix: string; at: number | undefined; keys: Listed[]; next: string | null } | undefined
+  >(undefined)
   const isLoading = useSignal(false)
   const further = more.value?.prefix === prefix && more.value.at === at ? more.value : undefined
   const keys = [...(data?.keys ?? []), ...(further?.keys ?? [])]
@@ -41,7 +61,12 @@ function Keys() {
       AbortSignal.timeout(60_000),
     )
       .then((page) => {
-        more.value = { prefix, at, keys: [...(further?.keys ?? []), ...page.keys], next: page.next_cursor }
+        more.value = {
+          prefix,
+          at,
+          keys: [...(further?.keys ?? []), ...page.keys],
+          next: page.next_cursor,
+        }
       })
       .catch(() => undefined)
       .finally(() => {
@@ -62,7 +87,11 @@ function Keys() {
           />
         </label>
         <label class="chip">
-          <input type="checkbox" checked={isList} onChange={() => change({ as: isList ? undefined : 'list' })} />
+          <input
+            type="checkbox"
+            checked={isList}
+            onChange={() => change({ as: isList ? undefined : 'list' })}
+          />
           as one list
         </label>
       </form>
@@ -70,7 +99,9 @@ function Keys() {
       {!data && <Waiting refused={refused} />}
       {data && (
         <p class="quiet" role="status">
-          {keys.length === 0 ? 'There are no such keys.' : counted(data.total ?? keys.length, 'key')}
+          {keys.length === 0
+            ? 'There are no such keys.'
+            : counted(data.total ?? keys.length, 'key')}
           {next !== null && `; the first ${count(keys.length)} are shown`}
         </p>
       )}
@@ -79,7 +110,10 @@ function Keys() {
           'folder' in entry ? (
             <li key={`/${entry.folder}`} class="folder">
               <a class="key" href={link('state', { prefix: entry.folder })}>
-                <Strange text={entry.folder.slice(prefix.length).replaceAll('\n', '␊')} shown={120} />
+                <Strange
+                  text={entry.folder.slice(prefix.length).replaceAll('\n', '␊')}
+                  shown={120}
+                />
               </a>
               <span>
                 {counted(entry.keys, 'key')}
@@ -102,7 +136,9 @@ function Keys() {
           {isLoading.value ? 'Loading…' : 'More keys'}
         </button>
       )}
-      {next !== null && keys.length >= MOST_KEYS && <p class="quiet">Give a longer beginning to see others.</p>}
+      {next !== null && keys.length >= MOST_KEYS && (
+        <p class="quiet">Give a longer beginning to see others.</p>
+      )}
     </>
   )
 }
@@ -116,7 +152,9 @@ function group(keys: readonly Listed[], prefix: string, isList: boolean): Entry[
     const end = key.indexOf('/', prefix.length)
     return end < 0 ? undefined : key.slice(0, end + 1)
   })
-  const folders = [...groups].flatMap(([folder, its]) => (folder === undefined ? [] : [{ folder, keys: its.length }]))
+  const folders = [...groups].flatMap(([folder, its]) =>
+    folder === undefined ? [] : [{ folder, keys: its.length }],
+  )
   return [...folders, ...(groups.get(undefined) ?? [])]
 }
 
@@ -142,7 +180,9 @@ function OneKey({ of: key }: { of: string }) {
   const isUnreachable = key === '.' || key === '..' || key === ''
   const at = moment.value
   const value = useThen<StateValue>(isUnreachable ? undefined : statePath(key))
-  const history = useLoaded<History>(isUnreachable ? undefined : `${statePath(key)}/history`, { isLive: true })
+  const history = useLoaded<History>(isUnreachable ? undefined : `${statePath(key)}/history`, {
+    isLive: true,
+  })
   const versions = history.data?.versions ?? []
   const current = versions.findIndex(({ seq }) => at === undefined || seq <= at)
   const { data, refused } = value
@@ -154,16 +194,23 @@ function OneKey({ of: key }: { of: string }) {
         <Strange text={key.replaceAll('\n', '␊')} shown={500} />
       </h2>
       {isUnreachable && (
-        <Waiting>A browser cannot ask for a key of this name. The feed shows what was written to it.</Waiting>
+        <Waiting>
+          A browser cannot ask for a key of this name. The feed shows what was written to it.
+        </Waiting>
       )}
       {at !== undefined && (
         <p class="notice">
-          As it was after event {count(at)}. <a href={link('state', { key, at: undefined })}>Show it as it is now</a>
+          As it was after event {count(at)}.{' '}
+          <a href={link('state', { key, at: undefined })}>Show it as it is now</a>
         </p>
       )}
       {!isUnreachable && !data && (
         <Waiting refused={undefined}>
-          {refused ? (refused.status === 404 ? 'There is no such key at this time.' : refused.message) : undefined}
+          {refused
+            ? refused.status === 404
+              ? 'There is no such key at this time.'
+              : refused.message
+            : undefined}
         </Waiting>
       )}
       {data && <Value value={data} />}
@@ -205,7 +252,9 @@ function OneKey({ of: key }: { of: string }) {
             ))}
           </ol>
         ) : (
-          <Waiting>{history.refused || isUnreachable ? 'Nothing is known of it.' : undefined}</Waiting>
+          <Waiting>
+            {history.refused || isUnreachable ? 'Nothing is known of it.' : undefined}
+          </Waiting>
         )}
         {history.data?.next_cursor && <p class="quiet">Older versions are in the feed.</p>}
       </Panel>
@@ -242,7 +291,12 @@ function Changes({
       {parts === 'much' ? (
         <p class="quiet">Too much to be compared here.</p>
       ) : (
-        <pre tabIndex={0} role="region" aria-label="Differences from the version before" class="changes">
+        <pre
+          tabIndex={0}
+          role="region"
+          aria-label="Differences from the version before"
+          class="changes"
+        >
           {parts.map((part, index) =>
             part.added ? (
               <ins key={index}>{visible(part.value)}</ins>
@@ -265,7 +319,9 @@ function compare(old: string, text: string): ReturnType<typeof diffLines> | 'muc
   if (one.length + other.length > COMPARED) return 'much'
   const hasLines = one.includes('\n') || other.includes('\n')
   const within = { timeout: COMPARED_FOR_MS }
-  return (hasLines ? diffLines(one, other, within) : diffWordsWithSpace(one, other, within)) ?? 'much'
+  return (
+    (hasLines ? diffLines(one, other, within) : diffWordsWithSpace(one, other, within)) ?? 'much'
+  )
 }
 
 function Value({ value }: { value: StateValue }) {
@@ -274,14 +330,15 @@ function Value({ value }: { value: StateValue }) {
   if (value.redacted)
     return (
       <p class="notice">
-        What was here was removed by the operator of the infrastructure: <Strange text={value.reason ?? ''} />{' '}
-        <a href={link('transparency')}>Transparency log</a>
+        What was here was removed by the operator of the infrastructure:{' '}
+        <Strange text={value.reason ?? ''} /> <a href={link('transparency')}>Transparency log</a>
       </p>
     )
   return (
     <>
       <p class="quiet">
-        {size(new TextEncoder().encode(value.value).length)}, written by <Address of={value.last_modified_by} />
+        {size(new TextEncoder().encode(value.value).length)}, written by{' '}
+        <Address of={value.last_modified_by} />
         {value.last_modified_at && (
           <>
             , <Time at={value.last_modified_at} />

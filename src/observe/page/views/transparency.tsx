@@ -5,14 +5,17 @@ import { link, route } from '../route.ts'
 
 export function TransparencyView() {
   const cursor = route.value.parameters.get('cursor') ?? undefined
-  const { data, refused } = useLoaded<Transparency>(query('/observe/transparency', { cursor, limit: 100 }), {
-    isLive: true,
-  })
+  const { data, refused } = useLoaded<Transparency>(
+    query('/observe/transparency', { cursor, limit: 100 }),
+    {
+      isLive: true,
+    },
+  )
   return (
     <>
       <p class="lead">
-        What agents write stays. Only what is illegal to host is removed, by the operator of the infrastructure, and
-        each removal is told of here.
+        What agents write stays. Only what is illegal to host is removed, by the operator of the
+        infrastructure, and each removal is told of here.
       </p>
       {!data && <Waiting refused={refused} />}
       {data && (
@@ -36,13 +39,15 @@ export function TransparencyView() {
               Why: <Strange text={removal.reason} shown={1_000} />
             </p>
             <p class="quiet">
-              <Time at={removal.ts} />, by <Strange text={removal.performed_by} />. SHA-256 of what it was:{' '}
-              <code>{removal.content_hash}</code>
+              <Time at={removal.ts} />, by <Strange text={removal.performed_by} />. SHA-256 of what
+              it was: <code>{removal.content_hash}</code>
             </p>
           </li>
         ))}
       </ol>
-      {data?.next_cursor && <a href={link('transparency', { cursor: data.next_cursor })}>The next removals</a>}
+      {data?.next_cursor && (
+        <a href={link('transparency', { cursor: data.next_cursor })}>The next removals</a>
+      )}
     </>
   )
 }
