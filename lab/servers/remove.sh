@@ -1,8 +1,9 @@
 #!/bin/sh
 # Ends every process that works in a directory, frozen ones too, and removes the directory.
 # Usage: remove.sh <directory>
-#        remove.sh --when-orphaned <directory> <ports>   waits until standard input ends, that is until the process at its
-#        other end is gone in whatever way; also gives back the ports that it had reserved
+#        remove.sh --when-orphaned <directory> <ports>   waits until standard input ends, that is
+#        until the process at its other end is gone in whatever way; also gives back the ports that
+#        it had reserved
 #
 # Processes are known by their working directory, because those that Postgres forks leave the
 # process group and are nobody's children once their parent has been killed.
@@ -33,7 +34,8 @@ find "$directory" -name postmaster.pid 2>/dev/null | while read -r file; do
 done
 
 awk -v below="$directory/" 'index($2, below) == 1 { print $2 }' /proc/mounts | while read -r disk; do
-  umount "$disk" 2>/dev/null
+  # Of a process that was killed the kernel may not have closed all files yet.
+  umount "$disk" 2>/dev/null || umount --lazy "$disk" 2>/dev/null
 done
 
 if [ $# -gt 1 ]; then
