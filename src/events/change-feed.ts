@@ -1,8 +1,8 @@
 /**
- * Following what changes in the log. One consumer of JetStream serves all followers of a process
- * that are at about the same position: an event comes over the wire and is parsed once, however
- * many projections the process leads. Those that nobody wants come too, and are not parsed: that no
- * message is missing shows that the replica which sends them has lost nothing.
+ * One consumer of JetStream for all followers that are at about the same position: an event comes
+ * over the wire and is parsed once, however many projections the process leads. Messages that
+ * nobody wants come too, and are not parsed: that none is missing shows that the replica which
+ * sends them has lost nothing.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
@@ -12,43 +12,27 @@ import {
   type JetStreamManager,
   type JsMsg,
   NatsError,
-  type StreamState,
 } from 'nats'
 import { inBackground } from '../platform/background.ts'
-import { type Batch, isChange, messageOf, type StoredEvent, seqOf } from './batch.ts'
-import { changesOf, classOf, type EventType, type LoggedEvent } from './event.ts'
-import { EventLost, type FollowOptions, LogUnavailable } from './event-log.ts'
+import { type Batch, isChange, messageOf, type StoredEvent } from './batch.ts'
+import { EventLost, LogUnavailable } from './event-log.ts'
 import {
   addConsumer,
   CONSUMER_NOT_FOUND,
   deleteConsumer,
   STREAM,
+  streamState,
   toBatch,
   unavailable,
 } from './event-stream.ts'
+import type { Follower } from './follower.ts'
 import type { SkippedMessages } from './skipped-messages.ts'
 
-/** Events that one batch holds at most, in number and in bytes as they came over the wire. */
-const BATCH_EVENTS = 2_000
-const BATCH_BYTES = 8 * 1_048_576
-/**
- * For more events, where nobody waits for those that are there. A message that is fetched within it
- * never enters the index of undelivered ones.
- */
-const LINGER_MS = 200
-/**
- * What a follower may have before it, in number and in bytes. With more it leaves its feed until it
- * has done all that.
- */
-const WAITING_EVENTS = 20_000
-const WAITING_BYTES = 16 * 1_048_576
 /** What a feed keeps of what it has handed out, for followers that are about to join it. */
 const RECENT_EVENTS = 1_000
 const RECENT_BYTES = 8 * 1_048_576
 /** Bytes that the server may send ahead; more than one event of the greatest size. */
 const READ_AHEAD_BYTES = 16 * 1_048_576
-/** A follower for whom nothing comes is told so often how far the log has got without it. */
-const PASSED_MS = 250
 /** A consumer that has been quiet for so long is looked after. */
 const WATCH_MS = 500
 /**
@@ -69,149 +53,13 @@ const HEARTBEAT_MS = 500
 /** A request for more events ends after this, and the library makes another. */
 const REQUEST_MS = 10_000
 
-/** All feeds on one connection, and who follows which. */
-export class ChangeFeeds {
-  readonly #stream: JetStreamClient
-  readonly #manager: JetStreamManager
-  readonly #skipped: SkippedMessages
-  readonly #isObserver: boolean
-  /** The oldest first. */
-  readonly #feeds = new Set<ChangeFeed>()
-
-  /**
-   * @param isObserver may not remove consumers: the server does so when they have not been used for
-   *   a while
-   */
-  constructor(
-    stream: JetStreamClient,
-    manager: JetStreamManager,
-    skipped: SkippedMessages,
-    isObserver: boolean,
-  ) {
-    this.#stream = stream
-    this.#manager = manager
-    this.#skipped = skipped
-    this.#isObserver = isObserver
-  }
-
-  /**
-   * As `EventLog.follow`. A follower joins the oldest feed that still has what comes next for it,
-   * where there is none a new one; and moves to an older one as soon as it is that far.
-   */
-  async *follow(
-    since: number,
-    signal: AbortSignal,
-    options: FollowOptions,
-  ): AsyncIterable<LoggedEvent[]> {
-    const follower = new Follower(since, options)
-    const wake = () => follower.wake()
-    signal.addEventListener('abort', wake, { once: true })
-    try {
-      // As the stream's leader says: a consumer may be on a replica that has yet to get what was
-      // confirmed.
-      let begun = await beginningOfLast(this.#manager)
-      let askedAt = performance.now()
-      let passed = since
-      let passedAt = Number.NEGATIVE_INFINITY
-      let isCaughtUp = false
-      let hasJoined = false
-      const tellPassed = () => {
-        passed = follower.position
-        passedAt = performance.now()
-        options.onPassed?.(passed)
-      }
-      while (!signal.aborted) {
-        if (follower.feed?.failure) throw follower.feed.failure
-        const batch = follower.take()
-        if (batch) {
-          yield batch
-          isCaughtUp = false
-          continue
-        }
-        if (follower.isIdle) {
-          let feed = this.#covering(follower) ?? follower.feed
-          if (feed === undefined) {
-            // The log has grown since it left the feed before.
-            if (hasJoined) {
-              begun = await beginningOfLast(this.#manager)
-              askedAt = performance.now()
-            }
-            feed = await this.#open(follower)
-          }
-          if (feed !== follower.feed) {
-            follower.feed?.leave(follower)
-            feed.join(follower)
-            hasJoined = true
-            continue
-          }
-          if (!isCaughtUp && feed.position >= begun) {
-            if (feed.pending === 0 || performance.now() - askedAt < WATCH_MS) {
-              isCaughtUp = true
-              if (performance.now() - passedAt >= PASSED_MS) tellPassed()
-              yield []
-            } else {
-              // A server's count of what is to come may stay too high for ever.
-              begun = await beginningOfLast(this.#manager)
-              askedAt = performance.now()
-            }
-            continue
-          }
-        }
-        follower.waitsFor = isCaughtUp ? Number.POSITIVE_INFINITY : begun
-        const hasWaited = await follower.woken(options.onPassed && PASSED_MS)
-        // What came meanwhile was for others.
-        if (hasWaited && isCaughtUp && follower.isIdle && follower.position > passed) {
-          tellPassed()
-          yield []
-        }
-      }
-    } finally {
-      signal.removeEventListener('abort', wake)
-      follower.end()
-      follower.feed?.leave(follower)
-    }
-  }
-
-  #covering({ position, wantsReads }: Follower): ChangeFeed | undefined {
-    for (const feed of this.#feeds)
-      if (feed.hasReads === wantsReads && feed.covers(position)) return feed
-    return undefined
-  }
-
-  async #open({ position, wantsReads }: Follower): Promise<ChangeFeed> {
-    const feed = new ChangeFeed(this.#stream, this.#manager, this.#skipped, {
-      since: position,
-      hasReads: wantsReads,
-      removesConsumers: !this.#isObserver,
-      onEnd: () => this.#feeds.delete(feed),
-    })
-    try {
-      await feed.begin()
-    } catch (error) {
-      feed.end()
-      throw error
-    }
-    this.#feeds.add(feed)
-    return feed
-  }
-}
-
-async function stateOf(manager: JetStreamManager): Promise<StreamState> {
-  return (await manager.streams.info(STREAM)).state
-}
-
-/** The sequence number of the first event of the last message. */
-async function beginningOfLast(manager: JetStreamManager): Promise<number> {
-  return seqOf((await stateOf(manager)).last_seq, 0)
-}
-
 /** A consumer of a feed's own, and what it sends. */
 interface Source {
   readonly name: string
   messages?: ConsumerMessages
 }
 
-interface FeedOptions {
+export interface FeedOptions {
   /** Begins after this sequence number. */
   readonly since: number
   readonly hasReads: boolean
@@ -221,8 +69,13 @@ interface FeedOptions {
 
 /**
  * All that changes something after a position, and what else is wanted, for one follower or more.
+ *
+ * Modes: *receiving* (its consumer sends) → *skipping* (the consumer's replica lacks the next
+ * message: it was erased, or another consumer is made, on whichever replica that comes to be) →
+ * receiving; *ended* (nobody follows it any more), or *failed* (its consumer does not work, and
+ * followers are to begin anew).
  */
-class ChangeFeed {
+export class ChangeFeed {
   /** Messages that the server has yet to send, as it said with the last one, or when it began. */
   pending = 0
   /** The sequence number of the last event that came. */
@@ -432,7 +285,7 @@ class ChangeFeed {
     if (this.#source === undefined) return undefined
     try {
       const { num_pending: pending } = await this.#manager.consumers.info(STREAM, this.#source.name)
-      const isBehind = pending > 0 || (await stateOf(this.#manager)).last_seq >= this.#next
+      const isBehind = pending > 0 || (await streamState(this.#manager)).last_seq >= this.#next
       // At the end of the stream nothing comes behind an erased message that would show its
       // absence.
       const erased = isBehind && pending === 0 ? await this.#skipped.erased(this.#next) : undefined
@@ -444,112 +297,5 @@ class ChangeFeed {
         throw error
       return unavailable(error)
     }
-  }
-}
-
-/** What has come for somebody who follows, and has not been taken yet. */
-class Follower {
-  feed: ChangeFeed | undefined
-  /** The sequence number of the last event that was offered. */
-  position: number
-  /** An event that is nothing for it wakes it from this sequence number on. */
-  waitsFor = Number.POSITIVE_INFINITY
-  /** Also events that only record that somebody looked. */
-  readonly wantsReads: boolean
-  readonly #types: ReadonlySet<EventType>
-  readonly #mayWait: (event: LoggedEvent) => boolean
-  readonly #arrived: StoredEvent[] = []
-  #bytes = 0
-  /** Something that has arrived may not wait, or has waited. */
-  #isReady = false
-  #lingering: NodeJS.Timeout | undefined
-  #waking = Promise.withResolvers<void>()
-
-  constructor(since: number, { types = changesOf(), mayWait = () => false }: FollowOptions) {
-    this.position = since
-    this.#types = new Set(types)
-    this.wantsReads = types.some((type) => classOf(type) === 'read')
-    this.#mayWait = mayWait
-  }
-
-  get isIdle(): boolean {
-    return this.#arrived.length === 0
-  }
-
-  get isOverloaded(): boolean {
-    return this.#arrived.length > WAITING_EVENTS || this.#bytes > WAITING_BYTES
-  }
-
-  offer(arrival: StoredEvent): void {
-    const { event, bytes } = arrival
-    if (event.seq <= this.position) return
-    this.position = event.seq
-    if (!this.#types.has(event.type)) return
-    this.#arrived.push(arrival)
-    this.#bytes += bytes
-    if (this.#isReady || this.#arrived.length >= BATCH_EVENTS || !this.#mayWait(event))
-      this.#deliver()
-    else this.#lingering ??= setTimeout(() => this.#deliver(), LINGER_MS)
-  }
-
-  /** What comes up to here is nothing for it. */
-  pass(seq: number): void {
-    if (seq > this.position) this.position = seq
-  }
-
-  #deliver(): void {
-    this.#endLinger()
-    this.#isReady = true
-    this.wake()
-  }
-
-  /** The next batch; undefined where there is none yet. */
-  take(): LoggedEvent[] | undefined {
-    if (!this.#isReady) return undefined
-    let bytes = 0
-    let count = 0
-    for (const entry of this.#arrived) {
-      if (count > 0 && (count >= BATCH_EVENTS || bytes + entry.bytes > BATCH_BYTES)) break
-      bytes += entry.bytes
-      count++
-    }
-    this.#bytes -= bytes
-    const batch = this.#arrived.splice(0, count).map(({ event }) => event)
-    this.#isReady = !this.isIdle
-    return batch
-  }
-
-  wake(): void {
-    this.#waking.resolve()
-  }
-
-  /** Nothing is to come any more. */
-  end(): void {
-    this.#endLinger()
-    this.wake()
-  }
-
-  #endLinger(): void {
-    clearTimeout(this.#lingering)
-    this.#lingering = undefined
-  }
-
-  /**
-   * Resolves when it has been woken since it was called last, or when so much time is over, then to
-   * true.
-   */
-  async woken(afterMs?: number): Promise<boolean> {
-    let isOver = false
-    const timer =
-      afterMs === undefined
-        ? undefined
-        : setTimeout(() => {
-            isOver = true
-            this.wake()
-          }, afterMs)
-    await this.#waking.promise
-    clearTimeout(timer)
-    this.#waking = Promise.withResolvers()
-    return isOver
   }
 }

@@ -15,6 +15,7 @@ import {
   nanos,
   RetentionPolicy,
   StorageType,
+  type StreamState,
 } from 'nats'
 import { NotThereYet, StartupError } from '../platform/startup-error.ts'
 import { ALL_SUBJECTS, Batch } from './batch.ts'
@@ -117,6 +118,15 @@ export async function deleteConsumer(manager: JetStreamManager, name: string): P
     // One that is gone already is what was wanted.
     if (!(error instanceof NatsError && error.api_error?.err_code === CONSUMER_NOT_FOUND))
       throw unavailable(error)
+  }
+}
+
+/** What the stream's leader says of it. Throws `LogUnavailable`. */
+export async function streamState(manager: JetStreamManager): Promise<StreamState> {
+  try {
+    return (await manager.streams.info(STREAM)).state
+  } catch (error) {
+    throw unavailable(error)
   }
 }
 

@@ -2,18 +2,12 @@
  * The event log in a JetStream stream: replicated, on disk, one total order for the whole cluster.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import {
-  type JetStreamClient,
-  type JetStreamManager,
-  type NatsConnection,
-  nanos,
-  type StreamState,
-} from 'nats'
+import { type JetStreamClient, type JetStreamManager, type NatsConnection, nanos } from 'nats'
 import { inBackground } from '../platform/background.ts'
 import { NotThereYet, StartupError } from '../platform/startup-error.ts'
 import { type Batch, messageOf } from './batch.ts'
 import { BatchWriter, TRY_TIMEOUT_MS } from './batch-writer.ts'
-import { ChangeFeeds } from './change-feed.ts'
+import { ChangeFeeds } from './change-feeds.ts'
 import type { Erasures } from './erasures.ts'
 import type { LoggedEvent, NewEvent } from './event.ts'
 import {
@@ -31,6 +25,7 @@ import {
   ensureStream,
   findStream,
   STREAM,
+  streamState,
   toBatch,
   unavailable,
 } from './event-stream.ts'
@@ -306,7 +301,7 @@ export class JetStreamEventLog implements EventLog {
    * another was, or that has lost the end.
    */
   async #lastMessage(): Promise<number> {
-    const { last_seq: last } = await this.#state()
+    const { last_seq: last } = await streamState(this.#manager)
     const known = messageOf(this.#writer.highest)
     if (last < known)
       throw new LogUnavailable(`the event log ends at message ${last}, before ${known}`)
@@ -315,7 +310,7 @@ export class JetStreamEventLog implements EventLog {
 
   /** Bytes that the log takes on each server that keeps a copy of it. */
   async bytes(): Promise<number> {
-    return (await this.#state()).bytes
+    return (await streamState(this.#manager)).bytes
   }
 
   /**
@@ -331,14 +326,6 @@ export class JetStreamEventLog implements EventLog {
           .length,
         lagEvents: Math.max(0, ...replicas.map(({ lag }) => lag ?? 0)),
       }
-    } catch (error) {
-      throw unavailable(error)
-    }
-  }
-
-  async #state(): Promise<StreamState> {
-    try {
-      return (await this.#manager.streams.info(STREAM)).state
     } catch (error) {
       throw unavailable(error)
     }
