@@ -1,21 +1,18 @@
 /** The HTTP application: what every request passes through on its way to its endpoint and back. */
 import type { HttpBindings } from '@hono/node-server'
-import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response'
 import { Hono } from 'hono'
 import type { BucketState } from '../access/admission.ts'
 import type { ByteBudget, Hold } from '../platform/byte-budget.ts'
 import type { Logger } from '../platform/logger.ts'
-import { OutageLog } from '../platform/outage-log.ts'
-import { recordAnswer } from '../platform/request-metrics.ts'
-import { Unavailable } from '../platform/unavailable.ts'
 import { HELD_OF_AN_ANSWER } from './answer-size.ts'
+import { Answers } from './answers.ts'
 import { ApiError } from './api-error.ts'
 import { readJson } from './body.ts'
 import { docsPage } from './docs-page.ts'
 import type { ApiContext, ApiEnvironment, Endpoint } from './endpoint.ts'
-import { respondWithError, toApiError } from './errors.ts'
 import type { OpenApiDocument } from './openapi.ts'
 import { percentDecode, rawPath, readQuery } from './request.ts'
+import { PARAMETER, Routes } from './routes.ts'
 import { answerWithFile, type StaticFile } from './static-files.ts'
 
 export interface AppParts {
@@ -40,9 +37,10 @@ export interface AppParts {
   answerBytes: ByteBudget
 }
 
-/** What a pattern may end in: it takes the rest of the path. */
-const PARAMETER = /\/\{\w+\}$/
-
+/** A page of ours, which runs nothing. */
+const PAGE_HEADERS = {
+  'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'",
+}
 /** What metrics call all files: the names of assets change from version to version. */
 const FILES_ROUTE = 'page'
 
@@ -54,148 +52,87 @@ const SHORT_ANSWER_BYTES = 16_384
 const MAX_WRITE_MS = 60_000
 
 export function createApp(parts: AppParts): Hono<ApiEnvironment> {
-  const {
-    endpoints,
-    admit,
-    clientAddress,
-    logger,
-    document,
-    files = [],
-    corsHeaders,
-    requestBytes,
-    answerBytes,
-  } = parts
-  const outages = new OutageLog(logger)
+  const { endpoints, document, files = [], corsHeaders } = parts
   const app = new Hono<ApiEnvironment>({
     getPath: (_request, options) => rawPath(options?.env as HttpBindings),
   })
+  const answers = new Answers(parts.logger, corsHeaders)
+  const routes = new Routes(endpoints, document.page, [
+    document.path,
+    document.page,
+    ...files.map((file) => file.path),
+  ])
 
-  const groups = Map.groupBy(endpoints, ({ path }) => path)
-  for (const [pattern, group] of groups) {
-    const hasKey = PARAMETER.test(pattern)
-    const beforeKey = pattern.replace(PARAMETER, '/')
-    for (const endpoint of group) {
-      app.on(endpoint.method, hasKey ? `${beforeKey}*` : pattern, (context) =>
-        answered(context, pattern, async () => {
-          const path = rawPath(context.env)
-          // Hono's wildcard matches without the slash before it, too.
-          if (hasKey && !path.startsWith(beforeKey)) throw notServed(path)
-          if (context.req.raw.method === 'HEAD' && endpoint.takes) throw methodNotAllowed(group)
-          await admit(context, endpoint)
-          const identity = context.get('identity') ?? ''
-          const holder = identity || clientAddress(context.env)
-          using request = requestBytes.open(holder)
-          const answer = answerBytes.open(holder)
-          // Before anything is leased or read. What changes something has a short answer.
-          if (endpoint.method === 'GET') answer.resize(SHORT_ANSWER_BYTES)
-          holdUntilWritten(context, answer)
-          const answered = await endpoint.handle({
-            context,
-            identity,
-            key: hasKey ? percentDecode(path.slice(beforeKey.length), 'the key') : '',
-            query: readQuery(context.env),
-            body: endpoint.body && (await readJson(context, endpoint.body, request)),
-            answer,
-          })
-          return answered instanceof Response
-            ? answered
-            : respond(context, answered.status, answered.body, answer)
-        }),
-      )
-    }
+  for (const endpoint of endpoints) {
+    const { method, path } = endpoint
+    const beforeKey = PARAMETER.test(path) ? path.replace(PARAMETER, '/') : undefined
+    const served = { ...parts, endpoint, beforeKey, routes }
+    app.on(method, beforeKey === undefined ? path : `${beforeKey}*`, (context) =>
+      answers.give(context, path, () => serve(context, served)),
+    )
   }
-
   const page = docsPage(document.content, document.path)
   app.get(document.path, (context) =>
-    answered(context, document.path, async () => context.json(document.content)),
+    answers.give(context, document.path, async () => context.json(document.content)),
   )
   app.get(document.page, (context) =>
-    answered(context, document.page, async () =>
-      context.html(page, 200, {
-        'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'",
-      }),
-    ),
+    answers.give(context, document.page, async () => context.html(page, 200, PAGE_HEADERS)),
   )
   for (const file of files) {
     app.get(file.path, (context) =>
-      answered(context, FILES_ROUTE, async () => answerWithFile(context.req.raw, file)),
+      answers.give(context, FILES_ROUTE, async () => answerWithFile(context.req.raw, file)),
     )
   }
-  if (corsHeaders)
-    app.options('*', (context) => answered(context, 'options', async () => context.body(null, 200)))
+  if (corsHeaders) {
+    app.options('*', (context) =>
+      answers.give(context, 'options', async () => context.body(null, 200)),
+    )
+  }
   app.notFound((context) => {
     const path = rawPath(context.env)
-    return answered(context, patternOf(path) ?? 'unknown', async () => {
-      throw notServed(path)
+    return answers.give(context, routes.patternOf(path) ?? 'unknown', async () => {
+      throw routes.notServed(path)
     })
   })
-  app.onError((error, context) => respondTo(error, context, 'unknown'))
+  app.onError((error, context) => answers.refuse(error, context, 'unknown'))
   return app
+}
 
-  /**
-   * Answers a request, whatever `work` throws, and records the answer. Not a middleware: with one
-   * handler for each route and no other, Hono does without what it puts several together with,
-   * which costs as much as all else that it does.
-   */
-  async function answered(
-    context: ApiContext,
-    route: string,
-    work: () => Promise<Response>,
-  ): Promise<Response> {
-    const start = performance.now()
-    let response: Response
-    try {
-      response = await work()
-    } catch (error) {
-      response = respondTo(error, context, route)
-    }
-    recordAnswer(logger, {
-      method: context.req.method,
-      route,
-      status: response.status,
-      milliseconds: performance.now() - start,
-      agent: context.get('identity'),
-    })
-    // What is written by somebody else has its headers already.
-    if (response === RESPONSE_ALREADY_SENT) return response
-    for (const [name, value] of Object.entries(corsHeaders ?? {})) response.headers.set(name, value)
-    return response
-  }
+/** An endpoint, and what each request to it needs. */
+interface Served
+  extends Pick<AppParts, 'admit' | 'clientAddress' | 'requestBytes' | 'answerBytes'> {
+  readonly endpoint: Endpoint
+  /** The path without its parameter, where it has one. */
+  readonly beforeKey: string | undefined
+  readonly routes: Routes
+}
 
-  function respondTo(error: unknown, context: ApiContext, route: string): Response {
-    const apiError = toApiError(error)
-    if (apiError.code === 'internal_error') logger.error({ err: error, route }, 'defect')
-    else if (apiError.code === 'unavailable')
-      outages.met(partOf(error), 'unavailable', describe(error), { route })
-    return respondWithError(context, apiError)
-  }
-
-  /**
-   * The pattern that serves a path by some method; the keys' where another method serves a narrower
-   * one, as `/v1/state/_capacity`.
-   */
-  function patternOf(path: string): string | undefined {
-    const patterns = [
-      ...groups.keys(),
-      document.path,
-      document.page,
-      ...files.map((file) => file.path),
-    ]
-    const ofKeys = patterns.find(
-      (pattern) => PARAMETER.test(pattern) && path.startsWith(pattern.replace(PARAMETER, '/')),
-    )
-    return ofKeys ?? patterns.find((pattern) => pattern === path)
-  }
-
-  function notServed(path: string): ApiError {
-    const pattern = patternOf(path)
-    if (pattern === undefined)
-      return new ApiError('not_found', `there is no such route; see ${document.page}`)
-    const group = groups.get(pattern)
-    return group
-      ? methodNotAllowed(group)
-      : new ApiError('method_not_allowed', 'only GET is served here', { Allow: 'GET, HEAD' })
-  }
+/** One request, from who asks to the answer. Throws what becomes an answer in `toApiError`. */
+async function serve(context: ApiContext, served: Served): Promise<Response> {
+  const { endpoint, beforeKey, routes, admit, clientAddress, requestBytes, answerBytes } = served
+  const path = rawPath(context.env)
+  // Hono's wildcard matches without the slash before it, too.
+  if (beforeKey !== undefined && !path.startsWith(beforeKey)) throw routes.notServed(path)
+  if (context.req.raw.method === 'HEAD' && endpoint.takes) throw routes.notServed(endpoint.path)
+  await admit(context, endpoint)
+  const identity = context.get('identity') ?? ''
+  const holder = identity || clientAddress(context.env)
+  using request = requestBytes.open(holder)
+  const answer = answerBytes.open(holder)
+  // Before anything is leased or read. What changes something has a short answer.
+  if (endpoint.method === 'GET') answer.resize(SHORT_ANSWER_BYTES)
+  holdUntilWritten(context, answer)
+  const answered = await endpoint.handle({
+    context,
+    identity,
+    key: beforeKey === undefined ? '' : percentDecode(path.slice(beforeKey.length), 'the key'),
+    query: readQuery(context.env),
+    body: endpoint.body && (await readJson(context, endpoint.body, request)),
+    answer,
+  })
+  return answered instanceof Response
+    ? answered
+    : respond(context, answered.status, answered.body, answer)
 }
 
 /**
@@ -238,23 +175,4 @@ export function applyLimit(context: ApiContext, bucket: BucketState): void {
   throw new ApiError('rate_limited', `too many requests; try again in ${seconds} s`, {
     'Retry-After': String(seconds),
   })
-}
-
-function methodNotAllowed(group: readonly Endpoint[]): ApiError {
-  // What serves GET serves HEAD, by Hono: the same answer without its body.
-  const served = ({ method, takes }: Endpoint) =>
-    method === 'GET' && !takes ? ['GET', 'HEAD'] : [method]
-  const allowed = group.flatMap(served).join(', ')
-  return new ApiError('method_not_allowed', `this path serves ${allowed}`, { Allow: allowed })
-}
-
-/** What is out, whoever met it: an append says so of its log, which says so of the database. */
-function partOf(error: unknown): string {
-  if (!(error instanceof Error)) return typeof error
-  return error.cause instanceof Unavailable ? partOf(error.cause) : error.name
-}
-
-function describe(error: unknown): string {
-  if (!(error instanceof Error)) return String(error)
-  return error.cause instanceof Error ? `${error.message}: ${error.cause.message}` : error.message
 }

@@ -10,6 +10,7 @@ import type { AddressInfo, Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { getRequestListener, type HttpBindings } from '@hono/node-server'
 import { inBackground } from './background.ts'
+import { throwAway, whenParsed } from './http-bodies.ts'
 import {
   BrokenRequest,
   judge,
@@ -100,48 +101,8 @@ export function upgradeOf(incoming: IncomingMessage): Upgrade | undefined {
 }
 
 export async function startHttpServer(options: HttpServerOptions): Promise<HttpServer> {
-  const {
-    fetch,
-    host,
-    port,
-    keepAliveMs,
-    refusedRoute,
-    logger,
-    refusalHeaders,
-    upgrades: isUpgrade = () => false,
-  } = options
-  let closing = false
-  /**
-   * The latest of each connection: answers go out in the order of requests, so when its answer has,
-   * all have.
-   */
-  const exchanges = new WeakMap<Duplex, { incoming: IncomingMessage; outgoing: ServerResponse }>()
-  /** Connections on which nothing is understood any more. */
-  const lost = new WeakSet<Duplex>()
-  const taken = new Set<Socket>()
-
-  const record = (refusal: Refusal, method = '', cause?: string) =>
-    recordAnswer(logger, { method, route: refusedRoute, status: refusal.status, cause })
-
-  const listener = getRequestListener(
-    (request, bindings) => fetch(request, bindings as HttpBindings),
-    {
-      // HTTP/1.0 may do without a Host.
-      hostname: 'localhost',
-      errorHandler: () => {
-        record(REFUSALS.invalid)
-        return new Response(bodyOf(REFUSALS.invalid), {
-          status: 400,
-          headers: { ...headersOf(REFUSALS.invalid), ...refusalHeaders },
-        })
-      },
-      overrideGlobalObjects: true,
-      // What a refused request still sends is thrown away by Node, within REQUEST_TIMEOUT_MS. The
-      // library's own way breaks the connection after 500 ms, which on a busy machine hits the
-      // client's next request.
-      autoCleanupIncoming: false,
-    },
-  )
+  const { host, port, keepAliveMs, upgrades: isUpgrade = () => false } = options
+  const exchanges = new Exchanges(options)
   const server = createServer(
     {
       requestTimeout: REQUEST_TIMEOUT_MS,
@@ -153,16 +114,7 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       highWaterMark: 16_384,
       shouldUpgradeCallback: isUpgrade,
     },
-    (incoming, outgoing) => {
-      exchanges.set(incoming.socket, { incoming, outgoing })
-      // Before Node does it, as fast as it comes.
-      outgoing.once('prefinish', () => {
-        if (!incoming.complete) throwAway(incoming)
-      })
-      // When all that came with it has been parsed: a body that is broken there is refused,
-      // whatever it is for, as HAProxy does.
-      whenParsed(incoming, () => answer(incoming, outgoing))
-    },
+    (incoming, outgoing) => exchanges.begin(incoming, outgoing),
   )
   // How Node ends a connection after its last answer. It would break one on which the rest of a
   // refused body is still coming, and the client would never see the answer.
@@ -171,18 +123,92 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
   })
   server.maxConnections = MAX_CONNECTIONS
   server.on('drop', () => server.closeIdleConnections())
-  server.on('checkExpectation', (incoming, outgoing) => {
-    exchanges.set(incoming.socket, { incoming, outgoing })
-    refuse(incoming, outgoing, REFUSALS.expectation)
-  })
-  server.on('connect', (incoming, socket) => {
+  server.on('checkExpectation', (incoming, outgoing) => exchanges.expect(incoming, outgoing))
+  server.on('connect', (incoming, socket) => exchanges.connect(incoming, socket))
+  server.on('upgrade', (incoming, _socket, head) => exchanges.upgrade(incoming, head))
+  server.on('clientError', (error, socket) => exchanges.fail(error, socket))
+  await listen(server, host, port)
+  return {
+    port: (server.address() as AddressInfo).port,
+    close: async () => {
+      exchanges.close()
+      const closed = new Promise((resolve) => server.close(resolve))
+      const sweep = setInterval(() => server.closeIdleConnections(), CLOSE_POLL_MS)
+      await closed
+      clearInterval(sweep)
+    },
+  }
+}
+
+interface Exchange {
+  readonly incoming: IncomingMessage
+  readonly outgoing: ServerResponse
+}
+
+/** Requests and their answers on all connections, and what is no request. */
+class Exchanges {
+  readonly #options: HttpServerOptions
+  readonly #listener: ReturnType<typeof getRequestListener>
+  /**
+   * The latest of each connection: answers go out in the order of requests, so when its answer has,
+   * all have.
+   */
+  readonly #latest = new WeakMap<Duplex, Exchange>()
+  /** Connections on which nothing is understood any more. */
+  readonly #lost = new WeakSet<Duplex>()
+  /** Connections that were taken over. */
+  readonly #taken = new Set<Socket>()
+  #isClosing = false
+
+  constructor(options: HttpServerOptions) {
+    this.#options = options
+    this.#listener = getRequestListener(
+      (request, bindings) => options.fetch(request, bindings as HttpBindings),
+      {
+        // HTTP/1.0 may do without a Host.
+        hostname: 'localhost',
+        errorHandler: () => {
+          this.#record(REFUSALS.invalid)
+          const headers = this.#headersOf(REFUSALS.invalid)
+          return new Response(bodyOf(REFUSALS.invalid), { status: 400, headers })
+        },
+        overrideGlobalObjects: true,
+        // What a refused request still sends is thrown away by Node, within REQUEST_TIMEOUT_MS. The
+        // library's own way breaks the connection after 500 ms, which on a busy machine hits the
+        // client's next request.
+        autoCleanupIncoming: false,
+      },
+    )
+  }
+
+  begin(incoming: IncomingMessage, outgoing: ServerResponse): void {
+    this.#latest.set(incoming.socket, { incoming, outgoing })
+    // Before Node does it, as fast as it comes.
+    outgoing.once('prefinish', () => {
+      if (!incoming.complete) throwAway(incoming)
+    })
+    // When all that came with it has been parsed: a body that is broken there is refused, whatever
+    // it is for, as HAProxy does.
+    whenParsed(incoming, () => this.#answer(incoming, outgoing))
+  }
+
+  /** Of a request with an expectation other than `100-continue`. */
+  expect(incoming: IncomingMessage, outgoing: ServerResponse): void {
+    this.#latest.set(incoming.socket, { incoming, outgoing })
+    this.#refuse(incoming, outgoing, REFUSALS.expectation)
+  }
+
+  /** Of a request for a tunnel. */
+  connect(incoming: IncomingMessage, socket: Duplex): void {
     socket.on('error', () => socket.destroy())
-    endWith(socket, judgeConnect(incoming), incoming.method)
-  })
-  server.on('upgrade', (incoming, _socket, head) => {
+    this.#endWith(socket, judgeConnect(incoming), incoming.method)
+  }
+
+  /** Of a request for another protocol, once those before it have been answered. */
+  upgrade(incoming: IncomingMessage, head: Buffer): void {
     const { socket } = incoming
     socket.on('error', () => socket.destroy())
-    afterAnswer(exchanges.get(socket)?.outgoing, () => {
+    afterAnswer(this.#latest.get(socket)?.outgoing, () => {
       if (!socket.writable) return
       const outgoing = new ServerResponse(incoming)
       announceClose(outgoing)
@@ -190,151 +216,95 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       outgoing.once('finish', () => linger(socket))
       const take = () => {
         outgoing.detachSocket(socket)
-        taken.add(socket)
-        socket.once('close', () => taken.delete(socket))
+        this.#taken.add(socket)
+        socket.once('close', () => this.#taken.delete(socket))
       }
       upgrades.set(incoming, { socket, head, take })
-      answer(incoming, outgoing)
+      this.#answer(incoming, outgoing)
     })
-  })
-  server.on('clientError', (error: NodeJS.ErrnoException, socket) => {
-    // Whatever else comes is an error too.
-    if (lost.has(socket)) return
-    lost.add(socket)
-    const last = exchanges.get(socket)
-    if (last === undefined || last.incoming.complete)
-      endWith(socket, refusalOf(error.code), undefined, error.code)
-    else breakOff(last.incoming, last.outgoing, refusalOf(error.code))
-  })
-  await listen(server, host, port)
-  return {
-    port: (server.address() as AddressInfo).port,
-    close: async () => {
-      closing = true
-      for (const socket of taken) socket.destroy()
-      const closed = new Promise((resolve) => server.close(resolve))
-      const sweep = setInterval(() => server.closeIdleConnections(), CLOSE_POLL_MS)
-      await closed
-      clearInterval(sweep)
-    },
   }
 
-  function answer(incoming: IncomingMessage, outgoing: ServerResponse): void {
+  /** What came is no request, or a request broke. */
+  fail(error: NodeJS.ErrnoException, socket: Duplex): void {
+    // Whatever else comes is an error too.
+    if (this.#lost.has(socket)) return
+    this.#lost.add(socket)
+    const last = this.#latest.get(socket)
+    if (last === undefined || last.incoming.complete)
+      this.#endWith(socket, refusalOf(error.code), undefined, error.code)
+    else breakOff(last, refusalOf(error.code))
+  }
+
+  /** From now on answers say that theirs is the last of the connection. */
+  close(): void {
+    this.#isClosing = true
+    for (const socket of this.#taken) socket.destroy()
+  }
+
+  #answer(incoming: IncomingMessage, outgoing: ServerResponse): void {
     const refusal = brokenBy(incoming)?.refusal ?? judge(incoming)
     if (refusal !== undefined) {
-      refuse(incoming, outgoing, refusal)
+      this.#refuse(incoming, outgoing, refusal)
       return
     }
-    if (closing) announceClose(outgoing)
+    if (this.#isClosing) announceClose(outgoing)
     // A backslash is not allowed in a URL, and URL parsers take it for a slash; here it is what its
     // escape is.
     incoming.url = incoming.url?.replaceAll('\\', '%5C')
-    inBackground('answer_request', Promise.resolve(listener(incoming, outgoing)))
+    inBackground('answer_request', Promise.resolve(this.#listener(incoming, outgoing)))
   }
 
-  function refuse({ method }: IncomingMessage, outgoing: ServerResponse, refusal: Refusal): void {
-    record(refusal, method)
-    outgoing
-      .writeHead(refusal.status, { ...headersOf(refusal), ...refusalHeaders })
-      .end(bodyOf(refusal))
+  #refuse({ method }: IncomingMessage, outgoing: ServerResponse, refusal: Refusal): void {
+    this.#record(refusal, method)
+    outgoing.writeHead(refusal.status, this.#headersOf(refusal)).end(bodyOf(refusal))
   }
 
   /** What is no request is answered when those before it have been, and ends the connection. */
-  function endWith(socket: Duplex, refusal: Refusal, method?: string, cause?: string): void {
-    afterAnswer(exchanges.get(socket)?.outgoing, () => {
+  #endWith(socket: Duplex, refusal: Refusal, method?: string, cause?: string): void {
+    afterAnswer(this.#latest.get(socket)?.outgoing, () => {
       if (!socket.writable) return
-      record(refusal, method, cause)
-      const head = Object.entries({
-        ...headersOf(refusal),
-        ...refusalHeaders,
-        Date: new Date().toUTCString(),
-      })
+      this.#record(refusal, method, cause)
+      const head = { ...this.#headersOf(refusal), Date: new Date().toUTCString() }
       const lines = [
         `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status]}`,
-        ...head.map((field) => field.join(': ')),
+        ...Object.entries(head).map((field) => field.join(': ')),
       ]
       socket.write(`${lines.join('\r\n')}\r\n\r\n${bodyOf(refusal)}`)
       linger(socket)
     })
   }
 
-  /**
-   * A request whose body is broken has the answer that it has begun to get, or gets that of whoever
-   * reads the body.
-   */
-  function breakOff(incoming: IncomingMessage, outgoing: ServerResponse, refusal: Refusal): void {
-    const { socket } = incoming
-    const broken = new BrokenRequest(refusal)
-    brokenRequests.set(incoming, broken)
-    if (!outgoing.headersSent) announceClose(outgoing)
-    if (incoming.listenerCount('error') > 0) incoming.emit('error', broken)
-    afterAnswer(outgoing, () => linger(socket))
+  #headersOf(refusal: Refusal): Record<string, string> {
+    return {
+      'Content-Type': 'application/json',
+      'Content-Length': String(Buffer.byteLength(bodyOf(refusal))),
+      ...(refusal.status === 405 ? { Allow: 'GET, HEAD, POST, PUT, DELETE' } : {}),
+      Connection: 'close',
+      ...this.#options.refusalHeaders,
+    }
+  }
+
+  #record({ status }: Refusal, method = '', cause?: string): void {
+    const { logger, refusedRoute: route } = this.#options
+    recordAnswer(logger, { method, route, status, cause })
   }
 }
 
 /**
- * Hands on the parts of a body as they come, one of a connection in each turn of the event loop,
- * until `take` returns false. By itself Node reads from each connection as long as there is
- * something, and hundreds of large bodies at once keep everybody else waiting for seconds.
+ * A request whose body is broken has the answer that it has begun to get, or gets that of whoever
+ * reads the body.
  */
-export function readInTurn(incoming: IncomingMessage, take: (part: Buffer) => boolean): void {
-  const onData = (part: Buffer) => {
-    const isWanted = take(part)
-    if (!isWanted) incoming.off('data', onData)
-    // What has come whole takes no more reading.
-    if (isWanted && incoming.complete) return
-    incoming.pause()
-    if (isWanted) setImmediate(() => incoming.resume())
-  }
-  incoming.on('data', onData)
-}
-
-/**
- * Of bodies that nobody wants any more so many parts, of 64 KiB, are read in a turn of the event
- * loop: it takes half a millisecond.
- */
-const THROWN_AWAY_IN_A_TURN = 8
-/** Those of them that wait for their turn; bounded by the connections. */
-const unwanted = new Set<IncomingMessage>()
-
-/**
- * Reads the rest of a body that is refused, so that the client sees the answer, and little of it at
- * a time: others are being served.
- */
-function throwAway(incoming: IncomingMessage): void {
-  incoming.on('data', () => {
-    incoming.pause()
-    if (unwanted.size === 0) setImmediate(throwSomeAway)
-    unwanted.add(incoming)
-  })
-  incoming.resume()
-}
-
-function throwSomeAway(): void {
-  for (const incoming of [...unwanted.values().take(THROWN_AWAY_IN_A_TURN)]) {
-    unwanted.delete(incoming)
-    incoming.resume()
-  }
-  if (unwanted.size > 0) setImmediate(throwSomeAway)
-}
-
-function whenParsed(incoming: IncomingMessage, act: () => void): void {
-  // Node parses all bytes of a packet before it does anything else, but for ticks between the parts
-  // of a body.
-  process.nextTick(() => (incoming.complete ? act() : setImmediate(act)))
+function breakOff({ incoming, outgoing }: Exchange, refusal: Refusal): void {
+  const { socket } = incoming
+  const broken = new BrokenRequest(refusal)
+  brokenRequests.set(incoming, broken)
+  if (!outgoing.headersSent) announceClose(outgoing)
+  if (incoming.listenerCount('error') > 0) incoming.emit('error', broken)
+  afterAnswer(outgoing, () => linger(socket))
 }
 
 function bodyOf({ error, message }: Refusal): string {
   return JSON.stringify({ error, message })
-}
-
-function headersOf(refusal: Refusal): Record<string, string> {
-  return {
-    'Content-Type': 'application/json',
-    'Content-Length': String(Buffer.byteLength(bodyOf(refusal))),
-    ...(refusal.status === 405 ? { Allow: 'GET, HEAD, POST, PUT, DELETE' } : {}),
-    Connection: 'close',
-  }
 }
 
 function afterAnswer(outgoing: ServerResponse | undefined, act: () => void): void {

@@ -22,16 +22,13 @@ import { Lease } from '../platform/lease.ts'
 import { createLogger, type Logger } from '../platform/logger.ts'
 import { checkSchema, POSTGRES } from '../platform/migrate.ts'
 import { connectNats } from '../platform/nats.ts'
+import type { ReadinessChecks } from '../platform/readiness.ts'
 import { RedisClient } from '../platform/redis.ts'
 import { PostgresSigningKeys } from '../platform/signing-keys.ts'
 import { NotThereYet, untilThere } from '../platform/startup-error.ts'
-import {
-  type Announcement,
-  Announcements,
-  type ProjectionName,
-} from '../projector/announcements.ts'
+import { Announcements } from '../projector/announcements.ts'
 import { DatabaseProjection, standing } from '../projector/database-projection.ts'
-import { type Projection, type ProjectorOptions, runProjector } from '../projector/projector.ts'
+import { type ProjectorOptions, runProjector } from '../projector/projector.ts'
 import { QueueProjection } from '../projector/queue-projection.ts'
 import { PostgresRegistryStore } from '../registry/postgres-registry-store.ts'
 import { RegistryTables } from '../registry/postgres-registry-tables.ts'
@@ -232,45 +229,14 @@ export async function openCluster(
   const stateTables = new StateTables(database, config.STATE_CAPACITY_BYTES)
   const removals = new PostgresRemovals(database)
   const maxQueue = config.MESSAGE_MAX_QUEUE_PER_AGENT
-  const queueProjection = new QueueProjection(redis, database, { maxQueue })
-  const stop = new AbortController()
-  const project = (
-    name: ProjectionName,
-    projection: Projection,
-    more: { onApplied?: ProjectorOptions['onApplied']; details?: () => Partial<Announcement> },
-  ) =>
-    runProjector(
-      {
-        projection,
-        log,
-        progress: announcements.progress[name],
-        logger,
-        holder,
-        ...standby,
-        ...(more.onApplied && { onApplied: more.onApplied }),
-        announce: (applied, events) =>
-          announcements.announce(
-            name,
-            { applied, ...more.details?.(), ...(log.lost && { lost: log.lost }) },
-            events,
-          ),
-      },
-      stop.signal,
-    )
-  const projecting = [
-    project('database', new DatabaseProjection(database, readModels({ maxQueue })), {
-      onApplied: (events) => {
-        if (events.some(isToBePushed)) nats.publish(PUSHES)
-      },
-    }),
-    project('queues', queueProjection, {
-      details: () => ({
-        ...(queueProjection.announced && { queues: queueProjection.announced }),
-        ...(queueProjection.isHeldUp && { isHeldUp: true }),
-      }),
-    }),
-  ]
-  for (const running of projecting) inBackground('projector', running)
+  const projections = startProjections({
+    database: new DatabaseProjection(database, readModels({ maxQueue })),
+    queues: new QueueProjection(redis, database, { maxQueue }),
+    log,
+    announcements,
+    onPush: () => nats.publish(PUSHES),
+    options: { logger, holder, ...standby },
+  })
 
   return {
     redis,
@@ -308,38 +274,102 @@ export async function openCluster(
         redis: () => redis.run('check', (connection) => connection.ping()).then(() => undefined),
         nats: () => nats.rtt().then(() => undefined),
       },
-      work: {
-        log: async () => {
-          const seq =
-            log.lost ??
-            announcements.latest('database')?.lost ??
-            announcements.latest('queues')?.lost
-          return seq === undefined
-            ? undefined
-            : `event ${seq} is on no NATS server: nothing behind it is applied`
-        },
-        projector: async () =>
-          announcements.isSilent('database')
-            ? 'no projector has been heard of: changes are not applied'
-            : undefined,
-        queues: async () =>
-          announcements.latest('queues')?.queues
-            ? undefined
-            : 'the queues are being built: messages are not handed out',
-      },
-      room: {
-        queues: async () =>
-          announcements.latest('queues')?.isHeldUp
-            ? 'redis is full (maxmemory): new messages wait in the event log until others are fetched'
-            : undefined,
-      },
+      ...checksOf(log, announcements),
     },
     close: async () => {
-      stop.abort()
-      await Promise.all(projecting)
+      await projections.stop()
       await log.close()
       await redis.close()
       await database.destroy()
+    },
+  }
+}
+
+interface Projections {
+  readonly database: DatabaseProjection
+  readonly queues: QueueProjection
+  readonly log: JetStreamEventLog
+  readonly announcements: Announcements
+  /** There is something new to be pushed. */
+  readonly onPush: () => void
+  readonly options: Pick<ProjectorOptions, 'logger' | 'holder'> & Standby
+}
+
+/** Leads both projections where no other process does, until they are stopped. */
+function startProjections({ database, queues, log, announcements, onPush, options }: Projections) {
+  const stopped = new AbortController()
+  const lost = () => log.lost && { lost: log.lost }
+  const running = [
+    runProjector(
+      {
+        ...options,
+        projection: database,
+        log,
+        progress: announcements.progress.database,
+        onApplied: (events) => {
+          if (events.some(isToBePushed)) onPush()
+        },
+        announce: (applied, events) =>
+          announcements.announce('database', { applied, ...lost() }, events),
+      },
+      stopped.signal,
+    ),
+    runProjector(
+      {
+        ...options,
+        projection: queues,
+        log,
+        progress: announcements.progress.queues,
+        announce: (applied, events) =>
+          announcements.announce(
+            'queues',
+            {
+              applied,
+              ...(queues.announced && { queues: queues.announced }),
+              ...(queues.isHeldUp && { isHeldUp: true }),
+              ...lost(),
+            },
+            events,
+          ),
+      },
+      stopped.signal,
+    ),
+  ]
+  for (const projector of running) inBackground('projector', projector)
+  return {
+    stop: async (): Promise<void> => {
+      stopped.abort()
+      await Promise.all(running)
+    },
+  }
+}
+
+/** Whether the work goes on that processes do for each other. */
+function checksOf(
+  log: JetStreamEventLog,
+  announcements: Announcements,
+): Pick<ReadinessChecks, 'work' | 'room'> {
+  const queues = () => announcements.latest('queues')
+  return {
+    work: {
+      log: async () => {
+        const seq = log.lost ?? announcements.latest('database')?.lost ?? queues()?.lost
+        return seq === undefined
+          ? undefined
+          : `event ${seq} is on no NATS server: nothing behind it is applied`
+      },
+      projector: async () =>
+        announcements.isSilent('database')
+          ? 'no projector has been heard of: changes are not applied'
+          : undefined,
+      queues: async () =>
+        queues()?.queues ? undefined : 'the queues are being built: messages are not handed out',
+    },
+    room: {
+      queues: async () =>
+        queues()?.isHeldUp
+          ? 'redis is full (maxmemory): new messages wait in the event log until others are fetched'
+          : undefined,
     },
   }
 }

@@ -1,14 +1,14 @@
 /** The event log on the internal port. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, describe, expect, it } from 'vitest'
-import { NO_CHECKS, startInternalServer } from '../../src/platform/internal-server.ts'
+import { startInternalServer } from '../../src/platform/internal-server.ts'
 import { createLogger } from '../../src/platform/logger.ts'
 
 let read: (asked: { since: number; limit: number }) => Promise<string[]>
 const server = await startInternalServer({
   host: '127.0.0.1',
   port: 0,
-  checks: NO_CHECKS,
+  checks: { servers: {}, work: {} },
   logger: createLogger('silent', 'test'),
   readEvents: (asked) => read(asked),
 })
