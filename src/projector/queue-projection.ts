@@ -9,7 +9,7 @@
  */
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { sql } from 'kysely'
+import { type SqlBool, sql } from 'kysely'
 import { Counter, Gauge } from 'prom-client'
 import { changesOf, type LoggedEvent } from '../events/event.ts'
 import type { FollowOptions } from '../events/event-log.ts'
@@ -170,6 +170,7 @@ export class QueueProjection implements Projection {
     this.#announced = undefined
     this.#isCaughtUp = false
     const generation = randomUUID().slice(0, 8)
+    const options = { maxQueue: this.#maxQueue }
     const { applied_seq: start } = await roundTrip(this.#database, 'rebuild_position', () =>
       this.#database
         .selectFrom('projections')
@@ -183,46 +184,10 @@ export class QueueProjection implements Projection {
       [holder, generation, LEASE_MS],
     )
     if (isAnnounced !== 1) throw new LeaseLost()
-    let after = { recipient: '', seq: 0 }
+    let after = FIRST
     for (;;) {
-      const page = await roundTrip(
-        this.#database,
-        'rebuild_page',
-        () =>
-          this.#database
-            .selectFrom('queued_messages')
-            .select(['recipient', 'seq'])
-            .select(({ exists, selectFrom }) =>
-              exists(
-                selectFrom('removals')
-                  .select('removals.seq')
-                  .whereRef(
-                    'removals.message_id',
-                    '=',
-                    sql<string>`queued_messages.message_id::text`,
-                  ),
-              ).as('redacted'),
-            )
-            .where('via_webhook', '=', false)
-            .where(({ eb, refTuple, tuple }) =>
-              eb(refTuple('recipient', 'seq'), '>', tuple(after.recipient, after.seq)),
-            )
-            .orderBy('recipient')
-            .orderBy('seq')
-            .limit(REBUILD_PAGE)
-            .execute(),
-        REBUILD_TIMEOUT_MS,
-      )
-      const changes = Map.groupBy(page, ({ recipient }) => recipient)
-      const added = [...changes].map(([recipient, rows]) => ({
-        recipient,
-        added: rows.map(({ seq, redacted }): [number, string] => [
-          seq,
-          redacted ? PAYLOADS.redacted : PAYLOADS.large,
-        ]),
-        removed: [],
-      }))
-      const add = () => changeQueues(this.#redis, generation, added, { maxQueue: this.#maxQueue })
+      const page = await this.#queuedAfter(after)
+      const add = () => changeQueues(this.#redis, generation, additions(page), options)
       await this.#whenThereIsRoom(signal, add, async () => {
         // Nobody is served from the other generations any more.
         const removing = removeGenerations(this.#redis, async () => {
@@ -244,6 +209,38 @@ export class QueueProjection implements Projection {
     this.#position = start
     this.#rebuiltAt = performance.now()
     return start
+  }
+
+  /** A page of all messages that wait in pull queues, queue by queue. */
+  async #queuedAfter({ recipient, seq }: QueuedAt): Promise<Queued[]> {
+    return roundTrip(
+      this.#database,
+      'rebuild_page',
+      () =>
+        this.#database
+          .selectFrom('queued_messages')
+          .select(['recipient', 'seq'])
+          .select(({ exists, selectFrom }) =>
+            exists(
+              selectFrom('removals')
+                .select('removals.seq')
+                .whereRef(
+                  'removals.message_id',
+                  '=',
+                  sql<string>`queued_messages.message_id::text`,
+                ),
+            ).as('redacted'),
+          )
+          .where('via_webhook', '=', false)
+          .where(({ eb, refTuple, tuple }) =>
+            eb(refTuple('recipient', 'seq'), '>', tuple(recipient, seq)),
+          )
+          .orderBy('recipient')
+          .orderBy('seq')
+          .limit(REBUILD_PAGE)
+          .execute(),
+      REBUILD_TIMEOUT_MS,
+    )
   }
 
   async apply(
@@ -331,6 +328,28 @@ export class QueueProjection implements Projection {
   async release(holder: string): Promise<void> {
     await this.#redis.script(releaseScript, [LEASE_KEY], [holder])
   }
+}
+
+/** Where a message is in the order in which queues are rebuilt. */
+interface QueuedAt {
+  readonly recipient: string
+  readonly seq: number
+}
+const FIRST: QueuedAt = { recipient: '', seq: 0 }
+
+interface Queued extends QueuedAt {
+  readonly redacted: SqlBool
+}
+
+function additions(page: readonly Queued[]): QueueChange[] {
+  return [...Map.groupBy(page, ({ recipient }) => recipient)].map(([recipient, rows]) => ({
+    recipient,
+    added: rows.map(({ seq, redacted }): [number, string] => [
+      seq,
+      redacted ? PAYLOADS.redacted : PAYLOADS.large,
+    ]),
+    removed: [],
+  }))
 }
 
 /** The sequence numbers of redacted messages, by whose queue they may wait in. */

@@ -5,6 +5,7 @@ import type { EventLog } from '../events/event-log.ts'
 import { POSITION_KEY } from '../messaging/queue-generations.ts'
 import { type Database, roundTrip } from '../platform/database.ts'
 import type { RedisClient } from '../platform/redis.ts'
+import { StartupError } from '../platform/startup-error.ts'
 import { Unavailable } from '../platform/unavailable.ts'
 import { standing } from '../projector/database-projection.ts'
 import type { LogEraser } from './log-eraser.ts'
@@ -67,26 +68,8 @@ export function clusterRemovalStore({ database, log, redis, eraser }: RemovalPar
     async inForce({ type }, seq) {
       const deadline = performance.now() + IN_FORCE_MS
       const reached = async (what: string, position: () => Promise<number>) => {
-        for (;;) {
-          let is = 'cannot be asked'
-          try {
-            const at = await position()
-            if (at >= seq) return undefined
-            is = `is at ${at}`
-          } catch (error) {
-            // A server that cannot be reached is no reason to fail: the removal is in the log.
-            if (
-              !(
-                error instanceof Unavailable ||
-                (error instanceof Error && error.name === 'StartupError')
-              )
-            )
-              throw error
-            is = `cannot be asked (${error.message})`
-          }
-          if (performance.now() > deadline) return `${what} ${is}`
-          await sleep(POLL_MS)
-        }
+        const problem = await lateness(seq, position, deadline)
+        return problem && `${what} ${problem}`
       }
       const late = [
         await reached(
@@ -116,5 +99,30 @@ export function clusterRemovalStore({ database, log, redis, eraser }: RemovalPar
         ]
       }
     },
+  }
+}
+
+/**
+ * Resolves to undefined when a projection is at `seq`; at the deadline, of `performance.now()`, to
+ * where it is instead. A server that cannot be reached is no reason to fail: the removal is in the
+ * log.
+ */
+async function lateness(
+  seq: number,
+  position: () => Promise<number>,
+  deadline: number,
+): Promise<string | undefined> {
+  for (;;) {
+    let is: string
+    try {
+      const at = await position()
+      if (at >= seq) return undefined
+      is = `is at ${at}`
+    } catch (error) {
+      if (!(error instanceof Unavailable || error instanceof StartupError)) throw error
+      is = `cannot be asked (${error.message})`
+    }
+    if (performance.now() > deadline) return is
+    await sleep(POLL_MS)
   }
 }
