@@ -12,7 +12,7 @@ import { CursorSeal } from '../src/platform/cursor.ts'
 import { type Database, openPostgres } from '../src/platform/database.ts'
 import { createLogger } from '../src/platform/logger.ts'
 import { RedisClient } from '../src/platform/redis.ts'
-import { PostgresSigningKeys } from '../src/platform/signing-keys.ts'
+import { PostgresSigningKeys } from '../src/platform/postgres-signing-keys.ts'
 import { cpuTimes, median, type Pids, serverPids } from './load.ts'
 
 /** Far above the places that the log gives out meanwhile. */

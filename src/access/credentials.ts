@@ -9,11 +9,7 @@ import { Histogram } from 'prom-client'
 import { monotonicMs } from '../platform/monotonic-clock.ts'
 import type { BcryptOperation, BcryptTask } from './bcrypt-thread.ts'
 import { FairQueue, type Owned } from './fair-queue.ts'
-
-/** Too many tokens are waiting to be hashed or checked, of everybody or of this one operator. */
-export class VerifierBusy extends Error {
-  override name = 'VerifierBusy'
-}
+import { VerifierBusy } from './verifier-busy.ts'
 
 export interface CredentialOptions {
   verifier: 'bcrypt' | 'hmac'

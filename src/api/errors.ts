@@ -1,6 +1,6 @@
 /** The one place where what went wrong becomes HTTP. */
 import type { Context } from 'hono'
-import { VerifierBusy } from '../access/credentials.ts'
+import { VerifierBusy } from '../access/verifier-busy.ts'
 import { ProjectionBehind } from '../events/progress.ts'
 import { IdempotencyKeyReused, UnknownRecipient } from '../messaging/messaging.ts'
 import { BatchQueueFull } from '../platform/batch.ts'

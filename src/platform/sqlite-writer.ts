@@ -9,42 +9,25 @@
  * and ten times a second otherwise.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type MessagePort, Worker } from 'node:worker_threads'
+import { Worker } from 'node:worker_threads'
 import { Histogram } from 'prom-client'
 import { inBackground } from './background.ts'
 import { batched } from './batch.ts'
-import { type Sqlite, SqliteUnavailable, transaction, verdictOn } from './sqlite.ts'
-import { watchFiles } from './sqlite-files.ts'
-
-/**
- * What can be written: takes one value, does it within a transaction that is under way, returns
- * what came of it. No promises.
- */
-export type Writes = Record<string, (input: never) => unknown>
-
-interface Call {
-  readonly name: string
-  readonly input: unknown
-}
+import { SqliteUnavailable } from './sqlite.ts'
+import {
+  type Answer,
+  type Call,
+  type Outcome,
+  PROBE,
+  type Said,
+  toError,
+  type Writes,
+} from './sqlite-writes.ts'
 
 interface Asked extends Call {
   readonly bytes: number
   readonly mayWait: boolean
 }
-
-/** What came of one write. An error is a defect: an outcome that is expected is a value. */
-type Outcome = { readonly value: unknown } | { readonly error: Error }
-
-/** Of a batch: what came of each of its writes, or why none has been done. */
-type Answer =
-  | { readonly outcomes: Outcome[] }
-  | { readonly failure: Error; readonly isRuin: boolean }
-
-/**
- * What the thread says: first that it is ready, or why it cannot be; an answer to each batch; and
- * that another process has written.
- */
-type Said = { readonly ready: true } | { readonly elsewhere: true } | Answer
 
 /**
  * Writes of one transaction, in number and in bytes of their strings; those that wait for one, in
@@ -63,15 +46,8 @@ const DEADLINE_MS = 10_000
 const YOUNG_MIB = 16
 /** While nothing can be written, it is tried so often whether it can be again. */
 const PROBE_MS = 1_000
-/**
- * How often the thread looks whether another process has written, and whether the files are still
- * there.
- */
-const WATCH_MS = 500
 /** What nobody waits for is written within so long. */
 const MAY_WAIT_MS = 100
-/** A write that every thread knows and that changes nothing. */
-const PROBE: Call = { name: 'probe', input: undefined }
 /** One that none knows. */
 const NOTHING: Call = { name: 'nothing', input: undefined }
 
@@ -261,75 +237,4 @@ async function withDeadline(answer: Promise<Answer>, ms: number): Promise<Answer
   } finally {
     clearTimeout(timer)
   }
-}
-
-/** The thread's side: does what it is sent, a message a transaction, until it is sent nothing. */
-export function serveWrites(
-  port: MessagePort,
-  open: () => { sqlite: Sqlite; writes: Writes },
-): void {
-  let opened: ReturnType<typeof open>
-  try {
-    opened = open()
-  } catch (error) {
-    port.postMessage({ failure: toError(error), isRuin: true } satisfies Said)
-    return
-  }
-  const { sqlite, writes } = opened
-  const known: Writes = { ...writes, [PROBE.name]: () => touch(sqlite) }
-  let version = dataVersion(sqlite)
-  const checkFiles = watchFiles(sqlite)
-  // What is thrown here ends the thread, and with it all that relies on it.
-  const watching = setInterval(() => {
-    checkFiles()
-    if (dataVersion(sqlite) === version) return
-    version = dataVersion(sqlite)
-    port.postMessage({ elsewhere: true } satisfies Said)
-  }, WATCH_MS)
-  port.on('message', (calls: readonly Call[] | undefined) => {
-    if (calls) port.postMessage(runBatch(sqlite, known, calls))
-    else {
-      clearInterval(watching)
-      sqlite.connection.close()
-      port.close()
-    }
-  })
-  port.postMessage({ ready: true } satisfies Said)
-}
-
-function runBatch({ connection, sql }: Sqlite, writes: Writes, calls: readonly Call[]): Answer {
-  const attempt = ({ name, input }: Call): Outcome => {
-    sql.run`savepoint call`
-    try {
-      const value = writes[name]?.(input as never)
-      sql.run`release call`
-      return { value }
-    } catch (error) {
-      if (verdictOn(error) !== 'defect' || !connection.isTransaction) throw error
-      sql.run`rollback to call`
-      sql.run`release call`
-      return { error: toError(error) }
-    }
-  }
-  try {
-    return { outcomes: transaction(connection, () => calls.map(attempt)) }
-  } catch (error) {
-    return { failure: toError(error), isRuin: verdictOn(error) === 'ruin' }
-  }
-}
-
-/** Another number after each commit of another connection. */
-function dataVersion({ sql }: Sqlite): unknown {
-  return sql.get`pragma data_version`?.data_version
-}
-
-/** Writes what is there already. */
-function touch({ connection }: Sqlite): void {
-  const { user_version: version } = connection.prepare('pragma user_version').get() ?? {}
-  connection.exec(`pragma user_version = ${version}`)
-}
-
-/** With the stack and without what else an error of SQLite carries. */
-function toError(error: unknown): Error {
-  return error instanceof Error ? error : new Error(String(error))
 }

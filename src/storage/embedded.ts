@@ -12,7 +12,6 @@ import { SqliteMessageQueue } from '../messaging/sqlite-message-queue.ts'
 import { inBackground } from '../platform/background.ts'
 import { DirectoryInUse, inDirectory, lockDirectory } from '../platform/directory-lock.ts'
 import type { Logger } from '../platform/logger.ts'
-import { SqliteSigningKeys } from '../platform/signing-keys.ts'
 import {
   checkSqliteSchema,
   forServing,
@@ -20,6 +19,7 @@ import {
   type Sqlite,
   transaction,
 } from '../platform/sqlite.ts'
+import { SqliteSigningKeys } from '../platform/sqlite-signing-keys.ts'
 import { SqliteWriter } from '../platform/sqlite-writer.ts'
 import { SqliteRegistryStore } from '../registry/sqlite-registry-store.ts'
 import { tidyChallenges } from '../registry/sqlite-registry-writes.ts'

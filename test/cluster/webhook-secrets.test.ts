@@ -1,5 +1,5 @@
 /** Secrets and keys in Postgres: the suite of their ports. */
-import { PostgresSigningKeys } from '../../src/platform/signing-keys.ts'
+import { PostgresSigningKeys } from '../../src/platform/postgres-signing-keys.ts'
 import { PostgresSealedSecrets } from '../../src/webhooks/postgres-sealed-secrets.ts'
 import { describeWebhookSecrets } from '../conformance/webhook-secrets.ts'
 import { openRegistry } from './support.ts'

@@ -1,6 +1,7 @@
 /** Secrets and keys in SQLite: the suite of their ports. */
-import { SqliteSigningKeys } from '../../src/platform/signing-keys.ts'
+
 import { openSqlite, type Sqlite } from '../../src/platform/sqlite.ts'
+import { SqliteSigningKeys } from '../../src/platform/sqlite-signing-keys.ts'
 import { SqliteRegistryStore } from '../../src/registry/sqlite-registry-store.ts'
 import { SqliteSealedSecrets } from '../../src/webhooks/sqlite-sealed-secrets.ts'
 import { openFreshSqlite } from '../support/embedded-database.ts'

@@ -1,8 +1,9 @@
 import { availableParallelism } from 'node:os'
 import { queueOptionsSymbol } from 'piscina'
 import { afterEach, describe, expect, it } from 'vitest'
-import { Credentials, VerifierBusy } from '../../src/access/credentials.ts'
+import { Credentials } from '../../src/access/credentials.ts'
 import { FairQueue, type Owned } from '../../src/access/fair-queue.ts'
+import { VerifierBusy } from '../../src/access/verifier-busy.ts'
 
 const THREADS = availableParallelism()
 const MAX_WAIT_MS = 1_000
