@@ -63,15 +63,13 @@ const { history, output } = await run({
 }).catch(async (error: unknown) => {
   if (!(error instanceof RunFailed)) throw error
   if (values.history !== undefined)
-    await writeFile(values.history, JSON.stringify({ seed, output: error.output }))
+    await writeFile(values.history, linesOf({ seed, output: error.output }))
   console.log(`${error.stack}\n\nThe run could not be brought to its end. ${again}`)
   process.exit(1)
 })
 const violations = check(history)
 console.log(summaryOf(history))
 console.log(reportOf(history))
-if (values.history !== undefined)
-  await writeFile(values.history, JSON.stringify({ seed, history, violations, output }))
 if (violations.length === 0) {
   console.log('No promise was broken.')
 } else {
@@ -80,8 +78,27 @@ if (violations.length === 0) {
   console.log(`
 ${violations.length} violations, of ${[...new Set(violations.map(({ rule }) => rule))].join(', ')}. ${again}`)
 }
+if (values.history !== undefined)
+  await writeFile(values.history, linesOf({ seed, violations, ...history, output }))
 // Not by itself: Node 26.10 may turn for ever while it closes sockets that were reset.
 process.exit(violations.length === 0 ? 0 : 1)
+
+/**
+ * Lines of JSON, each with a name and one thing of that name: a history of minutes is longer than a
+ * string may be.
+ */
+function* linesOf(things: Readonly<Record<string, unknown>>): Generator<string> {
+  for (const [name, value] of Object.entries(things)) {
+    if (name === 'watches') {
+      for (const { seen, ...watch } of value as History['watches']) {
+        yield* linesOf({ watch, seen })
+      }
+    } else {
+      for (const each of Array.isArray(value) ? value : [value])
+        yield `${JSON.stringify({ [name]: each })}\n`
+    }
+  }
+}
 
 function summaryOf({ operations, pushes, faults, events, watches }: History): string {
   const counts = [...Map.groupBy(operations, ({ kind }) => kind)].map(([kind, all]) => {
