@@ -29,10 +29,14 @@ export interface BucketState {
   retryAfterMs: number
 }
 
+/** Any of its methods throws `Unavailable` when the part that it is kept in is out. */
 export interface Admission {
   /**
-   * Finds the session of a token and, if there is one, takes one request from the agent's bucket of
-   * the category; without a category takes nothing. One round trip.
+   * Finds the session of a token and, if there is one, takes one request from the agent's bucket.
+   * One round trip.
+   *
+   * @param category of the bucket; without it none is taken from
+   * @returns undefined where there is no session: the token has yet to be verified
    */
   admit(
     token: PresentedToken,
@@ -41,7 +45,9 @@ export interface Admission {
 
   /**
    * Remembers a session that was just verified, for the session TTL at most, then admits it as
-   * `admit` does. Undefined if it was revoked meanwhile.
+   * `admit` does.
+   *
+   * @returns undefined if the token was revoked meanwhile
    */
   open(
     token: PresentedToken,
@@ -58,8 +64,11 @@ export interface Admission {
 
 /**
  * The generic cell rate algorithm (ITU-T I.371): a bucket as one number, the time at which it is
- * full again. Returns the state and the number to keep, also where the request is refused: it may
- * be less than what was stored. The Lua script of the cluster does the same.
+ * full again. The Lua script of the cluster does the same.
+ *
+ * @param fullAt that number as it was kept, in ms; undefined for a bucket that was never used
+ * @param now in ms, by the same clock
+ * @returns the number to keep, also where the request is refused: it may be less than it was
  */
 export function takeFrom(
   fullAt: number | undefined,

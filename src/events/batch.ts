@@ -35,7 +35,10 @@ export function isChange(subject: string): boolean {
 }
 
 /**
- * The sequence number of an event. @param message that of its message @param index from 0, in it
+ * The sequence number of an event.
+ *
+ * @param message the sequence number of its message
+ * @param index of the event in it, from 0
  */
 export function seqOf(message: number, index: number): number {
   return message * MAX_BATCH_EVENTS + index

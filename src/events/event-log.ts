@@ -75,33 +75,47 @@ export class EventLost extends LogUnavailable {
 
 export interface EventLog {
   /**
-   * Appends an event durably and returns its sequence number. Throws `LogUnavailable` within 2 s
-   * when it cannot.
+   * Appends an event durably.
+   *
+   * @returns its sequence number
+   * @throws LogUnavailable within 2 s; the event may be in the log all the same
    */
   append(event: NewEvent, options?: AppendOptions): Promise<Appended>
 
   /**
-   * Events after `since` (exclusive) in order, at most `limit`, fewer if they are large; an empty
-   * answer means that there are none yet. Throws `LogUnavailable`.
+   * A page of events, in order.
+   *
+   * @param since a sequence number; the page begins behind it
+   * @param limit events at most; a page also ends after `PAGE_BYTES`
+   * @returns none where the log has no more yet
+   * @throws LogUnavailable
    */
   read(since: number, limit: number): Promise<LoggedEvent[]>
 
   /**
-   * The events with the given sequence numbers, in the order asked. Throws `LogUnavailable` if one
-   * cannot be had.
+   * The events with these sequence numbers, in the order asked.
+   *
+   * @throws LogUnavailable where one cannot be had
    */
   get(seqs: readonly number[]): Promise<LoggedEvent[]>
 
   /**
-   * The events after `since` that change something, or those of the given types, in batches, as
-   * they happen, until `signal` aborts. An empty batch says that there is nothing more at present.
-   * Throws `LogUnavailable` when the log cannot be followed any longer.
+   * The events that change something, or those of the given types, in batches, as they happen.
+   *
+   * @param since a sequence number; it begins behind it
+   * @param signal ends it
+   * @returns an empty batch where there is nothing more at present
+   * @throws LogUnavailable when the log cannot be followed any longer
    */
   follow(since: number, signal: AbortSignal, options?: FollowOptions): AsyncIterable<LoggedEvent[]>
 
-  /** The sequence number of the last event, 0 in an empty log. Throws `LogUnavailable`. */
+  /**
+   * @returns the sequence number of the last event, 0 in an empty log
+   * @throws LogUnavailable
+   */
   lastSeq(): Promise<number>
 
+  /** Waits for what is being appended, and ends all that follows. Never throws. */
   close(): Promise<void>
 }
 
@@ -109,18 +123,19 @@ export interface EventLog {
 const PAGE = 1_000
 const READ_RETRY_MS = 250
 /** An election in NATS takes up to 9 s; a reading of hours must not end with it. */
-const READ_PATIENCE_MS = 20_000
+const READ_OUTAGE_MS = 20_000
 
 /**
- * All events after `since` in order; no more than a page is held. Throws `LogUnavailable` when the
- * log cannot be read for 20 s.
+ * All events behind a sequence number, in order; no more than a page is held.
+ *
+ * @throws LogUnavailable when the log cannot be read for 20 s
  */
 export async function* readEvents(
   log: Pick<EventLog, 'read'>,
   since: number,
 ): AsyncGenerator<LoggedEvent> {
   for (let position = since; ; ) {
-    const page = await readPage(log, position, performance.now() + READ_PATIENCE_MS)
+    const page = await readPage(log, position, performance.now() + READ_OUTAGE_MS)
     yield* page
     const last = page.at(-1)
     if (!last) return

@@ -3,7 +3,9 @@
  * appended within seconds or never (`PREPARATION_USABLE_MS`), so what is a minute old and not
  * settled by the whole log until now never will be.
  */
+import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { PREPARATION_USABLE_MS } from '../events/event-log.ts'
 import { Unavailable } from '../platform/unavailable.ts'
 
 /**
@@ -11,6 +13,8 @@ import { Unavailable } from '../platform/unavailable.ts'
  * never will be.
  */
 export const ABANDONED_MS = 60_000
+// Whatever is prepared is appended, or never will be, long before.
+assert(ABANDONED_MS > 2 * PREPARATION_USABLE_MS)
 /** How long the projection is waited for. */
 const WAIT_MS = 10_000
 const POLL_MS = 100

@@ -14,7 +14,7 @@ import { countRuns, type Job, runJob } from './job.ts'
  * How long a keeper that died or froze is waited for. It is asked for, and prolonged, four times as
  * often.
  */
-const LEASE_MS = 20_000
+export const KEEPER_LEASE_MS = 20_000
 /**
  * A batch that is under way when the process is to end is waited for so long; it has a deadline,
  * and is whole or nothing.
@@ -47,7 +47,7 @@ export function startKeeper({
   jobs,
   logger,
   lease,
-  leaseMs = LEASE_MS,
+  leaseMs = KEEPER_LEASE_MS,
   vacantMs = 0,
 }: KeeperOptions): Keeper {
   countRuns(jobs)

@@ -25,6 +25,8 @@ export interface Lease {
   /**
    * The messages have not been delivered: they are back in the queue, where they were. Does nothing
    * where the lease has run out.
+   *
+   * @throws Unavailable
    */
   release(): Promise<void>
 }
@@ -39,15 +41,22 @@ export class QueueUnavailable extends Unavailable {
 
 export interface MessageQueue {
   /**
-   * Leases the oldest messages of an agent, at most `limit`, and only as long as `accept` takes
-   * them: the first one that it refuses, and those after it, stay in the queue. What it throws is
-   * thrown, and nothing is leased.
+   * Leases the oldest messages of an agent, for `LEASE_MS`.
+   *
+   * @param recipient the agent's address
+   * @param limit messages at most
+   * @param accept the first message that it refuses, and those after it, stay in the queue; what it
+   *   throws is thrown, and nothing is leased
+   * @throws Unavailable
    */
   lease(recipient: string, limit: number, accept?: Accept): Promise<Lease>
 
   /**
    * The leased messages have been delivered, and their delivery is in the log or on its way there:
-   * they are gone. `isProjected`: the projection that the queues are has applied it already.
+   * they are gone.
+   *
+   * @param options `isProjected`: the projection that the queues are has applied it already
+   * @throws Unavailable
    */
   remove(
     recipient: string,

@@ -6,6 +6,7 @@
  * a new generation from the database and the log, and announces it when it is whole; until then
  * nothing is handed out.
  */
+import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { indexOf, messageOf, seqOf } from '../events/batch.ts'
 import type { EventLog } from '../events/event-log.ts'
@@ -43,6 +44,7 @@ const removeScript = loadScript('remove_messages', new URL('./lua/remove.lua', i
  * would find its lease gone.
  */
 export const EMPTY_QUEUE_TTL_MS = 600_000
+assert(EMPTY_QUEUE_TTL_MS > LEASE_MS)
 /**
  * One that a node has emptied: the projector may be held up for long, and is to pass over what it
  * has added before.
@@ -58,7 +60,7 @@ export const INLINE_CONTENT_BYTES = 1_024
  * What a lease that is given up took is given back as soon as Redis can be reached, for so long at
  * most: later ones must not overtake it.
  */
-const RELEASE_PATIENCE_MS = 5_000
+const RELEASE_OUTAGE_MS = 5_000
 const RELEASE_RETRY_MS = 50
 
 /** The first try learns what time it is there; more only where the clocks have jumped meanwhile. */
@@ -184,7 +186,7 @@ export class RedisMessageQueue implements MessageQueue {
   async #release(key: string, entries: readonly Entry[], leasedAt: number): Promise<void> {
     if (entries.length === 0) return
     const args = [leasedAt + LEASE_MS, LEASE_MS, ...entries.map(([id]) => id)]
-    const patientUntil = performance.now() + RELEASE_PATIENCE_MS
+    const patientUntil = performance.now() + RELEASE_OUTAGE_MS
     for (;;) {
       try {
         await this.#run(() => this.#redis.script(releaseScript, [key], args))

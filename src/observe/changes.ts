@@ -150,7 +150,10 @@ export function keysOf(events: readonly LoggedEvent[]): Set<string> {
   return new Set(events.flatMap((event) => (isChangeOfKey(event) ? [toHex(event.data.key)] : [])))
 }
 
-/** @param events in their order @param known what there was before them */
+/**
+ * @param events in their order
+ * @param known what there was before them
+ */
 export function changesOf(events: readonly LoggedEvent[], known: Known): Changes {
   const ids = new Map(known.ids)
   const existing = new Set(known.existing)

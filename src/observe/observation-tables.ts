@@ -314,7 +314,8 @@ export class ObservationTables {
   /**
    * The heaviest edges, and the agents that they join, filled up with the busiest others.
    *
-   * @param options.minCount of an edge @param options.limit of edges, and of agents beside theirs
+   * @param options.minCount of an edge
+   * @param options.limit of edges, and of agents beside theirs
    * @param options.agent only edges of this one
    * @param options.at as it had grown up to this event. The heaviest are looked for among the
    *   200,000 that are the heaviest now

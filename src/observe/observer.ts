@@ -5,6 +5,7 @@
  * Modes: *standing by* (another process has the lease) → *leading* (got the lease) → standing by
  * (lost it, or a part is out).
  */
+import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge } from 'prom-client'
 import type { EventLog } from '../events/event-log.ts'
@@ -19,6 +20,7 @@ export const LEASE_MS = 5_000
 const RENEW_MS = 1_000
 const STANDBY_MS = 500
 const BACK_OFF_MS = 500
+assert(3 * RENEW_MS < LEASE_MS)
 /**
  * So long after a batch the next one is applied, if nobody waits for it: few large batches cost
  * less.

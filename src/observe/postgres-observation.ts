@@ -13,8 +13,8 @@ export class PostgresObservation implements ObservationDatabase {
   readonly #timeoutMs: number | undefined
 
   /**
-   * @param options.reader where to read: the same one, or a replica of it @param options.timeoutMs
-   *   of a question
+   * @param options.reader where to read: the same one, or a replica of it
+   * @param options.timeoutMs of a question
    */
   constructor(
     database: Database,

@@ -5,11 +5,12 @@
  * Modes: *standing by* (another process holds the lease) → *leading* (got the lease) → standing by
  * (lost it, or a part is out).
  */
+import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge, Histogram } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, type FollowOptions, LogUnavailable } from '../events/event-log.ts'
-import type { Progress } from '../events/progress.ts'
+import { PROJECTOR_SILENCE_MS, type Progress } from '../events/progress.ts'
 import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
 import { OutageLog } from '../platform/outage-log.ts'
@@ -67,6 +68,10 @@ const RENEW_MS = 250
 /** A standby asks for the lease this often when no projector is heard of. */
 const STANDBY_MS = 200
 const BACK_OFF_MS = 250
+
+// One that does its work loses no lease, and one that died is replaced before it is given up.
+assert(3 * RENEW_MS < LEASE_MS)
+assert(LEASE_MS + STANDBY_MS + RENEW_MS <= PROJECTOR_SILENCE_MS)
 
 const appliedGauge = new Gauge({
   name: 'tabulum_projection_applied_seq',

@@ -63,8 +63,9 @@ export const MAX_OPEN_CHALLENGES = 1_000
 export interface RegistryStore {
   /**
    * Appends the event that registers an operator, and keeps its token. Resolves when the operator
-   * can be found. Throws `ProjectionBehind` or `Unavailable`: then it may still be registered,
-   * whole.
+   * can be found.
+   *
+   * @throws ProjectionBehind, Unavailable: it may still be registered, whole
    */
   registerOperator(token: StoredToken, event: EventOf<'operator_created'>): Promise<void>
 
@@ -72,16 +73,21 @@ export interface RegistryStore {
   registerAgent(secrets: AgentSecrets, event: EventOf<'agent_registered'>): Promise<void>
 
   /**
-   * The registered, unrevoked holders of tokens with this look-up: none or one, but for a chance of
-   * 2^-64.
+   * The registered, unrevoked holders of tokens with this look-up.
+   *
+   * @param lookup 8 bytes of the token's hash
+   * @returns none or one, but for a chance of 2^-64
    */
   findByToken(level: Level, lookup: Buffer): Promise<Candidate[]>
 
+  /** @returns undefined for an address that nobody has */
   findAgent(address: string): Promise<RegisteredAgent | undefined>
 
   /**
-   * Agents after the sequence number `since`, oldest first, at most `limit`, and how many there are
-   * in all.
+   * A page of agents, the oldest first, and how many there are in all.
+   *
+   * @param since a sequence number; the page begins behind it
+   * @param limit agents at most
    */
   page(since: number, limit: number): Promise<RegistryPage>
 
@@ -90,14 +96,16 @@ export interface RegistryStore {
 
   /**
    * Keeps a challenge until it is taken, has expired, or is the oldest of more than
-   * `MAX_OPEN_CHALLENGES` of its operator. Returns when it expires, by the storage's clock: those
-   * of nodes may differ.
+   * `MAX_OPEN_CHALLENGES` of its operator.
+   *
+   * @returns when it expires, by the storage's clock: those of nodes may differ
    */
   saveChallenge(challenge: NewChallenge): Promise<Date>
 
   /**
-   * Takes a challenge of an operator out: whoever asks first gets it, on whichever node. Undefined
-   * if there is none.
+   * Takes a challenge of an operator out: whoever asks first gets it, on whichever node.
+   *
+   * @returns undefined if there is none
    */
   takeChallenge(challengeId: string, operatorId: string): Promise<TakenChallenge | undefined>
 }

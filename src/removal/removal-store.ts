@@ -7,32 +7,38 @@ import type { EventOf, LoggedEvent, Routing } from '../events/event.ts'
 import { type EventLog, readEvents } from '../events/event-log.ts'
 import type { Removal, Removals } from './removals.ts'
 
+/** Any of its methods throws `Unavailable` where a part is out, unless it says otherwise. */
 export interface RemovalStore {
   readonly log: Pick<EventLog, 'read' | 'get'>
   readonly removals: Removals
   /**
-   * The value of a key, undefined where it has none, as of a sequence number: what comes behind
-   * that is not in it.
+   * @returns the value of a key, undefined where it has none; and as of which sequence number: what
+   *   comes behind that is not in it
    */
   present(key: string): Promise<{ value: string | undefined; asOf: number }>
-  /** The sequence number of a message that was not delivered yet, as far as is known. */
+  /** @returns the sequence number of a message that was not delivered yet, as far as is known */
   seqOf(messageId: string): Promise<number | undefined>
-  /** Appends the event of a removal; resolves to its sequence number. Throws `Unavailable`. */
+  /**
+   * Appends the event of a removal.
+   *
+   * @returns its sequence number
+   */
   append(event: RemovalEvent, routing: Routing & { id?: string }): Promise<number>
   /**
-   * Resolves when agents and observers are answered accordingly, or, after 10 s, to why they are
-   * not yet.
+   * Resolves when agents and observers are answered accordingly.
+   *
+   * @returns undefined; after 10 s, why they are not yet. A part that is out is such a reason
    */
   inForce(event: Pick<RemovalEvent, 'type'>, seq: number): Promise<string | undefined>
   /**
    * Takes the content out of these events of the log, which a removal is about: what is left of
-   * them says why. Those of which that has been done are passed over. Throws `Unavailable`; done
-   * again, it goes on.
+   * them says why. Those of which that has been done are passed over, so it can be done again.
    */
   erase(events: readonly number[], reason: string): Promise<void>
   /**
-   * Rids files of what was deleted in them, as far as this program can. Resolves to what is left to
-   * others, a sentence each.
+   * Rids files of what was deleted in them, as far as this program can.
+   *
+   * @returns what is left to others, a sentence each
    */
   cleanFiles(): Promise<string[]>
 }

@@ -34,15 +34,19 @@ export const ASKED_AT_ONCE = 500
 
 /** Each method throws `Unavailable` where the store is out. */
 export interface Removals {
-  /** Removals behind the one at `after`, the oldest first, at most `limit`. */
+  /**
+   * A page of removals, the oldest first.
+   *
+   * @param page `after`: a sequence number, it begins behind it; `limit`: removals at most
+   */
   list(page: { readonly after?: number; readonly limit: number }): Promise<RemovalPage>
 
-  /** Those of these messages that were redacted, by id. */
+  /** @returns those of these messages that were redacted, by id */
   ofMessages(ids: readonly string[]): Promise<Map<string, Removal>>
 
   /**
-   * Of each of these keys that was ever removed, the latest removal. It may have been written again
-   * since.
+   * @returns of each of these keys that was ever removed, the latest removal; it may have been
+   *   written again since
    */
   ofKeys(keys: readonly string[]): Promise<Map<string, Removal>>
 }

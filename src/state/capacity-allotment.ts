@@ -9,6 +9,7 @@
  * held, and each write reserves exactly what it needs (`renew_state_allotment` and
  * `reserve_state_writes` in the database say when).
  */
+import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
 import { PREPARATION_USABLE_MS } from '../events/event-log.ts'
 import { inBackground } from '../platform/background.ts'
@@ -23,8 +24,9 @@ const RENEW_MS = 1_000
  * `PREPARATION_USABLE_MS` after it.
  */
 const USABLE_MS = 3_000
+assert(RENEW_MS < USABLE_MS && USABLE_MS < PREPARATION_USABLE_MS)
 /** When nothing has been taken for so long, it is given back. */
-const IDLE_MS = 500
+export const IDLE_MS = 500
 /** After a renewal the next one waits so long, or `RENEW_MS` where it granted nothing or failed. */
 const PAUSE_MS = 20
 

@@ -2,13 +2,14 @@
  * The shared state of a cluster: a write has its capacity and a delete its turn before the append,
  * and both wait for the projection after it.
  */
+import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { EventOf, NewEvent } from '../events/event.ts'
 import { type AppendOptions, type EventLog, PREPARATION_USABLE_MS } from '../events/event-log.ts'
 import { type Progress, ProjectionBehind } from '../events/progress.ts'
-import { CapacityAllotment, type WriteCapacity } from './capacity-allotment.ts'
-import type { StateTables } from './postgres-state-tables.ts'
+import { CapacityAllotment, IDLE_MS, type WriteCapacity } from './capacity-allotment.ts'
+import { DELETE_MS, type StateTables } from './postgres-state-tables.ts'
 import {
   StateBusy,
   type StateEntry,
@@ -25,10 +26,12 @@ import {
  * one that took longer is not acknowledged.
  */
 const DELETE_USABLE_MS = 2_800
+assert(DELETE_USABLE_MS < DELETE_MS)
 /**
  * How long a change waits for its turn. Longer than nodes keep an allotment that they do not use.
  */
 const TURN_TIMEOUT_MS = 1_200
+assert(TURN_TIMEOUT_MS > 2 * IDLE_MS)
 const TURN_POLL_MS = 10
 
 export class PostgresStateStore implements StateStore {

@@ -43,7 +43,7 @@ const MAX_WAITING = 20_000
  * For so long a delete keeps the others of its key waiting; later it is not acknowledged any more
  * (`DELETE_USABLE_MS`).
  */
-const DELETE_MS = 3_000
+export const DELETE_MS = 3_000
 /** Values that one answer of the database holds at most: 32 MiB of the largest. */
 const FOUND_AT_ONCE = 32
 

@@ -51,10 +51,16 @@ export class StateBusy extends Error {
 
 /** Any of its methods throws `Unavailable` when a part is out. */
 export interface StateReader {
-  /** The entry of a key; undefined if absent. Never older than what was acknowledged. */
+  /** @returns the entry, never older than what was acknowledged; undefined if there is none */
   find(key: string): Promise<StateEntry | undefined>
 
-  /** Keys that begin with `prefix`, after the key `after` in byte order, at most `limit`. */
+  /**
+   * A page of keys in byte order, and how many have the prefix in all.
+   *
+   * @param prefix matched byte for byte
+   * @param after a key; the page begins behind it
+   * @param limit keys at most
+   */
   page(prefix: string, after: Buffer | undefined, limit: number): Promise<StatePage>
 
   /** As `page`, with what there is to say of each key beside its value. */
@@ -64,6 +70,7 @@ export interface StateReader {
     limit: number,
   ): Promise<{ keys: StateListing[]; total: number }>
 
+  /** What all keys and values take, in bytes, and how many there are. */
   usage(): Promise<StoredUsage>
 }
 
@@ -71,15 +78,19 @@ export interface StateReader {
 export interface StateStore extends StateReader {
   /**
    * Appends the event of a write if the store has the capacity for it. Resolves when it can be
-   * read. Throws `StoreFull`, `StateBusy`: then there is no event; `ProjectionBehind` or
-   * `Unavailable`: then the write may still take effect, whole.
+   * read.
+   *
+   * @throws StoreFull, StateBusy: there is no event
+   * @throws ProjectionBehind, Unavailable: the write may still take effect, whole
    */
   write(event: EventOf<'state_written'>): Promise<void>
 
   /**
    * Appends the event of a delete if there is such a key; of deletes at once just one finds it.
-   * Resolves when the key is gone. Throws `UnknownKey`, `StateBusy`: then there is no event;
-   * `ProjectionBehind` or `Unavailable` as `write` does.
+   * Resolves when the key is gone.
+   *
+   * @throws UnknownKey, StateBusy: there is no event
+   * @throws ProjectionBehind, Unavailable: the delete may still take effect
    */
   delete(event: EventOf<'state_deleted'>): Promise<void>
 

@@ -2,6 +2,7 @@
  * The cluster's storage: connections to the three servers, checked at start, and the capabilities'
  * adapters on them.
  */
+import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
 import { sql } from 'kysely'
@@ -13,11 +14,17 @@ import { PostgresErasures } from '../events/postgres-erasures.ts'
 import { CutOff } from '../maintenance/cut-off.ts'
 import type { Job } from '../maintenance/job.ts'
 import { clusterJobs } from '../maintenance/jobs.ts'
+import { KEEPER_LEASE_MS } from '../maintenance/keeper.ts'
 import { isToBePushed } from '../messaging/messages-of-log.ts'
 import { removeOldGenerations } from '../messaging/queue-generations.ts'
 import { RedisMessageQueue } from '../messaging/redis-message-queue.ts'
 import { inBackground } from '../platform/background.ts'
-import { type Database, openPostgres, roundTrip } from '../platform/database.ts'
+import {
+  type Database,
+  MAINTENANCE_TIMEOUT_MS,
+  openPostgres,
+  roundTrip,
+} from '../platform/database.ts'
 import { Lease } from '../platform/lease.ts'
 import { createLogger, type Logger } from '../platform/logger.ts'
 import { checkSchema, POSTGRES } from '../platform/migrate.ts'
@@ -43,6 +50,9 @@ import { PostgresSealedSecrets } from '../webhooks/postgres-sealed-secrets.ts'
 import { PostgresWebhookLanes } from '../webhooks/postgres-webhook-lanes.ts'
 import { readModels } from './read-models.ts'
 import { allowances, type Storage } from './storage.ts'
+
+// A batch of maintenance that waits for the database ends before another process takes over.
+assert(KEEPER_LEASE_MS > MAINTENANCE_TIMEOUT_MS)
 
 export interface ClusterStorage extends Storage {
   readonly redis: RedisClient

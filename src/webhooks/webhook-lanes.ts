@@ -95,24 +95,27 @@ export interface Backlog {
  */
 export interface WebhookLanes {
   /**
-   * Claims lanes that have something to do now, and the first `turnMessages` messages of each:
-   * lanes that rest first, as their messages need no attempt; then such as may take long, those
-   * that have waited longest; then such as have yet to be tried, by their operators in turn; then
-   * the fast ones. A claim that is not prolonged or given back within `leaseMs` is over.
+   * Claims lanes that have something to do now: lanes that rest first, as their messages need no
+   * attempt; then such as may take long, those that have waited longest; then such as have yet to
+   * be tried, by their operators in turn; then the fast ones.
    *
    * Now and then it also takes times back that are further ahead than any that is set, as the clock
    * was set back.
+   *
+   * @param holder names the worker
+   * @param leaseMs a claim that is not prolonged or given back within it is over
+   * @param quota how many lanes of each kind at most
+   * @param turnMessages so many messages of each lane come with it, the oldest
    */
   claim(holder: string, leaseMs: number, quota: Quota, turnMessages: number): Promise<ClaimedLane[]>
 
-  /**
-   * Milliseconds until a lane has something to do; 0 or less if there is one now, infinite if there
-   * is none.
-   */
+  /** @returns ms until a lane has something to do; 0 or less if one has now, infinite if none has */
   due(): Promise<number>
 
   /**
-   * Prolongs leases, by their claims; returns the recipients whose lanes are the worker's still.
+   * Prolongs leases, by their claims, for `leaseMs` from now.
+   *
+   * @returns the recipients whose lanes are the worker's still
    */
   renew(
     holder: string,

@@ -29,12 +29,20 @@ export interface SecretChange {
  * The port of the secrets that are stored, one of each agent that has a webhook. Throws
  * `Unavailable`.
  */
+/** Any of its methods throws `Unavailable` where the store is out. */
 export interface SealedSecrets {
-  /** Those of agents after the address `after`, in order of the addresses, at most `limit`. */
+  /**
+   * A page of them, in order of the agents' addresses.
+   *
+   * @param after an address; the page begins behind it
+   * @param limit secrets at most
+   */
   page(after: string, limit: number): Promise<SealedSecret[]>
 
   /**
-   * Changes each that is still what it was: another process may be at the same. Returns how many.
+   * Changes each that is still what it was: another process may be at the same.
+   *
+   * @returns how many
    */
   change(changes: readonly SecretChange[]): Promise<number>
 }

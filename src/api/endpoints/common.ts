@@ -43,8 +43,10 @@ export const example = {
 }
 
 /**
- * Of a list that comes in pages. @param maximum entries @param fallback entries, where none or a
- * wrong number is asked for
+ * Of a list that comes in pages.
+ *
+ * @param maximum entries
+ * @param fallback entries, where no number or a wrong one is asked for
  */
 export const pageParameters = (maximum: number, fallback: number): Parameter[] => [
   {

@@ -289,8 +289,8 @@ export class Forces {
   #speed = 1
 
   /**
-   * @param places are changed @param isMoving of each agent whether it moves; all who talk to
-   *   somebody, unless given
+   * @param places are changed
+   * @param isMoving of each agent whether it moves; all who talk to somebody, unless given
    */
   constructor(links: Links, places: Float32Array, isMoving?: Uint8Array) {
     this.#links = links
