@@ -109,7 +109,9 @@ export interface WebhookLanes {
    */
   claim(holder: string, leaseMs: number, quota: Quota, turnMessages: number): Promise<ClaimedLane[]>
 
-  /** @returns ms until a lane has something to do; 0 or less if one has now, infinite if none has */
+  /**
+   * @returns ms until a lane has something to do; 0 or less if one has now, infinite if none has
+   */
   due(): Promise<number>
 
   /**

@@ -85,7 +85,7 @@ describe('webhook lanes: SQLite', () => {
     expect(written).toEqual(['claimLanes'])
   })
 
-  it('cost no flush where what there is to do has to wait for quota', async () => {
+  it('cost no flush where what there is to do has to wait for a slot', async () => {
     await using database = await openFreshSqlite()
     const { file, reader, writer } = database
     await new SqliteEventLog(reader, writer).append(sent(newAddress(), 'x'), { via: 'webhook' })

@@ -321,7 +321,7 @@ export function describeWebhookLanes(
       expect((await claimOne()).wasHeld).toBe(false)
     })
 
-    it('are given in kinds only as there is quota', async () => {
+    it('are given in kinds only as the quota says', async () => {
       const standings = ['unknown', 'fast', 'slow', 'open'] as const
       const kinds: { [recipient: string]: string } = {}
       for (const standing of standings) {
@@ -351,8 +351,8 @@ export function describeWebhookLanes(
           .map(([kind, all]) => `${all?.length} ${kind}`)
           .toSorted()
       expect(await claimedKinds({ total: 8, unproven: 3, slow: 2 })).toEqual([
-        '1 slow',
         '1 probe',
+        '1 slow',
         '1 unknown',
         '2 resting',
         '3 fast',
@@ -361,7 +361,7 @@ export function describeWebhookLanes(
       expect(await claimedKinds({})).toEqual(['1 probe', '3 slow', '3 unknown'])
     })
 
-    it('share what quota there is for those that may take long by how long they have waited', async () => {
+    it('that may take long share the quota by how long they have waited', async () => {
       const standings = ['slow', 'open', 'open', 'slow'] as const
       const waiting: string[] = []
       for (const standing of standings) {
@@ -481,7 +481,7 @@ export function describeWebhookLanes(
       expect(await claimOne()).toMatchObject({ url: null, sealedSecret: null })
     })
 
-    it('whatever waits and whatever quota there is: no more of a kind than fits, and no fewer', async () => {
+    it('whatever waits and whatever the quota: no more of a kind than fits, and no fewer', async () => {
       const operators = Array.from({ length: 3 }, () => randomUUID())
       const agents = Array.from({ length: 14 }, (_, index) => ({
         address: newAddress(),
