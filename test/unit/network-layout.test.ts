@@ -1,19 +1,20 @@
 /** Where the page draws agents: groups, places, and that they stay. */
 import { describe, expect, it } from 'vitest'
-import { type Links, toGraph } from '../../src/observe/page/network/graph.ts'
+import { Forces } from '../../src/observe/page/network/forces.ts'
+import { degreesOf, type Links, toGraph } from '../../src/observe/page/network/graph.ts'
 import {
   adoptColours,
   COLOURS,
   coloursOf,
-  degreesOf,
-  Forces,
   groupsOf,
+  UNKNOWN,
+} from '../../src/observe/page/network/groups.ts'
+import {
   placeAround,
   placeInRings,
   placeNew,
   startingPlaces,
-  UNKNOWN,
-} from '../../src/observe/page/network/layout.ts'
+} from '../../src/observe/page/network/places.ts'
 
 /**
  * So many circles of friends, in which each knows each, and one pair between one circle and the

@@ -108,3 +108,10 @@ export const at = (
   numbers: Float32Array | Float64Array | Uint32Array | Int32Array | Uint8Array,
   index: number,
 ): number => numbers[index] as number
+
+/** Of each agent with how many others it talks. */
+export function degreesOf({ agents, one, other }: Links): Float32Array {
+  const degree = new Float32Array(agents)
+  for (const ends of [one, other]) for (const end of ends) degree[end] = at(degree, end) + 1
+  return degree
+}

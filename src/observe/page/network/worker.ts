@@ -1,20 +1,10 @@
 /** Places agents and draws them, in a thread of its own: the page stays free for who moves it. */
 import { Drawing } from './drawing.ts'
-import { at, type Links } from './graph.ts'
-import {
-  adoptColours,
-  coloursOf,
-  degreesOf,
-  Forces,
-  groupsOf,
-  parted,
-  placeAround,
-  placeInRings,
-  placeNew,
-  startingPlaces,
-  UNKNOWN,
-} from './layout.ts'
+import { Forces } from './forces.ts'
+import { at, degreesOf, type Links } from './graph.ts'
+import { adoptColours, coloursOf, groupsOf, parted, UNKNOWN } from './groups.ts'
 import type { FromWorker, Look, ToWorker, View } from './messages.ts'
+import { placeAround, placeInRings, placeNew, startingPlaces } from './places.ts'
 
 /** Steps of the forces: the fewer, the more there is to move. */
 const MOST_STEPS = 400
