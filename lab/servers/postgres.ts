@@ -89,6 +89,8 @@ export async function startPostgres({
   maxConnections?: number
 } = {}): Promise<PostgresServer> {
   const prepared = process.env[PREPARED]
+  if (migrated && prepared === undefined)
+    throw new TypeError('no kernel schema was prepared: preparePostgres comes first')
   const kind = migrated ? 'migrated' : 'fresh'
   const directory = makeDirectory('postgres')
   const [port] = (await reservePorts(1)) as [number]

@@ -143,7 +143,7 @@ it.each([
   ],
   [
     `update state set seq = seq + 1000 where key = 'a'`,
-    'state: key a has another place than in the log',
+    'state: key a has another sequence number than in the log',
   ],
   [`update state set size = 5 where key = 'a'`, 'state: key a counts 5 bytes, it has 2'],
   [`delete from state where key = 'a'`, 'state: key a is missing'],
@@ -181,11 +181,11 @@ it.each([
   ['delete from operators', `registry: ${OPERATOR} is in the log but not active`],
   [
     `update agents set operator_id = gen_random_uuid() where address = '${ONE}'`,
-    `registry: ${ONE} has another place or operator than in the log`,
+    `registry: ${ONE} has another sequence number or operator than in the log`,
   ],
   [
     `update agents set seq = 1000 where address = '${ONE}'`,
-    `registry: ${ONE} has another place or operator than in the log`,
+    `registry: ${ONE} has another sequence number or operator than in the log`,
   ],
   [
     `update queues set length = 3 where recipient = '${TWO}'`,
@@ -205,11 +205,11 @@ it.each([
   ],
   [
     `update queued_messages set recipient = 'tab_x' where seq = (${PULL})`,
-    `to ${TWO} has another place or recipient than in the log`,
+    `to ${TWO} has another sequence number or recipient than in the log`,
   ],
   [
     `update queued_messages set seq = seq + 1000 where seq = (${PULL})`,
-    `to ${TWO} has another place or recipient than in the log`,
+    `to ${TWO} has another sequence number or recipient than in the log`,
   ],
   [
     `update queued_messages set via_webhook = true where seq = (${PULL})`,

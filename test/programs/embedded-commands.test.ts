@@ -186,7 +186,7 @@ describe('verify', () => {
       ],
       [
         `update state set seq = seq + 1000 where key = x'61'`,
-        'state: key a has another place than in the log',
+        'state: key a has another sequence number than in the log',
       ],
       [`delete from state where key = x'61'`, 'state: key a is missing'],
       ['update state_usage set used_bytes = used_bytes + 1', 'capacity: used_bytes is 5'],
@@ -206,11 +206,11 @@ describe('verify', () => {
       ],
       [
         'update agents set seq = seq + 1000 where seq = (select max(seq) from agents)',
-        'has another place',
+        'has another sequence number',
       ],
       [
         `update agents set operator_id = 'x' where seq = (select max(seq) from agents)`,
-        'has another place or operator',
+        'has another sequence number or operator',
       ],
       ['delete from operators', 'is in the log but not active'],
       ['update queues set length = length + 1', 'has length 2, there are 1'],

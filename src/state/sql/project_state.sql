@@ -35,12 +35,14 @@ begin
   from (select key, max(size) as size, count(*) as reservations from state_reservations
         where key = any (keys) group by key) as on_key
   left join state using (key);
-  select array_agg(f.key) filter (where f.value is not null and f.key <> all (before)),
-         array_agg(f.key) filter (where f.deleted and f.key = any (before)),
-         array_agg(f.key) filter (where f.value is null and f.key = any (before)),
+  -- Looked up in a hash table: by `any`, each would be compared with all the others.
+  select array_agg(f.key) filter (where f.value is not null and not f.was_there),
+         array_agg(f.key) filter (where f.deleted and f.was_there),
+         array_agg(f.key) filter (where f.value is null and f.was_there),
          coalesce(sum(octet_length(f.key) + octet_length(f.value)), 0)
   into added, removed, gone, bytes_after
-  from unnest(keys, contents, deleted) as f (key, value, deleted);
+  from (select key, value, is_deleted as deleted, key in (select unnest(before)) as was_there
+        from unnest(keys, contents, deleted) as each (key, value, is_deleted)) as f;
 
   -- Also of a key that is written again: no delete has found the new row.
   if removed is not null then
