@@ -11,8 +11,8 @@ import { changeQueues, type QueueChange } from '../src/messaging/redis-message-q
 import { CursorSeal } from '../src/platform/cursor.ts'
 import { type Database, openPostgres } from '../src/platform/database.ts'
 import { createLogger } from '../src/platform/logger.ts'
-import { RedisClient } from '../src/platform/redis.ts'
 import { PostgresSigningKeys } from '../src/platform/postgres-signing-keys.ts'
+import { RedisClient } from '../src/platform/redis.ts'
 import { cpuTimes, median, type Pids, serverPids } from './load.ts'
 
 /** Far above the places that the log gives out meanwhile. */
