@@ -2,13 +2,7 @@
  * Batches of events: what one message of the stream holds. A line of JSON for each event, and a
  * sequence number that says which message it is in and where.
  */
-import {
-  EVENT_CLASSES,
-  type EventClass,
-  type LoggedEvent,
-  type NewEvent,
-  type Routing,
-} from './event.ts'
+import type { EventClass, LoggedEvent, NewEvent, Routing } from './event.ts'
 
 /**
  * A sequence number is that of the message of the stream, times this, plus the index of the event
@@ -27,11 +21,11 @@ export function subjectOf(eventClass: EventClass): string {
   return `${SUBJECT}.${eventClass}`
 }
 
-const changeSubjects = new Set(EVENT_CLASSES.filter((name) => name !== 'read').map(subjectOf))
+const READS = subjectOf('read')
 
-/** Whether events on this subject change something. */
+/** Whether events on this subject change something; of a newer version too. */
 export function isChange(subject: string): boolean {
-  return changeSubjects.has(subject)
+  return subject !== READS
 }
 
 /**

@@ -34,7 +34,10 @@ export interface Appended {
 }
 
 export interface FollowOptions {
-  /** Only events of these types. Default: all that change something. */
+  /**
+   * Only events of these types, and of those that this version does not know. Default: all that
+   * change something.
+   */
   readonly types?: readonly EventType[] | undefined
   /**
    * Events that nobody waits for: a log may hold them back for some milliseconds, so that more of

@@ -127,6 +127,11 @@ const CLASS = {
   message_redacted: 'message',
 } as const satisfies Record<EventType, EventClass>
 
+/** Whether this version has events of that type: a newer one may have more. */
+export function isKnownType(type: string): type is EventType {
+  return Object.hasOwn(CLASS, type)
+}
+
 export function classOf(type: EventType): EventClass {
   return CLASS[type]
 }

@@ -1,7 +1,7 @@
 /** Who follows the log: what has come for one, and has not been taken yet. */
 import type { StoredEvent } from './batch.ts'
 import type { ChangeFeed } from './change-feed.ts'
-import { changesOf, classOf, type EventType, type LoggedEvent } from './event.ts'
+import { changesOf, classOf, type EventType, isKnownType, type LoggedEvent } from './event.ts'
 import type { FollowOptions } from './event-log.ts'
 
 /** Events that one batch holds at most, in number and in bytes as they came over the wire. */
@@ -60,7 +60,8 @@ export class Follower {
     const { event, bytes } = arrival
     if (event.seq <= this.position) return
     this.position = event.seq
-    if (!this.#types.has(event.type)) return
+    // What this version does not know is for nobody to miss.
+    if (!this.#types.has(event.type) && isKnownType(event.type)) return
     this.#arrived.push(arrival)
     this.#bytes += bytes
     if (this.#isReady || this.#arrived.length >= BATCH_EVENTS || !this.#mayWait(event))

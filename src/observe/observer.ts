@@ -9,6 +9,7 @@ import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge } from 'prom-client'
 import type { EventLog } from '../events/event-log.ts'
+import { checkTypes, NEWER_MS, NewerEvent } from '../events/newer-event.ts'
 import type { Lease } from '../platform/lease.ts'
 import type { Logger } from '../platform/logger.ts'
 import { OutageLog } from '../platform/outage-log.ts'
@@ -70,7 +71,9 @@ export async function runObserver(parts: ObserverParts, signal: AbortSignal): Pr
       if (signal.aborted) break
       failures.inc()
       outages.met('observation', 'the observation starts over', String(error))
-      await pause(BACK_OFF_MS, signal)
+      const isOld = error instanceof NewerEvent
+      if (isOld) await lease?.release().catch(() => {})
+      await pause(isOld ? NEWER_MS : BACK_OFF_MS, signal)
     }
   }
   // Not given back, it runs out.
@@ -94,6 +97,7 @@ async function lead(
       if (stop.aborted) break
       const last = events.at(-1)
       if (last === undefined) continue
+      checkTypes(events)
       // Whoever was slower finds the position another.
       if (!(await writer.apply(position, events))) return
       position = last.seq

@@ -3,13 +3,14 @@
  * lets one of them work.
  *
  * Modes: *standing by* (another process holds the lease) → *leading* (got the lease) → standing by
- * (lost it, or a part is out).
+ * (lost it, or a part is out; or gave it up, as the log has events of a newer version).
  */
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge, Histogram } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, type FollowOptions, LogUnavailable } from '../events/event-log.ts'
+import { checkTypes, NEWER_MS, NewerEvent } from '../events/newer-event.ts'
 import { PROJECTOR_SILENCE_MS, type Progress } from '../events/progress.ts'
 import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
@@ -136,13 +137,19 @@ export async function runProjector(options: ProjectorOptions, signal: AbortSigna
       if (signal.aborted) break
       failures.inc({ projection: projection.name })
       outages.met(projection.name, 'projector starts over', String(error))
-      await sleep(BACK_OFF_MS, undefined, { signal }).catch(() => {})
+      const isOld = error instanceof NewerEvent
+      if (isOld) await giveBack(projection, holder)
+      await sleep(isOld ? NEWER_MS : BACK_OFF_MS, undefined, { signal }).catch(() => {})
     } finally {
       leadingGauge.set({ projection: projection.name }, 0)
     }
   }
+  await giveBack(projection, holder)
+}
+
+/** Not given back, the lease runs out. */
+async function giveBack(projection: Projection, holder: string): Promise<void> {
   const releasing = projection.release(holder)
-  // Not given back, it runs out.
   inBackground('release_projection', releasing)
   await releasing.catch(() => {})
 }
@@ -188,6 +195,7 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
     for await (const events of log.follow(position, stop, { ...projection.follows, onPassed })) {
       const last = events.at(-1)
       if (last) {
+        checkTypes(events)
         await projection.apply(holder, position, events, stop)
         position = last.seq
         options.onApplied?.(events)
