@@ -12,7 +12,7 @@ import { docsPage } from './docs-page.ts'
 import type { ApiContext, ApiEnvironment, Endpoint } from './endpoint.ts'
 import type { OpenApiDocument } from './openapi.ts'
 import { percentDecode, rawPath, readQuery } from './request.ts'
-import { PARAMETER, Routes } from './routes.ts'
+import { PARAMETER, parameterOf, Routes } from './routes.ts'
 import { answerWithFile, type StaticFile } from './static-files.ts'
 
 export interface AppParts {
@@ -63,11 +63,14 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
     ...files.map((file) => file.path),
   ])
 
-  for (const endpoint of endpoints) {
+  // Exact paths first: Hono's wildcard matches without the slash before it, too.
+  for (const endpoint of endpoints.toSorted(
+    (one, other) => parametersOf(one) - parametersOf(other),
+  )) {
     const { method, path } = endpoint
-    const beforeKey = PARAMETER.test(path) ? path.replace(PARAMETER, '/') : undefined
-    const served = { ...parts, endpoint, beforeKey, routes }
-    app.on(method, beforeKey === undefined ? path : `${beforeKey}*`, (context) =>
+    const beforeParameter = PARAMETER.test(path) ? path.replace(PARAMETER, '/') : undefined
+    const served = { ...parts, endpoint, beforeParameter, routes }
+    app.on(method, beforeParameter === undefined ? path : `${beforeParameter}*`, (context) =>
       answers.give(context, path, () => serve(context, served)),
     )
   }
@@ -98,21 +101,26 @@ export function createApp(parts: AppParts): Hono<ApiEnvironment> {
   return app
 }
 
+function parametersOf({ path }: Endpoint): number {
+  return PARAMETER.test(path) ? 1 : 0
+}
+
 /** An endpoint, and what each request to it needs. */
 interface Served
   extends Pick<AppParts, 'admit' | 'clientAddress' | 'requestBytes' | 'answerBytes'> {
   readonly endpoint: Endpoint
   /** The path without its parameter, where it has one. */
-  readonly beforeKey: string | undefined
+  readonly beforeParameter: string | undefined
   readonly routes: Routes
 }
 
 /** One request, from who asks to the answer. Throws what becomes an answer in `toApiError`. */
 async function serve(context: ApiContext, served: Served): Promise<Response> {
-  const { endpoint, beforeKey, routes, admit, clientAddress, requestBytes, answerBytes } = served
+  const { endpoint, beforeParameter, routes, admit, clientAddress, requestBytes, answerBytes } =
+    served
   const path = rawPath(context.env)
-  // Hono's wildcard matches without the slash before it, too.
-  if (beforeKey !== undefined && !path.startsWith(beforeKey)) throw routes.notServed(path)
+  if (beforeParameter !== undefined && !path.startsWith(beforeParameter))
+    throw routes.notServed(path)
   if (context.req.raw.method === 'HEAD' && endpoint.takes) throw routes.notServed(endpoint.path)
   await admit(context, endpoint)
   const identity = context.get('identity') ?? ''
@@ -125,7 +133,10 @@ async function serve(context: ApiContext, served: Served): Promise<Response> {
   const answered = await endpoint.handle({
     context,
     identity,
-    key: beforeKey === undefined ? '' : percentDecode(path.slice(beforeKey.length), 'the key'),
+    parameter:
+      beforeParameter === undefined
+        ? ''
+        : percentDecode(path.slice(beforeParameter.length), `the ${parameterOf(endpoint.path)}`),
     query: readQuery(context.env),
     body: endpoint.body && (await readJson(context, endpoint.body, request)),
     answer,

@@ -25,12 +25,15 @@ export interface ApiRequest<Body> {
   /** Who the token belongs to; empty on an endpoint without one. */
   identity: string
   body: Body
-  /** The rest of the path, percent-decoded, where the pattern ends in a parameter. */
-  key: string
+  /**
+   * The rest of the path, percent-decoded, where the pattern ends in a parameter: any text, with
+   * slashes or empty. What is no UTF-8 was answered with `bad_request`.
+   */
+  parameter: string
   query: Query
   /**
    * What the answer holds. An endpoint whose answer may be long makes it larger before it has all
-   * of it.
+   * of it; most need not touch it.
    */
   answer: Hold
 }
@@ -46,6 +49,11 @@ export interface Parameter {
   description: string
   schema: object
   required?: boolean
+}
+
+/** The rest of the path. */
+export function pathParameter(name: string, description: string): Parameter {
+  return { name, in: 'path', description, schema: { type: 'string' }, required: true }
 }
 
 export interface Endpoint<Body = unknown> {

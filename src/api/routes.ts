@@ -2,8 +2,13 @@
 import { ApiError } from './api-error.ts'
 import type { Endpoint } from './endpoint.ts'
 
-/** What a pattern may end in: it takes the rest of the path. */
-export const PARAMETER = /\/\{\w+\}$/
+/** What a pattern may end in: it takes the rest of the path. In braces elsewhere nothing is one. */
+export const PARAMETER = /\/\{(\w+)\}$/
+
+/** The name of the parameter that a pattern ends in, empty where it ends in none. */
+export function parameterOf(pattern: string): string {
+  return PARAMETER.exec(pattern)?.[1] ?? ''
+}
 
 export class Routes {
   readonly #groups: ReadonlyMap<string, readonly Endpoint[]>

@@ -17,6 +17,7 @@ import { CursorSeal } from '../platform/cursor.ts'
 import { startHttpServer } from '../platform/http-server.ts'
 import { startInternalServer } from '../platform/internal-server.ts'
 import type { Logger } from '../platform/logger.ts'
+import type { Metrics } from '../platform/metrics.ts'
 import { Registry } from '../registry/registry.ts'
 import { State } from '../state/state.ts'
 import type { Storage } from '../storage/storage.ts'
@@ -34,12 +35,12 @@ export interface Node {
   close(): Promise<void>
 }
 
-/** @param moreMetrics of a part of the process that has its own, as Prometheus has it */
+/** @param moreMetrics of a thread that has its own */
 export async function startNode(
   config: Config,
   storage: Storage,
   logger: Logger,
-  moreMetrics?: () => Promise<string>,
+  moreMetrics?: () => Promise<Metrics>,
 ): Promise<Node> {
   const { log, admission, removals } = storage
   const cursors = await CursorSeal.load(storage.keys)

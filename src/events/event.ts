@@ -57,6 +57,7 @@ export const eventData = {
   }),
   state_deleted: z.object({ key: z.string(), deleted_by: address }),
   state_read: z.object({ key: z.string(), read_by: address, found: z.boolean() }),
+  // Of each page. A request that was refused records nothing.
   registry_read: z.object({ read_by: address }),
   // By the operator of the infrastructure, of what is illegal to host.
   state_key_removed: z.object({ key: z.string(), ...removal }),

@@ -4,6 +4,7 @@ import { Worker } from 'node:worker_threads'
 import { inBackground } from '../platform/background.ts'
 import { CannotListen } from '../platform/http-server.ts'
 import type { Logger } from '../platform/logger.ts'
+import type { Metrics } from '../platform/metrics.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import type { Said, Told } from './thread.ts'
 
@@ -19,8 +20,8 @@ const STOP_MS = 10_000
 
 export interface ObservationThread {
   readonly port: number
-  /** As Prometheus has it; empty where the thread does not answer. */
-  metrics(): Promise<string>
+  /** Its metrics; none where the thread does not answer. */
+  metrics(): Promise<Metrics>
   stop(): Promise<void>
 }
 
@@ -109,15 +110,15 @@ function ended(thread: Worker): Promise<void> {
   return new Promise((resolve) => thread.once('exit', () => resolve()))
 }
 
-async function answered(thread: Worker, told: Told, timeoutMs: number): Promise<string> {
-  const { promise, resolve } = Promise.withResolvers<string>()
+async function answered(thread: Worker, told: Told, timeoutMs: number): Promise<Metrics> {
+  const { promise, resolve } = Promise.withResolvers<Metrics>()
   const hear = (said: Said) => {
     if ('metrics' in said) resolve(said.metrics)
   }
   thread.on('message', hear)
   try {
     thread.postMessage(told)
-    return await Promise.race([promise, sleep(timeoutMs, '', { ref: false })])
+    return await Promise.race([promise, sleep(timeoutMs, [], { ref: false })])
   } finally {
     thread.off('message', hear)
   }

@@ -3,9 +3,10 @@
  * many, agents do not notice.
  */
 import { parentPort } from 'node:worker_threads'
-import { register } from 'prom-client'
 import { loadConfig } from '../config.ts'
+import { inBackground } from '../platform/background.ts'
 import { createLogger } from '../platform/logger.ts'
+import { type Metrics, metricsOfThread } from '../platform/metrics.ts'
 import { openEmbeddedObservation } from '../storage/embedded-observation.ts'
 import { startObservation } from './observation.ts'
 
@@ -15,17 +16,7 @@ export type Told = 'stop' | 'metrics'
 export type Said =
   | { readonly listening: number }
   | { readonly failed: { readonly name: string; readonly message: string } }
-  | { readonly metrics: string }
-
-/** Others have the names of those of the process, which must not come twice. */
-const OWN = 'tabulum_observ'
-
-async function ownMetrics(): Promise<string> {
-  const names = register
-    .getMetricsAsArray()
-    .flatMap(({ name }) => (name.startsWith(OWN) ? name : []))
-  return (await Promise.all(names.map((name) => register.getSingleMetricAsString(name)))).join('\n')
-}
+  | { readonly metrics: Metrics }
 
 const port = parentPort
 if (port) {
@@ -36,7 +27,11 @@ if (port) {
     const storage = await openEmbeddedObservation(config, logger)
     const observation = await startObservation(config, storage, logger)
     port.on('message', (told: Told) => {
-      if (told === 'metrics') void ownMetrics().then((metrics) => say({ metrics }))
+      if (told === 'metrics')
+        inBackground(
+          'metrics_of_thread',
+          metricsOfThread().then((metrics) => say({ metrics })),
+        )
       else void end()
     })
     say({ listening: observation.port })

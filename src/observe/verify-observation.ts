@@ -5,7 +5,7 @@
 import { type RawBuilder, sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
 import { type EventLog, readEvents } from '../events/event-log.ts'
-import { AGENT_SPANS, EVERYBODY, PUSHED, SPANS, TYPE_NUMBERS, toHex } from './changes.ts'
+import { AGENT_SPANS, DEEDS, EVERYBODY, PUSHED, SPANS, TYPE_NUMBERS, toHex } from './changes.ts'
 import type { ObservationDatabase, RowTypes } from './observation-database.ts'
 
 /** Events that are replayed at once. */
@@ -114,7 +114,6 @@ const {
   agent_registered: registered,
   message_sent: sent,
   message_delivered: delivered,
-  push_failed: failed,
   state_written: written,
 } = TYPE_NUMBERS
 
@@ -141,7 +140,7 @@ function expectations(): Expectation[] {
       on m.other = r.other
     left join (
       select agent, max(at) as active from replayed
-      where type not in (${sql.lit(registered)}, ${sql.lit(failed)})
+      where type in (${sql.join(DEEDS.map((deed) => sql.lit(deed)))})
         and (type <> ${sql.lit(delivered)} or other = 'pull') group by agent) a
       on a.agent = r.other`
   const spans = (all: readonly number[], whose: RawBuilder<unknown>, from: RawBuilder<unknown>) =>

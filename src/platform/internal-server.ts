@@ -8,6 +8,7 @@ import { z } from 'zod'
 import { batched } from './batch.ts'
 import { type HttpServer, startHttpServer } from './http-server.ts'
 import type { Logger } from './logger.ts'
+import { formatMetrics, type Metrics } from './metrics.ts'
 import { Readiness, type ReadinessChecks } from './readiness.ts'
 
 export interface InternalServerOptions {
@@ -15,8 +16,8 @@ export interface InternalServerOptions {
   port: number
   checks: ReadinessChecks
   logger: Logger
-  /** Metrics of a part that keeps its own, as text. */
-  moreMetrics?: () => Promise<string>
+  /** Metrics of a thread that keeps its own. */
+  moreMetrics?: () => Promise<Metrics>
   /**
    * A page of the events after `since` as JSON: at most `limit`, fewer if they are large, none at
    * the end of the log.
@@ -72,7 +73,7 @@ export async function startInternalServer({
     return context.json({ status, parts }, status === 'ready' || status === 'degraded' ? 200 : 503)
   })
   app.get('/metrics', async (context) =>
-    context.body(`${await register.metrics()}\n${(await moreMetrics?.()) ?? ''}`, 200, {
+    context.body(await formatMetrics((await moreMetrics?.()) ?? []), 200, {
       'Content-Type': register.contentType,
     }),
   )

@@ -191,7 +191,7 @@ describe('404 not_found', () => {
     '/v1/healthz',
     '/v1/agents/nobody',
     '/v1/messages/7',
-    '/v1/registry/x',
+    '/v1/registryx',
     '/v1/statement',
     '/v1//health',
     '/v1/./health',

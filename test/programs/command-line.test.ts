@@ -423,6 +423,12 @@ it('the internal port of serve is for this machine alone', async () => {
   expect((await fetch(`${kernel.internalUrl}/livez`)).status).toBe(200)
   expect((await fetch(`${elsewhere(kernel.baseUrl)}/v1/health`)).status).toBe(200)
   await expect(fetch(`${elsewhere(kernel.internalUrl)}/livez`)).rejects.toThrow('fetch failed')
+  // And tells of both its threads.
+  await fetch(`${kernel.observeUrl}/observe/health`)
+  const metrics = await (await fetch(`${kernel.internalUrl}/metrics`)).text()
+  for (const route of ['/v1/health', '/observe/health']) {
+    expect(metrics).toContain(`tabulum_requests_total{method="GET",route="${route}",status="200"} `)
+  }
 })
 
 it(

@@ -1,7 +1,7 @@
 /** The shared key-value store. */
 import { holdText } from '../answer-size.ts'
 import { ApiError } from '../api-error.ts'
-import { type Endpoint, endpoint, type Parameter } from '../endpoint.ts'
+import { type Endpoint, endpoint, pathParameter } from '../endpoint.ts'
 import { readCursor, readLimit, readText } from '../request.ts'
 import * as schemas from '../schemas.ts'
 import { bodyBytes, type EndpointParts, example, pageParameters } from './common.ts'
@@ -9,13 +9,10 @@ import { bodyBytes, type EndpointParts, example, pageParameters } from './common
 const RESERVED_KEY = '_capacity'
 
 export function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
-  const keyParameter: Parameter = {
-    name: 'key',
-    in: 'path',
-    description: `The rest of the path, percent-decoded once: may hold slashes and any UTF-8, 1 to ${limits.stateMaxKeyBytes} bytes`,
-    schema: { type: 'string' },
-    required: true,
-  }
+  const keyParameter = pathParameter(
+    'key',
+    `The rest of the path, percent-decoded once: may hold slashes and any UTF-8, 1 to ${limits.stateMaxKeyBytes} bytes`,
+  )
   const checkKey = (key: string) => {
     if (Buffer.byteLength(key) > limits.stateMaxKeyBytes) {
       throw new ApiError(
@@ -108,7 +105,7 @@ export function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
       },
       errors: ['bad_request', 'not_found'],
       handle: async (request) => {
-        const { key, identity } = request
+        const { parameter: key, identity } = request
         if (key === '') return list.handle(request)
         if (key === RESERVED_KEY) return capacity.handle(request)
         checkKey(key)
@@ -148,7 +145,7 @@ export function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
         example: { key: 'jobs/1', written_by: example.address, written_at: example.time },
       },
       errors: ['store_full'],
-      handle: async ({ key, identity, body }) => {
+      handle: async ({ parameter: key, identity, body }) => {
         checkWritableKey(key)
         const { writtenAt } = await state.write(key, body.value, identity)
         return { status: 200, body: { key, written_by: identity, written_at: writtenAt } }
@@ -170,7 +167,7 @@ export function stateEndpoints({ state, limits }: EndpointParts): Endpoint[] {
         example: { key: 'jobs/1', deleted_by: example.address, deleted_at: example.time },
       },
       errors: ['bad_request', 'not_found'],
-      handle: async ({ key, identity }) => {
+      handle: async ({ parameter: key, identity }) => {
         checkWritableKey(key)
         const { deletedAt } = await state.delete(key, identity)
         return { status: 200, body: { key, deleted_by: identity, deleted_at: deletedAt } }

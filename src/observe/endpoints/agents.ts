@@ -1,7 +1,7 @@
 /** Who is here, and who writes to whom. */
 import { HELD_OF_AN_ANSWER } from '../../api/answer-size.ts'
 import { ApiError } from '../../api/api-error.ts'
-import { type Endpoint, endpoint } from '../../api/endpoint.ts'
+import { type Endpoint, endpoint, pathParameter } from '../../api/endpoint.ts'
 import { type Query, readCursor, readLimit, readText } from '../../api/request.ts'
 import type { AgentFigures, AgentsQuestion } from '../observation-tables.ts'
 import { agentOf, readAddress, readSeq } from '../query.ts'
@@ -15,7 +15,6 @@ import {
   MAX_ENTRIES,
   type ObservationParts,
   parameter,
-  pathParameter,
   timestamp,
 } from './parts.ts'
 
@@ -117,7 +116,7 @@ export function agentEndpoints({ tables, freshness }: ObservationParts): Endpoin
         example: exampleAgent,
       },
       errors: ['bad_request', 'not_found'],
-      handle: async ({ key: address, query }) => {
+      handle: async ({ parameter: address, query }) => {
         const at = readSeq(query, 'at')
         await freshness.wait()
         const agent = await tables.agent(address, at)

@@ -57,13 +57,6 @@ export const typeParameter = parameter(
 export const agentParameter = parameter('agent', "The event's `agent`")
 export const seqParameter = (name: string, description: string) =>
   parameter(name, description, { type: 'integer', minimum: 0 })
-export const pathParameter = (name: string, description: string): Parameter => ({
-  name,
-  in: 'path',
-  description,
-  schema: { type: 'string' },
-  required: true,
-})
 
 export const atParameter = seqParameter(
   'at',

@@ -1,7 +1,13 @@
 /** The shared state, as it is and as it was. */
 import { holdText } from '../../api/answer-size.ts'
 import { ApiError } from '../../api/api-error.ts'
-import { type ApiContext, type ApiRequest, type Endpoint, endpoint } from '../../api/endpoint.ts'
+import {
+  type ApiContext,
+  type ApiRequest,
+  type Endpoint,
+  endpoint,
+  pathParameter,
+} from '../../api/endpoint.ts'
 import {
   percentDecode,
   type Query,
@@ -22,7 +28,6 @@ import {
   MAX_ENTRIES,
   type ObservationParts,
   parameter,
-  pathParameter,
   timestamp,
 } from './parts.ts'
 
@@ -202,7 +207,7 @@ export function stateEndpoints({
         },
       },
       errors: ['bad_request', 'not_found'],
-      handle: async ({ context, key, query, answer }) => {
+      handle: async ({ context, parameter: key, query, answer }) => {
         if (key === '') return listState({ query })
         checkKey(key)
         const at = readSeq(query, 'at')
@@ -222,7 +227,7 @@ export function stateEndpoints({
     endpoint({
       operationId: 'readHistory',
       method: 'GET',
-      // A key may end so itself: whoever reads a key that there is not comes here.
+      // Not routed by itself: a key may end so, and who reads a key that there is not comes here.
       path: `/observe/state/{key}${HISTORY}`,
       summary: 'What became of a key, the latest first',
       description: `Of a key that ends in \`${HISTORY}\` itself, the value is shown where there is one.`,
@@ -247,7 +252,7 @@ export function stateEndpoints({
         },
       },
       errors: ['bad_request', 'not_found'],
-      handle: async ({ key, query }) => history(key, query),
+      handle: async ({ parameter: key, query }) => history(key, query),
     }),
   ]
 
