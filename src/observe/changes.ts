@@ -131,8 +131,6 @@ export interface Known {
   readonly lastRegisteredAt: number
 }
 
-type Counted = Pick<Changes['activity'][number], 'type' | 'count' | 'seq'>
-
 /** The addresses that a batch names, beside those that it registers. */
 export function addressesOf(events: readonly LoggedEvent[]): Set<string> {
   const addresses = new Set<string>()
@@ -151,110 +149,155 @@ export function keysOf(events: readonly LoggedEvent[]): Set<string> {
 }
 
 /**
+ * What a batch changes in the read models.
+ *
  * @param events in their order
  * @param known what there was before them
  */
-export function changesOf(events: readonly LoggedEvent[], known: Known): Changes {
-  const ids = new Map(known.ids)
-  const existing = new Set(known.existing)
-  const registered = new Map<number, Changes['registered'][number]>()
-  const figures = new Map<number, Figures>()
-  const edges = new Map<string, Changes['edges'][number]>()
-  const totals = new Map<number, number>()
-  const activity = new Map<string, Changes['activity'][number]>()
-  const changes: Pick<Changes, 'events' | 'messages' | 'versions'> = {
-    events: [],
-    messages: [],
-    versions: [],
-  }
-  let { keys } = known
+export function changesIn(events: readonly LoggedEvent[], known: Known): Changes {
+  const summary = new Summary(known)
+  for (const event of events) summary.add(event)
+  return summary.changes()
+}
 
-  const figuresOf = (id: number): Figures => {
-    const its = registered.get(id) ??
-      figures.get(id) ?? { id, sent: 0, received: 0, writes: 0, active: null }
-    if (!registered.has(id)) figures.set(id, its)
-    return its
-  }
-  const add = (agent: number, span: number, seconds: number, { type, count, seq }: Counted) => {
-    const start = Math.floor(seconds / span) * span
-    const name = `${agent} ${span} ${start} ${type}`
-    const row = activity.get(name)
-    if (row) row.count += count
-    else activity.set(name, { agent, span, start, type, count, seq })
-  }
+class Summary {
+  readonly #known: Known
+  readonly #ids: Map<string, number>
+  readonly #events: Changes['events'] = []
+  readonly #totals = new Map<number, number>()
+  readonly #registered = new Map<number, Changes['registered'][number]>()
+  /** Of those who were registered before the batch. */
+  readonly #figures = new Map<number, Figures>()
+  readonly #messages: Changes['messages'] = []
+  readonly #edges = new Map<string, Changes['edges'][number]>()
+  readonly #activity = new Map<string, Changes['activity'][number]>()
+  readonly #versions: Changes['versions'] = []
+  /** Of the keys that the batch changes, those that are there. */
+  readonly #existing: Set<string>
+  #lastRegisteredAt: number
 
-  /** Adds a message to the figures, and returns how many its sender has sent in this batch. */
-  const addMessage = (
-    seq: number,
-    sender: number | undefined,
-    recipient: number | undefined,
-  ): number | null => {
-    const nth = sender === undefined ? null : ++figuresOf(sender).sent
-    if (recipient === undefined) return nth
-    const received = ++figuresOf(recipient).received
-    if (sender === undefined) return nth
-    const name = `${sender} ${recipient}`
-    const count = (edges.get(name)?.count ?? 0) + 1
-    edges.set(name, { sender, recipient, count, seq })
-    changes.messages.push({ sender, recipient, seq, nth: count, received })
-    return nth
+  constructor(known: Known) {
+    this.#known = known
+    this.#ids = new Map(known.ids)
+    this.#existing = new Set(known.existing)
+    this.#lastRegisteredAt = known.lastRegisteredAt
   }
 
-  let registeredAt = known.lastRegisteredAt
-  for (const event of events) {
-    const { seq, type: name, agent: address, data } = event
+  add(event: LoggedEvent): void {
+    const { seq, type: name } = event
     const type = TYPE_NUMBERS[name]
     const at = Date.parse(event.ts)
-    if (name === 'agent_registered') {
-      registeredAt = Math.max(registeredAt, at)
-      ids.set(data.address, seq)
-      registered.set(seq, { address: data.address, at: registeredAt, ...figuresOf(seq) })
-      figures.delete(seq)
-    }
-    const agent = address === undefined ? undefined : ids.get(address)
-    const isPushed = name === 'message_delivered' && data.delivery_method === 'push'
-    const row = { seq, at, type: isPushed ? PUSHED : type, total: type, agent: agent ?? null }
-    const nth = (totals.get(type) ?? 0) + 1
-    totals.set(type, nth)
-    add(EVERYBODY, SPANS[0], at / 1_000, { type, count: 1, seq })
+    if (name === 'agent_registered') this.#register(seq, event.data.address, at)
+    const agent = event.agent === undefined ? undefined : this.#ids.get(event.agent)
+    const isPushed = name === 'message_delivered' && event.data.delivery_method === 'push'
+    const number = isPushed ? PUSHED : type
+    const nth = (this.#totals.get(type) ?? 0) + 1
+    this.#totals.set(type, nth)
+    this.#countActivity(EVERYBODY, SPANS[0], at / 1_000, { type, count: 1, seq })
     if (agent !== undefined) {
-      for (const span of AGENT_SPANS) add(agent, span, at / 1_000, { type, count: 1, seq })
-      if (DEEDS.includes(row.type)) {
-        const its = figuresOf(agent)
+      for (const span of AGENT_SPANS)
+        this.#countActivity(agent, span, at / 1_000, { type, count: 1, seq })
+      if (DEEDS.includes(number)) {
+        const its = this.#figuresOf(agent)
         its.active = Math.max(its.active ?? 0, at)
       }
     }
     let agentNth: number | null = null
-    if (name === 'message_sent') agentNth = addMessage(seq, agent, ids.get(data.to))
-    if (name === 'state_written' && agent !== undefined) agentNth = ++figuresOf(agent).writes
-    if (isChangeOfKey(event)) {
-      const key = toHex(event.data.key)
-      const length = name === 'state_written' ? data.value_length : null
-      changes.versions.push({ key, seq, type, author: agent ?? null, at, length })
-      if (length === null) existing.delete(key)
-      else existing.add(key)
-      keys = known.keys + existing.size - known.existing.size
-    }
-    changes.events.push({
-      ...row,
+    if (name === 'message_sent')
+      agentNth = this.#countMessage(seq, agent, this.#ids.get(event.data.to))
+    if (name === 'state_written' && agent !== undefined) agentNth = ++this.#figuresOf(agent).writes
+    const keys = isChangeOfKey(event) ? this.#changeKey(event, agent, at) : null
+    this.#events.push({
+      seq,
+      at,
+      type: number,
+      total: type,
+      agent: agent ?? null,
       nth,
       agent_nth: agentNth,
-      keys: isChangeOfKey(event) ? keys : null,
+      keys,
     })
   }
-  // Minutes are few; longer spans are sums of them.
-  for (const row of [...activity.values()])
-    if (row.agent === EVERYBODY)
-      for (const span of SPANS.slice(1)) add(EVERYBODY, span, row.start, row)
-  return {
-    ...changes,
-    registered: [...registered.values()],
-    figures: [...figures.values()],
-    edges: [...edges.values()],
-    totals: [...totals].map(([type, count]) => ({ type, count })),
-    activity: [...activity.values()],
-    keys,
-    lastRegisteredAt: registeredAt,
+
+  changes(): Changes {
+    // Minutes are few; longer spans are sums of them.
+    for (const row of [...this.#activity.values()])
+      if (row.agent === EVERYBODY)
+        for (const span of SPANS.slice(1)) this.#countActivity(EVERYBODY, span, row.start, row)
+    return {
+      events: this.#events,
+      totals: [...this.#totals].map(([type, count]) => ({ type, count })),
+      registered: [...this.#registered.values()],
+      figures: [...this.#figures.values()],
+      messages: this.#messages,
+      edges: [...this.#edges.values()],
+      activity: [...this.#activity.values()],
+      versions: this.#versions,
+      keys: this.#keys,
+      lastRegisteredAt: this.#lastRegisteredAt,
+    }
+  }
+
+  /** How many keys there are. */
+  get #keys(): number {
+    return this.#known.keys + this.#existing.size - this.#known.existing.size
+  }
+
+  #register(seq: number, address: string, at: number): void {
+    this.#lastRegisteredAt = Math.max(this.#lastRegisteredAt, at)
+    this.#ids.set(address, seq)
+    const its = this.#figuresOf(seq)
+    this.#registered.set(seq, { address, at: this.#lastRegisteredAt, ...its })
+    this.#figures.delete(seq)
+  }
+
+  #figuresOf(id: number): Figures {
+    const its = this.#registered.get(id) ??
+      this.#figures.get(id) ?? { id, sent: 0, received: 0, writes: 0, active: null }
+    if (!this.#registered.has(id)) this.#figures.set(id, its)
+    return its
+  }
+
+  /** @returns how many messages the sender has sent in this batch, null where it is nobody */
+  #countMessage(
+    seq: number,
+    sender: number | undefined,
+    recipient: number | undefined,
+  ): number | null {
+    const sent = sender === undefined ? null : ++this.#figuresOf(sender).sent
+    if (recipient === undefined) return sent
+    const received = ++this.#figuresOf(recipient).received
+    if (sender === undefined) return sent
+    const name = `${sender} ${recipient}`
+    const count = (this.#edges.get(name)?.count ?? 0) + 1
+    this.#edges.set(name, { sender, recipient, count, seq })
+    this.#messages.push({ sender, recipient, seq, nth: count, received })
+    return sent
+  }
+
+  /** @returns how many keys there are after it */
+  #changeKey(event: ChangeOfKey, author: number | undefined, at: number): number {
+    const { seq, type } = event
+    const key = toHex(event.data.key)
+    const length = type === 'state_written' ? event.data.value_length : null
+    const version = { key, seq, type: TYPE_NUMBERS[type], author: author ?? null, at, length }
+    this.#versions.push(version)
+    if (length === null) this.#existing.delete(key)
+    else this.#existing.add(key)
+    return this.#keys
+  }
+
+  #countActivity(
+    agent: number,
+    span: number,
+    seconds: number,
+    { type, count, seq }: Pick<Changes['activity'][number], 'type' | 'count' | 'seq'>,
+  ): void {
+    const start = Math.floor(seconds / span) * span
+    const name = `${agent} ${span} ${start} ${type}`
+    const row = this.#activity.get(name)
+    if (row) row.count += count
+    else this.#activity.set(name, { agent, span, start, type, count, seq })
   }
 }
 

@@ -5,7 +5,7 @@
 import { type RawBuilder, sql } from 'kysely'
 import type { LoggedEvent } from '../events/event.ts'
 import { AgentIds } from './agent-ids.ts'
-import { addressesOf, type Changes, changesOf, keysOf, TYPE_NUMBERS } from './changes.ts'
+import { addressesOf, type Changes, changesIn, keysOf, TYPE_NUMBERS } from './changes.ts'
 import type { ObservationDatabase, RowTypes } from './observation-database.ts'
 
 const FIGURES: RowTypes = {
@@ -60,7 +60,7 @@ export class ObservationWriter {
     if (seq !== from) return false
     const ids = await this.#ids.of(addressesOf(events))
     const existing = await this.#existing(keysOf(events))
-    const changes = changesOf(events, { ids, existing, keys, lastRegisteredAt })
+    const changes = changesIn(events, { ids, existing, keys, lastRegisteredAt })
     const isApplied = await this.#database.change(
       sql`
         update ${this.#table('position')} set applied_seq = ${last.seq}, agents = ${agents + changes.registered.length},
