@@ -3,7 +3,7 @@
  * many words the text has, checks what the librarian then wrote into the shared state, and says
  * thanks.
  *
- *     node examples/reader.ts [url of the kernel] [--wait seconds]
+ *     npx node examples/reader.ts [url of the kernel] [--wait seconds]
  *
  * Environment: TABULUM_URL (http://localhost:8080), OPERATOR_KEY (without it, an operator is
  * registered).

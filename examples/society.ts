@@ -2,7 +2,7 @@
  * A society: some hundred agents with crafts, friends and projects, who get up, talk, work, write
  * things down and go to bed. For trying the kernel and the page on which one watches it.
  *
- *     node examples/society.ts [--agents 300] [--speed 1] [--seed 1] [--minutes …] \
+ *     npx node examples/society.ts [--agents 300] [--speed 1] [--seed 1] [--minutes …] \
  *       [--url http://localhost:8080]
  *
  * A day of the society takes ten minutes at speed 1. The same seed and number of agents do the same

@@ -1,7 +1,7 @@
 /**
  * A receiver for webhooks: takes only what was signed with its secret, and each message once.
  *
- *     node examples/webhook-receiver.ts --secret-file webhook-secret.txt \
+ *     npx node examples/webhook-receiver.ts --secret-file webhook-secret.txt \
  *       --key tls.key --cert tls.pem --port 8443
  *
  * The file holds the `webhook_secret` of the answer to the agent's registration. Without `--key`
@@ -142,7 +142,12 @@ if (import.meta.main) {
       port: { type: 'string', default: '8443' },
     },
   })
-  if (values['secret-file'] === undefined) throw new Error('--secret-file is missing')
+  if (values['secret-file'] === undefined) {
+    console.error(
+      '--secret-file is missing: a file with the webhook_secret of the answer to the registration',
+    )
+    process.exit(2)
+  }
   const receiver = createWebhookReceiver({
     secret: readFileSync(values['secret-file'], 'utf8').trim(),
     onMessage: ({ message_id, from, content }) =>

@@ -8,6 +8,16 @@ import { ApiError } from './api-error.ts'
 import { applyLimit } from './app.ts'
 import type { ApiContext, Endpoint } from './endpoint.ts'
 
+/** What each bucket limits, as refusals say it. */
+const LIMITED: Readonly<Record<Category | 'client', string>> = {
+  message: 'sending and receiving messages, together',
+  state_read: 'reading state',
+  state_write: 'writing and deleting state, together',
+  registry_read: 'reading the registry',
+  client: 'operators that one address registers',
+}
+const OTHER: Readonly<Record<Level, Level>> = { agent: 'operator', operator: 'agent' }
+
 const sessionLookups = { hit: 0, miss: 0 }
 new Counter({
   name: 'tabulum_session_lookups_total',
@@ -35,29 +45,34 @@ export function agentAccess({ admission, registry, clientAddress }: AgentAccessP
 
   async function admit(context: ApiContext, { level, limit }: Endpoint): Promise<void> {
     if (limit === 'client') {
-      applyLimit(context, await admission.admitClient(clientAddress(context.env)))
+      applyLimit(context, await admission.admitClient(clientAddress(context.env)), LIMITED.client)
       return
     }
     if (!level) return
     const { identity, bucket } = await authenticate(context, level, limit)
     context.set('identity', identity)
-    if (bucket) applyLimit(context, bucket)
+    if (bucket && limit) applyLimit(context, bucket, LIMITED[limit])
   }
 
   async function authenticate(context: ApiContext, level: Level, category: Category | undefined) {
-    const token = parseAuthorization(context.req.header('authorization'), level)
-    // Made where it is thrown: an error collects its stack, which costs as much as the rest of
-    // this.
-    const unauthorized = () =>
-      new ApiError('unauthorized', `an ${level} token is needed: Authorization: Bearer <token>`)
-    if (!token) throw unauthorized()
+    const header = context.req.header('authorization')
+    const token = parseAuthorization(header, level)
+    if (!token) {
+      const isOther = parseAuthorization(header, OTHER[level]) !== undefined
+      throw new ApiError(
+        'unauthorized',
+        isOther
+          ? `this is an ${OTHER[level]} token, and an ${level} token is needed`
+          : `an ${level} token is needed: Authorization: Bearer <token>`,
+      )
+    }
     const admitted = await admission.admit(token, category)
     sessionLookups[admitted ? 'hit' : 'miss']++
     if (admitted) return { identity: admitted.session.identity, bucket: admitted.bucket }
     const identity = await registry.authenticate(token)
     const opened =
       identity === undefined ? undefined : await admission.open(token, { identity }, category)
-    if (!opened) throw unauthorized()
+    if (!opened) throw new ApiError('unauthorized', `this ${level} token is unknown or revoked`)
     return { identity: opened.session.identity, bucket: opened.bucket }
   }
 }

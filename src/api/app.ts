@@ -172,8 +172,12 @@ function holdUntilWritten({ env: { outgoing } }: ApiContext, hold: Hold): void {
   else outgoing.once('close', () => hold.release())
 }
 
-/** Says in the answer what is left of a bucket. Throws `rate_limited`. */
-export function applyLimit(context: ApiContext, bucket: BucketState): void {
+/**
+ * Says in the answer what is left of a bucket. Throws `rate_limited`.
+ *
+ * @param what it limits, in words
+ */
+export function applyLimit(context: ApiContext, bucket: BucketState, what: string): void {
   const seconds = Math.max(1, Math.ceil(bucket.retryAfterMs / 1_000))
   // On a 429 the time that `Retry-After` says, by this node's clock.
   const resetMs = bucket.allowed ? bucket.fullAtMs : Date.now() + seconds * 1_000
@@ -183,7 +187,7 @@ export function applyLimit(context: ApiContext, bucket: BucketState): void {
     'X-RateLimit-Reset': String(Math.ceil(resetMs / 1_000)),
   })
   if (bucket.allowed) return
-  throw new ApiError('rate_limited', `too many requests; try again in ${seconds} s`, {
+  throw new ApiError('rate_limited', `over the limit of ${what}; try again in ${seconds} s`, {
     'Retry-After': String(seconds),
   })
 }

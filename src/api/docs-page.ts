@@ -124,6 +124,9 @@ function parameters(list: readonly Parameter[]): Html {
 }
 
 /** The part of JSON Schema that the document uses. */
+/** Of more values than these a table says only what kind they are. */
+const FEW = 5
+
 interface Schema {
   type?: string
   description?: string
@@ -131,6 +134,7 @@ interface Schema {
   required?: string[]
   items?: Schema
   anyOf?: Schema[]
+  enum?: readonly string[]
   minimum?: number
   maximum?: number
 }
@@ -160,7 +164,8 @@ function described(
   })
 }
 
-function typeOf({ type, anyOf = [], minimum, maximum }: Schema): string {
+function typeOf({ type, anyOf = [], minimum, maximum, enum: values }: Schema): string {
+  if (values !== undefined && values.length <= FEW) return values.join(' or ')
   const isRange =
     type === 'integer' &&
     minimum !== undefined &&

@@ -112,7 +112,11 @@ export async function startObservation(
     endpoints,
     admit: async (context, { limit }) => {
       if (limit === 'client')
-        applyLimit(context, buckets.take(clientAddress(context.env), allowance))
+        applyLimit(
+          context,
+          buckets.take(clientAddress(context.env), allowance),
+          `${allowance.limit} requests a minute`,
+        )
     },
     clientAddress,
     logger,

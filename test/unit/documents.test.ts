@@ -2,6 +2,7 @@
 import { existsSync, globSync, readdirSync } from 'node:fs'
 import { dirname, join, normalize } from 'node:path'
 import { describe, expect, it } from 'vitest'
+import { ALL_TYPES } from '../../src/observe/changes.ts'
 import {
   anchorsOf,
   blocksOf,
@@ -9,6 +10,7 @@ import {
   proseOf,
   ROOT,
   readDocument,
+  sectionOf,
   tableRows,
 } from '../support/document.ts'
 
@@ -154,4 +156,9 @@ it('comments have lines of at most 100 columns', () => {
       .map((line) => `${path}: ${line.trim()}`),
   )
   expect(long).toEqual([])
+})
+
+it('docs/observing.md has a line for each type of event', () => {
+  const rows = tableRows(sectionOf(readDocument('docs/observing.md'), '### Types of events'))
+  expect(rows.slice(2).map(([type = '']) => type.replaceAll('`', ''))).toEqual(ALL_TYPES)
 })

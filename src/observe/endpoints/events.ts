@@ -83,8 +83,7 @@ export function eventEndpoints({ events, stream }: ObservationParts): Endpoint[]
       limit: 'client',
       parameters: [
         seqParameter('since', 'After this `seq`'),
-        typeParameter,
-        agentParameter,
+        ...filterParameters,
         limitOf(MAX_EVENTS, 100),
         seqParameter('before', 'The page that ends before this `seq`, the latest first'),
         seqParameter('until', 'Up to this `seq`, inclusive'),

@@ -137,7 +137,10 @@ export function stateEndpoints({
     await freshness.wait()
     const versions = await tables.versions(key, before ?? FAR, limit + 1)
     if (versions.length === 0 && readCursor(query) === undefined)
-      throw new ApiError('not_found', 'there is no such key, and never was')
+      throw new ApiError(
+        'not_found',
+        at === undefined ? 'there is no such key, and never was' : 'there was no such key then',
+      )
     const page = versions.slice(0, limit)
     return {
       status: 200 as const,
@@ -232,7 +235,7 @@ export function stateEndpoints({
       summary: 'What became of a key, the latest first',
       description: `Of a key that ends in \`${HISTORY}\` itself, the value is shown where there is one.`,
       limit: 'client',
-      parameters: [keyParameter, cursorParameter, limitOf(MAX_ENTRIES, 100)],
+      parameters: [keyParameter, cursorParameter, limitOf(MAX_ENTRIES, 100), atParameter],
       success: {
         status: 200,
         description: 'A page of its versions',
