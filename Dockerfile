@@ -1,7 +1,7 @@
 # The kernel: one image for every command (api, worker, observe, migrate, serve, …).
 #   docker build --tag tabulum-kernel .
-# docker run --publish 127.0.0.1:8080:8080 --volume tabulum:/data tabulum-kernel   # one process on
-# embedded storage Without --volume the data is gone with the container.
+# One process on embedded storage; without --volume the data is gone with the container:
+#   docker run --publish 127.0.0.1:8080:8080 --volume tabulum:/data tabulum-kernel
 
 FROM node:26.10.0-trixie-slim AS dependencies
 WORKDIR /app

@@ -49,11 +49,35 @@ for name in API_REPLICAS WORKER_REPLICAS OBSERVE_REPLICAS; do
   eval "value=\${$name:-}"
   is_like "$value" '[1-9][0-9]*' || refuse "$name must be a number, at least 1."
 done
+# So many HAProxy finds (deploy/haproxy/backend-dns.cfg).
+for name in API_REPLICAS OBSERVE_REPLICAS; do
+  eval "value=\${$name:-}"
+  ! is_like "$value" '[1-9][0-9]{2,}|3[3-9]|[4-9][0-9]' || refuse "$name must be at most 32."
+done
+
+# Refuses a setting that has the value of another one of its kind.
+taken=
+is_own() {
+  case " $taken" in
+    *" $2="*) other=${taken%" $2="*} && refuse "$1 must not be the same as ${other##* }." ;;
+  esac
+  taken="$taken $1 $2="
+}
 # Docker takes 0 and a range too, and chooses one itself.
 for name in PUBLISH_PORT OBSERVE_PORT PROMETHEUS_PORT; do
   eval "value=\${$name:-}"
-  is_like "$value" '[1-9][0-9]*' || refuse "$name must be one port, such as 8080."
+  if is_like "$value" '[1-9][0-9]{0,4}' && [ "$value" -le 65535 ]; then is_own "$name" "$value"; else
+    refuse "$name must be one port, such as 8080."
+  fi
 done
+for name in ENTRY_SUBNET OBSERVERS_SUBNET PUBLISHED_SUBNET OUTBOUND_SUBNET; do
+  eval "value=\${$name:-}"
+  if is_like "$value" '([0-9]{1,3}\.){3}[0-9]{1,3}/([89]|[12][0-9])'; then is_own "$name" "$value"; else
+    refuse "$name must be a range of addresses, such as 10.213.88.0/24."
+  fi
+done
+is_like "${PUBLISH_ADDRESS:-}" '([0-9]{1,3}\.){3}[0-9]{1,3}|[0-9a-fA-F:]*:[0-9a-fA-F:]*' ||
+  refuse "PUBLISH_ADDRESS must be an IP address, such as 127.0.0.1; 0.0.0.0 is all of the machine's."
 is_like "${OBSERVE_MAX_STREAMS:-}" '[0-9]{1,3}|[1-4][0-9]{3}|5000' || refuse "OBSERVE_MAX_STREAMS must be a number from 0 to 5000."
 is_like "${NATS_MAX_FILE_STORE:-}" '[1-9][0-9]*(GB|TB)' || refuse "NATS_MAX_FILE_STORE must be a number of GB or TB, such as 20GB."
 is_like "${TRUSTED_PROXIES:-}" '([0-9a-fA-F.:]+/[0-9]+(, *|$))*' ||

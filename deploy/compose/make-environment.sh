@@ -41,3 +41,4 @@ for name in POSTGRES_PASSWORD TABULUM_OWNER_PASSWORD TABULUM_PASSWORD TABULUM_OB
   echo "$name=$(password)"
 done
 echo "WEBHOOK_SECRET_KEY=$(head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n')"
+echo "wrote $file; docs/deploying.md says what to set in it" >&2
