@@ -339,7 +339,8 @@ export class Agent {
   async receiveAll(): Promise<Message[]> {
     const all: Message[] = []
     for (;;) {
-      const { messages, remaining } = await this.receive('?limit=100')
+      const answer = await untilAvailable(() => this.request('GET', '/v1/messages?limit=100'))
+      const { messages, remaining } = answer.as(200, messagesPage)
       all.push(...messages)
       if (remaining === 0) return all
     }
