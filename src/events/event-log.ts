@@ -65,6 +65,10 @@ export class LogUnavailable extends Unavailable {
   override name = 'LogUnavailable'
 }
 
+/** What it means that the log ends before something that was read in it, or made of it. */
+export const OLDER =
+  'which it had: if it stays so, it has lost events, or was restored from an older copy than the database'
+
 /** Every replica of the log lacks an event. Nothing behind it is read. */
 export class EventLost extends LogUnavailable {
   override name = 'EventLost'

@@ -17,6 +17,7 @@ import {
   EventLost,
   type FollowOptions,
   LogUnavailable,
+  OLDER,
   PAGE_BYTES,
 } from './event-log.ts'
 import {
@@ -304,7 +305,7 @@ export class JetStreamEventLog implements EventLog {
     const { last_seq: last } = await streamState(this.#manager)
     const known = messageOf(this.#writer.highest)
     if (last < known)
-      throw new LogUnavailable(`the event log ends at message ${last}, before ${known}`)
+      throw new LogUnavailable(`the event log ends at message ${last}, before ${known}, ${OLDER}`)
     return last
   }
 

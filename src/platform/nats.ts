@@ -63,7 +63,7 @@ export async function connectNats(
     )
   }
   inBackground('nats_status', tellStatus(connection, logger))
-  inBackground('nats_closed', endWith(connection, logger))
+  inBackground('nats_closed', endWith(connection, logger, process.exit))
   return connection
 }
 
@@ -88,14 +88,18 @@ async function tellStatus(connection: NatsConnection, logger: Logger): Promise<v
  * Ends the process where the connection is closed for another reason than that this program has
  * closed it.
  */
-async function endWith(connection: NatsConnection, logger: Logger): Promise<void> {
+export async function endWith(
+  connection: Pick<NatsConnection, 'closed'>,
+  logger: Pick<Logger, 'fatal'>,
+  exit: (code: number) => void,
+): Promise<void> {
   const error = await connection.closed()
   if (!error) return
   logger.fatal(
     { err: error },
     'the connection to NATS is closed for good: the process ends, to be started again',
   )
-  process.exit(1)
+  exit(1)
 }
 
 function withoutCredentials(url: string): string {

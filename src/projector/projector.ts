@@ -9,7 +9,7 @@ import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Counter, Gauge, Histogram } from 'prom-client'
 import type { LoggedEvent } from '../events/event.ts'
-import { type EventLog, type FollowOptions, LogUnavailable } from '../events/event-log.ts'
+import { type EventLog, type FollowOptions, LogUnavailable, OLDER } from '../events/event-log.ts'
 import { checkTypes, NEWER_MS, NewerEvent } from '../events/newer-event.ts'
 import { PROJECTOR_SILENCE_MS, type Progress } from '../events/progress.ts'
 import { inBackground } from '../platform/background.ts'
@@ -184,9 +184,7 @@ async function lead(options: ProjectorOptions, start: number, signal: AbortSigna
     const end = await log.lastSeq()
     // Of a leader just elected, this may be true for a moment.
     if (end < start)
-      throw new LogUnavailable(
-        `the event log ends at ${end}, before ${start}, which has been applied: if it stays so, it has lost events, or was restored from an older copy than the database`,
-      )
+      throw new LogUnavailable(`the event log ends at ${end}, before ${start}, ${OLDER}`)
     announce()
     let passed = start
     const onPassed = (seq: number) => {
