@@ -274,16 +274,16 @@ describe('in a cluster', () => {
     expect(all.code).toBe(0)
     expect(await left()).toEqual(NOTHING)
 
-    const unknown = await cluster.run('maintain', ['allotments', 'allotmets'])
+    const unknown = await cluster.run('maintain', ['allotments', 'alotments'])
     expect(unknown).toEqual({
       code: 2,
       output:
-        'a cluster has no job "allotmets": there are challenges, registrations, reservations, allotments, generations\n',
+        'a cluster has no job "alotments": there are challenges, registrations, reservations, allotments, generations\n',
     })
     await whileAllotmentsWait(async () => {
       const failed = await cluster.run('maintain', ['allotments', 'challenges'])
       expect(failed.output).toMatch(
-        /^challenges: done.*\nrooms: failed: the database cannot be reached: canceling statement due to lock timeout/m,
+        /^challenges: done.*\nallotments: failed: the database cannot be reached: canceling statement due to lock timeout/m,
       )
       expect(failed.code).toBe(1)
     })
