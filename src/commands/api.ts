@@ -1,11 +1,11 @@
 /** `api`: a stateless node of a cluster. */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { startNode } from '../api/node.ts'
 import { type Config, checkPorts } from '../config.ts'
 import { startKeeper } from '../maintenance/keeper.ts'
 import { createLogger } from '../platform/logger.ts'
 import { untilStopped } from '../platform/shutdown.ts'
 import { openCluster } from '../storage/cluster.ts'
-import { startNode } from './node.ts'
 
 /** Longer than a worker's: an API node leads a projection only where no worker does. */
 const STANDBY = { silentMs: 900, startDelayMs: 900 }

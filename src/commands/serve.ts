@@ -1,4 +1,6 @@
 /** `serve`: every role in one process, on embedded storage. */
+
+import { startNode } from '../api/node.ts'
 import { type Config, ConfigError, checkPorts } from '../config.ts'
 import { startKeeper } from '../maintenance/keeper.ts'
 import { startObservationThread } from '../observe/observation-thread.ts'
@@ -6,8 +8,7 @@ import { createLogger } from '../platform/logger.ts'
 import { untilStopped } from '../platform/shutdown.ts'
 import { urlHost } from '../platform/url-host.ts'
 import { openEmbedded } from '../storage/embedded.ts'
-import { startNode } from './node.ts'
-import { startPushing } from './pushing.ts'
+import { startPushing } from '../webhooks/pushing.ts'
 
 export async function serve(config: Config): Promise<void> {
   if (config.cluster) {

@@ -9,7 +9,7 @@ import { startInternalServer } from '../platform/internal-server.ts'
 import { createLogger } from '../platform/logger.ts'
 import { untilStopped } from '../platform/shutdown.ts'
 import { openCluster } from '../storage/cluster.ts'
-import { startPushing } from './pushing.ts'
+import { startPushing } from '../webhooks/pushing.ts'
 
 const STANDBY = { silentMs: 500, startDelayMs: 0 }
 

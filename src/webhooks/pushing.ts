@@ -7,11 +7,11 @@ import { inBackground } from '../platform/background.ts'
 import type { Logger } from '../platform/logger.ts'
 import { StartupError } from '../platform/startup-error.ts'
 import type { Storage } from '../storage/storage.ts'
-import { RETRY_POLICY } from '../webhooks/back-off.ts'
-import { parseCidr } from '../webhooks/public-address.ts'
-import { createWebhookClient, type WebhookClient } from '../webhooks/webhook-client.ts'
-import { WebhookSecrets } from '../webhooks/webhook-secrets.ts'
-import { runWebhookWorker } from '../webhooks/webhook-worker.ts'
+import { RETRY_POLICY } from './back-off.ts'
+import { parseCidr } from './public-address.ts'
+import { createWebhookClient, type WebhookClient } from './webhook-client.ts'
+import { WebhookSecrets } from './webhook-secrets.ts'
+import { runWebhookWorker } from './webhook-worker.ts'
 
 const MINUTE_MS = 60_000
 const ROTATION_RETRY_MS = 5_000

@@ -3,11 +3,6 @@
  * and cluster storage.
  */
 import { Credentials } from '../access/credentials.ts'
-import { agentAccess } from '../api/agent-access.ts'
-import { createApp } from '../api/app.ts'
-import { clientAddressReader } from '../api/client-address.ts'
-import { createEndpoints } from '../api/endpoints.ts'
-import { createOpenApiDocument, describeAgentApi } from '../api/openapi.ts'
 import type { Config } from '../config.ts'
 import { formatEvent } from '../events/event.ts'
 import { Messaging } from '../messaging/messaging.ts'
@@ -25,6 +20,11 @@ import { parseCidr } from '../webhooks/public-address.ts'
 import { createHostResolver } from '../webhooks/resolve-host.ts'
 import { WebhookSecrets } from '../webhooks/webhook-secrets.ts'
 import { checkWebhookUrl, readWebhookUrl } from '../webhooks/webhook-url.ts'
+import { agentAccess } from './agent-access.ts'
+import { createApp } from './app.ts'
+import { clientAddressReader } from './client-address.ts'
+import { createEndpoints } from './endpoints.ts'
+import { createOpenApiDocument, describeAgentApi } from './openapi.ts'
 
 export interface Node {
   port: number
