@@ -14,7 +14,7 @@ const OF_PROCESS = /^tabulum_(process|nodejs)_/
 
 /** What this thread counts and measures, without what is of the whole process. */
 export async function metricsOfThread(): Promise<Metrics> {
-  return (await register.getMetricsAsJSON()).filter(({ name }) => !OF_PROCESS.test(name))
+  return collect((name) => !OF_PROCESS.test(name))
 }
 
 /**
@@ -23,13 +23,20 @@ export async function metricsOfThread(): Promise<Metrics> {
  * @param others of another thread, which are added to those of this one
  */
 export async function formatMetrics(others: Metrics): Promise<string> {
+  if (others.length === 0) return register.metrics()
   const names = new Set(others.map(({ name }) => name))
-  const own = await register.getMetricsAsJSON()
-  const both = own.filter(({ name }) => names.has(name))
-  const alone = own.filter(({ name }) => !names.has(name))
+  const alone = register.getMetricsAsArray().filter(({ name }) => !names.has(name))
   const texts = await Promise.all([
     ...alone.map(({ name }) => register.getSingleMetricAsString(name)),
-    AggregatorRegistry.aggregate([both, others]).metrics(),
+    collect((name) => names.has(name)).then((both) =>
+      AggregatorRegistry.aggregate([both, others]).metrics(),
+    ),
   ])
   return `${texts.join('\n\n').trimEnd()}\n`
+}
+
+/** Only those that are wanted: some look something up when they are collected. */
+function collect(isWanted: (name: string) => boolean): Promise<Metrics> {
+  const wanted = register.getMetricsAsArray().filter(({ name }) => isWanted(name))
+  return Promise.all(wanted.flatMap(({ name }) => register.getSingleMetric(name)?.get() ?? []))
 }
